@@ -9,8 +9,11 @@
 
 mod by;
 mod labels;
+#[cfg(target_os = "linux")]
+mod process;
 mod pushes;
 mod sources;
+mod text_format;
 
 use std::fmt::{self, Debug};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,9 +36,7 @@ pub use self::labels::{
 use self::pushes::PushFamilies;
 use self::sources::SourceFamilies;
 pub use self::sources::SourceMetrics;
-
-/// The media type of [`Metrics::text`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub use self::text_format::TextFormat;
 
 /// Seconds of a call of the database: from a row in the cache to a lock that is waited for.
 const DATABASE_TIME: [f64; 12] =
@@ -81,6 +82,8 @@ pub struct Metrics {
     pub due_age: Gauge<f64, AtomicU64>,
     /// Nodes that share the database, this one included (`mailchime_nodes`).
     pub nodes: Gauge,
+    /// Accounts of all nodes that have registered (`mailchime_accounts`).
+    pub accounts: Gauge,
     /// Files with secrets that others can use (`mailchime_exposed_files`).
     pub exposed_files: Gauge,
     /// `mailchime_changes_total`
@@ -120,7 +123,13 @@ impl Metrics {
     /// All of them, registered.
     #[expect(clippy::too_many_lines, reason = "one line or some for each metric")]
     pub fn new(registry: &mut Registry) -> Self {
+        #[cfg(target_os = "linux")]
+        registry.register_collector(Box::new(process::ProcessMetrics));
         let registry = registry.sub_registry_with_prefix("mailchime");
+        let build = Family::<[(&str, &str); 1], Gauge>::default();
+        build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
+        registry.register("build_info", "The program; always 1", build);
+        let accounts = gauge(registry, "accounts", "Accounts in the database, of all nodes");
         let (certificates, server_certificates) = (Family::default(), Family::default());
         let unread_certificates = Gauge::default();
         let limits_hit = Family::default();
@@ -191,6 +200,7 @@ impl Metrics {
         );
         Self {
             sessions,
+            accounts,
             sweep_waiting,
             due_mailboxes,
             due_age,
@@ -320,6 +330,13 @@ impl Metrics {
         self.pushes.begin(name);
     }
 
+    /// Takes note of how many accounts there are, and how many subscriptions by transport and state (`active`,
+    /// `pending`).
+    pub fn registered(&self, accounts: u64, subscriptions: &[(String, String, u64)]) {
+        self.accounts.set(i64::try_from(accounts).unwrap_or(i64::MAX));
+        self.pushes.registered(subscriptions);
+    }
+
     /// Counts a push by this transport, and where it was accepted, how long ago its change was seen.
     pub fn pushed(&self, transport: &str, outcome: PushOutcome, since_seen: Duration) {
         self.pushes.count(transport, outcome);
@@ -336,8 +353,13 @@ impl Metrics {
         }
     }
 
-    /// All that is in `registry`, as [`CONTENT_TYPE`]; what of these metrics depends on the moment is
-    /// brought up to date first.
+    /// All that is in `registry`, in this form; what of these metrics depends on the moment is brought up
+    /// to date first.
+    pub fn text_as(&self, format: TextFormat, registry: &Registry) -> String {
+        format.of(self.text(registry))
+    }
+
+    /// The same as [`TextFormat::OpenMetrics`].
     pub fn text(&self, registry: &Registry) -> String {
         let asked = self.asked();
         for (queue, length) in &asked.channels {

@@ -33,6 +33,7 @@ needs=(
     mariadb:mariadb-client-core:/usr/bin/mariadb
     pgbouncer:pgbouncer:/usr/sbin/pgbouncer
     fail2ban:fail2ban:fail2ban-regex
+    promtool:prometheus:promtool
     faketime:libfaketime:/usr/lib/*/faketime/libfaketimeMT.so.1
     imap4d:mailutils-imap4d:imap4d
     cyrus:sasl2-bin:saslpasswd2

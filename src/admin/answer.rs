@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN, VARY};
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{Answered, Ask, Context, Part};
-use crate::metrics::CONTENT_TYPE as METRICS;
+use crate::metrics::TextFormat;
 use crate::model::{Account, Mailbox};
 
 pub(super) type HttpResponse = Response<Full<Bytes>>;
@@ -94,7 +94,7 @@ pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> HttpRespon
     }
     let query = Query(request.uri().query().unwrap_or_default());
     let result = match path {
-        "/metrics" => Ok(text(METRICS, context.metrics.text(&context.registry))),
+        "/metrics" => Ok(metrics(request, context)),
         "/healthz" => Ok(value(StatusCode::OK, &json!({ "ok": true }))),
         "/readyz" => ready(&context.parts, &query).await,
         "/watchers" => watchers(context, &query).await,
@@ -103,6 +103,15 @@ pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> HttpRespon
         _ => devices(&context.explain, ANSWER_TIME, &query).await,
     };
     result.unwrap_or_else(|(status, why)| refusal(status, &why))
+}
+
+fn metrics<B>(request: &Request<B>, context: &Context) -> HttpResponse {
+    let accept = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let format = TextFormat::accepted(accept);
+    let mut answer =
+        text(format.content_type(), context.metrics.text_as(format, &context.registry));
+    answer.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
+    answer
 }
 
 async fn ready(parts: &[Part], query: &Query<'_>) -> Result<HttpResponse, Refused> {

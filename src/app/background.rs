@@ -8,11 +8,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::imap::contract::PushOffer;
+use crate::metrics::Metrics;
 use crate::model::{Account, Timestamp};
 use crate::net::backends::Backends;
 use crate::push::dispatcher::DispatcherHandle;
 use crate::push::transport::Routes;
-use crate::store::{self, CredentialSource, Store};
+use crate::store::{self, Census, CredentialSource, Store};
 
 /// Between two looks at what the backend offers before login.
 const PROBE_INTERVAL: Duration = Duration::from_secs(600);
@@ -26,6 +27,9 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// For the client of a new subscription to say the code that a push has brought.
 const PENDING: Duration = Duration::from_mins(10);
+
+/// Between two counts of accounts and subscriptions.
+const COUNT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Between two looks whether the database's file is still there.
 const FILE_INTERVAL: Duration = Duration::from_secs(1);
@@ -158,6 +162,20 @@ pub(super) async fn drop_ended(
         }
     };
     stop.run_until_cancelled(dropping).await;
+}
+
+/// Counts accounts and subscriptions for the metrics.
+pub(super) async fn count(store: Store, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let counting = async {
+        loop {
+            // An error is counted, and the database says it elsewhere.
+            if let Ok(Census { accounts, subscriptions }) = store.census().await {
+                metrics.registered(accounts, &subscriptions);
+            }
+            tokio::time::sleep(COUNT_INTERVAL).await;
+        }
+    };
+    stop.run_until_cancelled(counting).await;
 }
 
 /// Notices that the file of the database was replaced, also while nothing is written.

@@ -9,7 +9,7 @@ use rustls::ServerConfig;
 use rustls::server::ProducesTickets;
 use tokio::sync::{mpsc, watch as cell};
 
-use super::background::{SubscriptionNews, count_service, drop_ended, guard, probe, tidy};
+use super::background::{SubscriptionNews, count, count_service, drop_ended, guard, probe, tidy};
 use super::listeners::{ListenerSocket, Listening, sockets};
 use super::renewal::Renewal;
 use super::server_tls::server_tls;
@@ -367,6 +367,8 @@ impl Built {
         tasks.start(StopStage::Serving, "credential expiry", tidy(credentials, stop.clone()));
         tasks.start(StopStage::Serving, "database file guard", guard(store.clone(), stop.clone()));
         tasks.start(StopStage::Serving, "ended subscriptions", ended);
+        let counting = count(store.clone(), Arc::clone(&self.metrics), stop.clone());
+        tasks.start(StopStage::Serving, "count for the metrics", counting);
         tasks.start(StopStage::Serving, "service time", count_service(store, offered, stop));
     }
 

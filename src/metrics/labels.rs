@@ -232,6 +232,8 @@ label!(
         Park: "park",
         Unpark: "unpark",
         Watched: "watched",
+        /// How many accounts and subscriptions there are.
+        Counted: "counted",
         Targets: "targets",
         Owed: "owed",
         Settle: "settle",

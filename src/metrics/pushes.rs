@@ -1,9 +1,13 @@
 //! What is counted of pushes, by their transport, whose name is the transport's own.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -21,7 +25,13 @@ type PushLatencies = Family<[(&'static str, String); 1], Histogram, fn() -> Hist
 pub(super) struct PushFamilies {
     outcomes: Family<[(&'static str, String); 2], Counter>,
     latency: PushLatencies,
+    subscriptions: Family<[(&'static str, String); 2], Gauge>,
+    /// Those that [`PushFamilies::begin`] knows.
+    transports: Arc<Mutex<BTreeSet<String>>>,
 }
+
+/// Of a subscription.
+const STATES: [&str; 2] = ["active", "pending"];
 
 impl PushFamilies {
     pub(super) fn new(registry: &mut Registry) -> Self {
@@ -39,7 +49,13 @@ impl PushFamilies {
             Unit::Seconds,
             latency.clone(),
         );
-        Self { outcomes, latency }
+        let subscriptions = Family::default();
+        registry.register(
+            "subscriptions",
+            "Subscriptions in the database, of all nodes, by transport and state",
+            subscriptions.clone(),
+        );
+        Self { outcomes, latency, subscriptions, transports: Arc::default() }
     }
 
     /// Makes all series of a transport, at zero.
@@ -48,6 +64,24 @@ impl PushFamilies {
             drop(self.outcomes.get_or_create(&labels(transport, outcome)));
         }
         drop(self.latency.get_or_create(&[("transport", transport.to_owned())]));
+        self.transports.lock().insert(transport.to_owned());
+        for state in STATES {
+            drop(self.subscriptions.get_or_create(&of_state(transport, state)));
+        }
+    }
+
+    /// There are so many subscriptions of these transports and states, and no others.
+    pub(super) fn registered(&self, counted: &[(String, String, u64)]) {
+        let mut transports = self.transports.lock();
+        transports.extend(counted.iter().map(|(transport, ..)| transport.clone()));
+        for transport in &*transports {
+            for state in STATES {
+                let of = |(of, is, _): &&(String, String, u64)| of == transport && is == state;
+                let count = counted.iter().find(of).map_or(0, |(.., count)| *count);
+                let gauge = self.subscriptions.get_or_create(&of_state(transport, state));
+                gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+        }
     }
 
     pub(super) fn count(&self, transport: &str, outcome: PushOutcome) {
@@ -58,6 +92,10 @@ impl PushFamilies {
         let labels = [("transport", transport.to_owned())];
         self.latency.get_or_create(&labels).observe(time.as_secs_f64());
     }
+}
+
+fn of_state(transport: &str, state: &str) -> [(&'static str, String); 2] {
+    [("transport", transport.to_owned()), ("state", state.to_owned())]
 }
 
 fn labels(transport: &str, outcome: PushOutcome) -> [(&'static str, String); 2] {

@@ -23,6 +23,7 @@
 mod accounts;
 mod batches;
 mod calls;
+mod census;
 mod copy;
 mod credentials;
 mod delivery;
@@ -64,6 +65,7 @@ use crate::model::Timestamp;
 
 pub use accounts::LiveAccount;
 use batches::Batches;
+pub use census::Census;
 pub use copy::{CopiedRows, CopyError, copy};
 pub use credentials::{CredentialSource, CredentialsError, unreadable};
 pub use delivery::{Settlement, Target};

@@ -34,7 +34,18 @@ async fn exchange(address: SocketAddr, request: &str) -> String {
 }
 
 async fn request(address: SocketAddr, method: &str, target: &str) -> Answer {
-    let request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    request_with(address, method, target, &[]).await
+}
+
+async fn request_with(
+    address: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+) -> Answer {
+    let headers: String =
+        headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
     let answer = exchange(address, &request).await;
     let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();

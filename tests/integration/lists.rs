@@ -97,6 +97,11 @@ fn the_list_of_metrics_is_that_of_the_registry() {
     metrics.server_certificates(vec![("file".to_owned(), SystemTime::now())], 0);
     let text = metrics.text(&registry);
 
+    let helps = text.lines().filter_map(|line| line.strip_prefix("# HELP "));
+    for (name, help) in helps.map(|line| line.split_once(' ').unwrap_or((line, ""))) {
+        assert!(help.len() > 5, "{name} has no help text");
+    }
+
     let mut counted = BTreeMap::<String, (String, BTreeSet<String>)>::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').unwrap();
@@ -139,9 +144,12 @@ fn documents() -> BTreeSet<PathBuf> {
 fn the_list_of_dependencies_is_that_of_the_package() {
     let manifest: toml::Table =
         fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
+    let of_systems = manifest["target"].as_table().unwrap().values();
+    let of_systems = of_systems.map(|system| system["dependencies"].as_table().unwrap());
     let tables =
         ["dependencies", "dev-dependencies"].map(|name| manifest[name].as_table().unwrap());
-    let used: BTreeSet<_> = tables.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+    let used: BTreeSet<_> =
+        tables.into_iter().chain(of_systems).flatten().map(|(name, _)| name.as_str()).collect();
 
     let text = fs::read_to_string(root().join("docs/development.md")).unwrap();
     let (_, table) = text.split_once("| crate | why |\n| --- | --- |\n").unwrap();
@@ -250,7 +258,8 @@ fn differences<T: std::fmt::Debug + PartialEq>(
 /// The rows of four cells of all tables of a document, without their headings.
 fn rows(document: &str) -> Vec<[String; 4]> {
     let text = fs::read_to_string(root().join(document)).unwrap();
-    let rows = text.lines().filter(|line| line.starts_with("| `mailchime"));
+    let row = |line: &&str| line.starts_with("| `mailchime") || line.starts_with("| `process_");
+    let rows = text.lines().filter(row);
     let cells = |line: &str| {
         let cells = line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned());
         cells.collect::<Vec<_>>().try_into().unwrap_or_else(|_| panic!("four cells: {line}"))

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{exchange, get, request};
+use super::{exchange, get, request, request_with};
 use crate::support::limited;
 
 /// A server whose parts are the test's.
@@ -71,12 +71,33 @@ async fn metrics_are_what_prometheus_scrapes() {
     limited(async {
         let server = Server::start().await;
         server.metrics.sessions.set(7);
-        let answer = get(server.address, "/metrics").await;
+        // As Prometheus 2.42 asks.
+        let accept = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;\
+                      version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        let answer = request_with(server.address, "GET", "/metrics", &[("Accept", accept)]).await;
         assert_eq!(answer.status, 200);
         let kind = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8";
         assert!(answer.head.contains(kind), "{}", answer.head);
         assert!(answer.body.contains("\nmailchime_sessions 7\n"), "{}", answer.body);
+        assert!(
+            answer.body.contains("\n# TYPE mailchime_login_pushes counter\n"),
+            "{}",
+            answer.body
+        );
         assert!(answer.body.ends_with("# EOF\n"), "{}", answer.body);
+
+        // Whatever else asks gets what everything reads.
+        let answer = get(server.address, "/metrics").await;
+        let kind = "content-type: text/plain; version=0.0.4; charset=utf-8";
+        assert!(answer.head.contains(kind), "{}", answer.head);
+        let counter =
+            "\n# TYPE mailchime_login_pushes_total counter\nmailchime_login_pushes_total 0\n";
+        assert!(answer.body.contains(counter), "{}", answer.body);
+        assert!(
+            !answer.body.contains("# EOF") && !answer.body.contains("# UNIT"),
+            "{}",
+            answer.body
+        );
     })
     .await;
 }

@@ -1,7 +1,10 @@
 //! The whole program between stand-ins: what it tells moves with what it does.
 
+use std::io::Write;
 use std::net::SocketAddr;
+use std::process::Stdio;
 
+use mailchime::app;
 use mailchime::config::{self, Config};
 use mailchime::demo::backend::DemoBackend;
 use serde_json::{Value, json};
@@ -9,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Answer, get, request};
 use crate::support::in_process::{InProcess, loopback};
 use crate::support::world::{LOGIN, MAIL, PASSWORD, TOKEN};
-use crate::support::{limited, listener, until};
+use crate::support::{limited, listener, skip, until};
 
 /// A backend, and mailchime with `[admin]` in front of it.
 async fn start() -> (DemoBackend, InProcess) {
@@ -111,6 +114,73 @@ async fn numbers_move_with_what_is_done() {
         })
         .await;
         world.until("queue_length{queue=\"pushes\"}", 1.0).await;
+        world.mailchime.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_registered_and_the_process_itself_are_measured() {
+    limited(async {
+        let (backend, mut world) = start().await;
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(world.metric(&format!("build_info{{version=\"{version}\"}}")).await, 1.0);
+        assert_eq!(world.metric("accounts").await, 0.0);
+        for transport in ["apns", "fcm", "webhook", "webpush"] {
+            for state in ["active", "pending"] {
+                let labels = format!("transport=\"{transport}\",state=\"{state}\"");
+                assert_eq!(world.metric(&format!("subscriptions{{{labels}}}")).await, 0.0);
+            }
+        }
+        let text = get(world.admin(), "/metrics").await.body;
+        let of = |name: &str| -> f64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+        };
+        for name in ["process_cpu_seconds_total", "process_threads", "process_open_fds"] {
+            assert!(of(name) > 0.0, "{name}");
+        }
+        assert!(of("process_max_fds") >= of("process_open_fds"));
+        assert!(of("process_resident_memory_bytes") > 1e6);
+        assert!(of("process_virtual_memory_bytes") >= of("process_resident_memory_bytes"));
+        let now = mailchime::model::Timestamp::now().0 as f64 / 1000.0;
+        let age = now - of("process_start_time_seconds");
+        assert!((-60.0..86_400.0).contains(&age), "{age}");
+
+        // A start counts what is there already.
+        register(&world, &backend).await;
+        world.mailchime.stop().await;
+        world.mailchime = app::start(&world.config).await.unwrap();
+        world.until("accounts", 1.0).await;
+        world.until("subscriptions{transport=\"apns\",state=\"active\"}", 1.0).await;
+        assert_eq!(world.metric("subscriptions{transport=\"apns\",state=\"pending\"}").await, 0.0);
+        world.mailchime.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promtool_has_nothing_to_say_about_the_metrics() {
+    const TEST: &str = "admin::running::promtool_has_nothing_to_say_about_the_metrics";
+    if skip::skipped(TEST, "promtool") {
+        return;
+    }
+    let mut promtool = std::process::Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = match promtool.spawn() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return skip::report(TEST, "promtool is not on this machine");
+        }
+        process => process.unwrap(),
+    };
+    limited(async {
+        let (backend, world) = start().await;
+        register(&world, &backend).await;
+        let text = get(world.admin(), "/metrics").await.body;
+        process.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = process.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{said}\n{text}");
         world.mailchime.stop().await;
     })
     .await;
