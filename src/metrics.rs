@@ -34,6 +34,7 @@ pub use self::labels::{
     PushOutcome, Queue, SessionEnd, Verb, VisitBy, Watching,
 };
 use self::pushes::PushFamilies;
+pub use self::pushes::TransportCounts;
 use self::sources::SourceFamilies;
 pub use self::sources::SourceMetrics;
 pub use self::text_format::TextFormat;
@@ -115,6 +116,8 @@ struct Asked {
     channels: Vec<(Queue, Measure<usize>)>,
     limits: Vec<Measure<Vec<(&'static str, u64)>>>,
     certificates: Option<Measure<Vec<(String, SystemTime)>>>,
+    /// Of certificates that clients are shown, by their files.
+    server_certificates: Vec<(String, SystemTime)>,
 }
 
 // === impl Metrics ===
@@ -313,11 +316,27 @@ impl Metrics {
     /// Takes note of when the certificates that clients are shown end, each by its file, and of how many
     /// sets of certificates were changed on disk and could not be read.
     pub fn server_certificates(&self, ends: Vec<(String, SystemTime)>, unread: usize) {
-        self.server_certificates.clear();
-        for (file, end) in ends {
-            self.server_certificates.get_or_create(&[("file", file)]).set(left(end));
-        }
+        self.asked().server_certificates = ends;
         self.unread_certificates.set(i64::try_from(unread).unwrap_or(i64::MAX));
+    }
+
+    /// When certificates end: those that clients are shown, by their files, and those of routes.
+    pub fn certificates(&self) -> [Vec<(String, SystemTime)>; 2] {
+        let asked = self.asked();
+        [
+            asked.server_certificates.clone(),
+            asked.certificates.iter().flat_map(|ends| ends()).collect(),
+        ]
+    }
+
+    /// How many sets of certificates were changed on disk and cannot be read.
+    pub fn unread_certificates(&self) -> i64 {
+        self.unread_certificates.get()
+    }
+
+    /// What is known of each transport.
+    pub fn transports(&self) -> Vec<TransportCounts> {
+        self.pushes.counts()
     }
 
     /// The counters of a source of events of this name; an empty one is nobody's.
@@ -369,11 +388,16 @@ impl Metrics {
             let counter = self.limits_hit.get_or_create(&[("limit", limit)]);
             counter.inner().store(hits, Ordering::Relaxed);
         }
+        drop(asked);
+        let [of_clients, of_routes] = self.certificates();
+        self.server_certificates.clear();
+        for (file, end) in of_clients {
+            self.server_certificates.get_or_create(&[("file", file)]).set(left(end));
+        }
         self.certificates.clear();
-        for (route, end) in asked.certificates.iter().flat_map(|ends| ends()) {
+        for (route, end) in of_routes {
             self.certificates.get_or_create(&[("route", route)]).set(left(end));
         }
-        drop(asked);
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = text::encode(&mut text, registry);

@@ -19,7 +19,7 @@ use secrecy::{ExposeSecret, SecretBox};
 
 pub use self::domain::AmbiguousDomain;
 pub use self::follow::{FollowRequest, MailboxToFollow};
-pub use self::preview::{PREVIEW_CHARACTERS, PREVIEW_WAIT, Preview};
+pub use self::preview::{PREVIEW_CHARACTERS, PREVIEW_WAIT, Preview, one_line};
 pub use self::subscription::{
     LastingFailure, PushEndpoint, Registration, RegistrationResult, Subscription, SubscriptionKey,
     SubscriptionSecrets, SubscriptionState, TransportId,

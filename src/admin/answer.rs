@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN, VARY};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue, ORIGIN,
+    REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{Answered, Ask, Context, Part};
+use super::overview::{LookedUp, Overview};
+use super::{Answered, Ask, Context, Part, page, readiness};
 use crate::metrics::TextFormat;
 use crate::model::{Account, Mailbox};
 
@@ -20,8 +24,7 @@ pub(super) type HttpResponse = Response<Full<Bytes>>;
 /// Why there is no other answer.
 pub(super) type Refused = (StatusCode, String);
 
-/// For a part to say whether it is ready.
-const READY_TIME: Duration = Duration::from_secs(3);
+const HTML: &str = "text/html; charset=utf-8";
 
 /// For a part to answer from what it knows.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -80,7 +83,8 @@ pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> HttpRespon
     let path = request.uri().path();
     let allowed = match path {
         "/push" | "/devices" => "POST",
-        "/metrics" | "/healthz" | "/readyz" | "/watchers" | "/explain" => "GET, HEAD",
+        "/" | "/status.css" | "/icon.svg" | "/metrics" | "/healthz" | "/readyz" | "/watchers"
+        | "/explain" => "GET, HEAD",
         _ => return refusal(StatusCode::NOT_FOUND, "there is nothing here"),
     };
     let method = match *request.method() {
@@ -94,6 +98,9 @@ pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> HttpRespon
     }
     let query = Query(request.uri().query().unwrap_or_default());
     let result = match path {
+        "/" => status(context, &query).await,
+        "/status.css" => Ok(text("text/css; charset=utf-8", STYLE)),
+        "/icon.svg" => Ok(text("image/svg+xml", ICON)),
         "/metrics" => Ok(metrics(request, context)),
         "/healthz" => Ok(value(StatusCode::OK, &json!({ "ok": true }))),
         "/readyz" => ready(&context.parts, &query).await,
@@ -103,6 +110,38 @@ pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> HttpRespon
         _ => devices(&context.explain, ANSWER_TIME, &query).await,
     };
     result.unwrap_or_else(|(status, why)| refusal(status, &why))
+}
+
+/// What the status page may load and do (Content Security Policy Level 3): its style, its icon and its form, and
+/// nothing else. It has no script.
+const POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; \
+                      frame-ancestors 'none'; base-uri 'none'";
+
+/// The style of the web app, and what the status page has besides.
+const STYLE: &str =
+    concat!(include_str!("../api/web/assets/style.css"), include_str!("assets/status.css"));
+
+const ICON: &str = include_str!("../api/web/assets/icon.svg");
+
+async fn status(context: &Context, query: &Query<'_>) -> Result<HttpResponse, Refused> {
+    query.knows(&["user"])?;
+    let user = query.all("user").into_iter().next().map(|user| user.trim().to_owned());
+    let mut found = None;
+    // A form that nothing is written in asks for nobody.
+    if let Some(user) = user.filter(|user| !user.is_empty()) {
+        let asking = context.explain.ask((Account::from_login(&user), None));
+        let answer = timeout(ANSWER_TIME, asking).await;
+        let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_TIME:?}")));
+        found = Some(LookedUp { user, answer });
+    }
+    let overview = timeout(ANSWER_TIME, Overview::of(context))
+        .await
+        .map_err(|_| (StatusCode::GATEWAY_TIMEOUT, format!("no answer within {ANSWER_TIME:?}")))?;
+    let mut answer = text(HTML, page::page(context, &overview, found.as_ref()));
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    Ok(answer)
 }
 
 fn metrics<B>(request: &Request<B>, context: &Context) -> HttpResponse {
@@ -123,20 +162,14 @@ async fn ready(parts: &[Part], query: &Query<'_>) -> Result<HttpResponse, Refuse
         let problem = format!("there is no part {unknown:?}; there are {}", known.join(", "));
         return Err((StatusCode::BAD_REQUEST, problem));
     }
-    let asked = parts.iter().filter(|part| !excluded.iter().any(|name| name == part.name));
-    let asked: Vec<_> = asked
-        .map(|part| (part.name, tokio::spawn(timeout(READY_TIME, part.check.ask(())))))
-        .collect();
     let mut verdicts = serde_json::Map::new();
     let mut all = true;
-    for (name, verdict) in asked {
-        let verdict = match verdict.await {
-            Ok(Ok(Ok(_))) => json!({ "ok": true }),
-            Ok(Ok(Err(why))) => json!({ "ok": false, "why": why }),
-            Ok(Err(_)) => json!({ "ok": false, "why": format!("no answer in {READY_TIME:?}") }),
-            Err(_) => json!({ "ok": false, "why": "it broke while it was asked" }),
+    for (name, verdict) in readiness(parts, &excluded).await {
+        all &= verdict.is_ok();
+        let verdict = match verdict {
+            Ok(()) => json!({ "ok": true }),
+            Err(why) => json!({ "ok": false, "why": why }),
         };
-        all &= verdict["ok"] == true;
         verdicts.insert(name.to_owned(), verdict);
     }
     let status = if all { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -224,11 +257,12 @@ fn value(status: StatusCode, value: &Value) -> HttpResponse {
     answer
 }
 
-fn text(kind: &'static str, text: String) -> HttpResponse {
+fn text(kind: &'static str, text: impl Into<Bytes>) -> HttpResponse {
     let mut answer = Response::new(Full::new(text.into()));
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     answer
 }
 

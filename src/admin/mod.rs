@@ -2,6 +2,7 @@
 //!
 //! | request | answer |
 //! | --- | --- |
+//! | `GET /` | the status page, for people; `?user=USER` looks an account up |
 //! | `GET /metrics` | what is counted, for Prometheus |
 //! | `GET /healthz` | 200 while the process answers at all |
 //! | `GET /readyz` | 200 when every part is ready, else 503; `?exclude=PART` leaves one out |
@@ -10,7 +11,7 @@
 //! | `POST /devices?user=USER` | has the user's devices read again, which were changed in the database |
 //! | `GET /explain?user=USER` | whether new mail would be pushed now, device by device; `&mailbox=NAME` too |
 //!
-//! Answers but the first are JSON, times in milliseconds since 1970; an error is `{"error": "…"}`.
+//! Answers but the first two are JSON, times in milliseconds since 1970; an error is `{"error": "…"}`.
 //! Nobody is asked who they are, so the address must be one that only the right ones reach, or a Unix
 //! socket that only they may open. A page on the web must not come in through the browser of someone
 //! who may: requests that a browser says are another site's are refused, and so are those for another
@@ -21,19 +22,23 @@
 
 mod answer;
 mod listener;
+mod overview;
+mod page;
 mod serve;
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use serde_json::Value;
+use tokio::time::timeout;
 
 pub use self::listener::AdminListener;
 pub use self::serve::serve;
 use crate::metrics::Metrics;
-use crate::model::{Account, Mailbox};
+use crate::model::{Account, Mailbox, Timestamp};
 use crate::net::counters::LimitCounters;
 
 /// What mailchime shows, and how to find it out.
@@ -57,6 +62,10 @@ pub struct Context {
     pub devices: Ask<Account>,
     /// Whether a change would be pushed.
     pub explain: Ask<(Account, Option<Mailbox>)>,
+    /// What the status page shows beside what is counted: `{node, nodes, pushes}`, the last pushes first.
+    pub status: Ask<()>,
+    /// When the program started.
+    pub started_at: Timestamp,
 }
 
 /// A part of the program that is ready or not.
@@ -68,6 +77,27 @@ pub struct Part {
 
 /// Asks a part of the program. The error is one sentence for people; what takes too long is dropped.
 pub struct Ask<Q>(Box<dyn Fn(Q) -> Answered + Send + Sync>);
+
+/// For a part to say whether it is ready.
+const READY_TIME: Duration = Duration::from_secs(3);
+
+/// What each part says of itself, asked at once, but for those of these names.
+async fn readiness(parts: &[Part], excluded: &[String]) -> Vec<(&'static str, Result<(), String>)> {
+    let asked = parts.iter().filter(|part| !excluded.iter().any(|name| name == part.name));
+    let asked: Vec<_> = asked
+        .map(|part| (part.name, tokio::spawn(timeout(READY_TIME, part.check.ask(())))))
+        .collect();
+    let mut verdicts = Vec::new();
+    for (name, verdict) in asked {
+        let verdict = match verdict.await {
+            Ok(Ok(verdict)) => verdict.map(|_| ()),
+            Ok(Err(_)) => Err(format!("no answer in {READY_TIME:?}")),
+            Err(_) => Err("it broke while it was asked".to_owned()),
+        };
+        verdicts.push((name, verdict));
+    }
+    verdicts
+}
 
 type Answered = Pin<Box<dyn Future<Output = Result<Value, String>> + Send>>;
 

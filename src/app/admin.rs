@@ -8,6 +8,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::sync::watch as cell;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{MailPushSetup, StartError};
@@ -25,6 +26,9 @@ use crate::watch;
 
 /// For a backend that is asked whether it is there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// For the database to count what is in it.
+const CENSUS_TIME: Duration = Duration::from_secs(2);
 
 const PUSH_OFF: &str = "push is off: no way to push is configured";
 
@@ -93,6 +97,8 @@ impl Parts {
         ];
         let (watchers, pushes, assignment) = (self.watchers.clone(), self.pushes, self.assignment);
         let (assigned, changed) = (assignment.clone(), pushes.clone());
+        let (shares, of_status) = (assignment.clone(), pushes.clone());
+        let (counted, counts) = (self.store.clone(), Arc::clone(&self.metrics));
         let on = WhileOn(self.routes.clone());
         let (store, routes, push) = (self.store, self.routes, self.push);
         let backends = self.backends.clone();
@@ -123,6 +129,19 @@ impl Parts {
                     pushes.changed(account).await.map(|()| shown).ok_or(PUSH_OFF.to_owned())
                 }
             }),
+            status: Ask::new(move |()| {
+                let (pushes, shared) = (of_status.recent(), shares.borrow().clone());
+                let (store, metrics) = (counted.clone(), Arc::clone(&counts));
+                async move {
+                    // Those of a minute ago will do where the database does not answer.
+                    if let Ok(Ok(census)) = timeout(CENSUS_TIME, store.census()).await {
+                        metrics.registered(census.accounts, &census.subscriptions);
+                    }
+                    let nodes: Vec<_> = shared.nodes().collect();
+                    Ok(json!({ "node": shared.here(), "nodes": nodes, "pushes": pushes }))
+                }
+            }),
+            started_at: Timestamp::now(),
             explain: on.ask(move |(account, mailbox)| {
                 let account = of_explain(account);
                 explain(watchers.clone(), pushes.clone(), assignment.clone(), account, mailbox)

@@ -20,6 +20,21 @@ const LATENCY: [f64; 15] =
 
 type PushLatencies = Family<[(&'static str, String); 1], Histogram, fn() -> Histogram>;
 
+/// What is counted of one transport.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportCounts {
+    /// Its name.
+    pub transport: String,
+    /// Subscriptions that get pushes.
+    pub active: u64,
+    /// Subscriptions that have not answered yet.
+    pub pending: u64,
+    /// Pushes since the start that were accepted.
+    pub accepted: u64,
+    /// All other pushes since the start.
+    pub failed: u64,
+}
+
 /// What is counted of all transports.
 #[derive(Clone, Debug)]
 pub(super) struct PushFamilies {
@@ -82,6 +97,21 @@ impl PushFamilies {
                 gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
             }
         }
+    }
+
+    pub(super) fn counts(&self) -> Vec<TransportCounts> {
+        let transports = self.transports.lock();
+        let counts = transports.iter().map(|transport| {
+            let [active, pending] = STATES.map(|state| {
+                self.subscriptions.get_or_create(&of_state(transport, state)).get().unsigned_abs()
+            });
+            let of = |outcome| self.outcomes.get_or_create(&labels(transport, outcome)).get();
+            let accepted = of(PushOutcome::Accepted);
+            let pushes: u64 = PushOutcome::all().into_iter().map(of).sum();
+            let failed = pushes - accepted;
+            TransportCounts { transport: transport.clone(), active, pending, accepted, failed }
+        });
+        counts.collect()
     }
 
     pub(super) fn count(&self, transport: &str, outcome: PushOutcome) {

@@ -49,8 +49,9 @@ impl fmt::Debug for Preview {
     }
 }
 
-/// The text as one line that can be shown; `None` where nothing is to be seen.
-fn one_line(text: &str) -> Option<Arc<str>> {
+/// The text as one line that can be shown, of at most [`PREVIEW_CHARACTERS`] characters: without controls,
+/// what turns the direction of writing, and what is not seen. `None` where nothing is left.
+pub fn one_line(text: &str) -> Option<Arc<str>> {
     let (mut line, mut characters, mut space) = (String::new(), 0, false);
     let mut rest = text.chars().peekable();
     while let Some(next) = rest.next() {

@@ -13,11 +13,12 @@ use tracing::{debug, error, info, warn};
 use super::explain::{Explanation, Facts};
 
 use super::push_id::push_id;
+use super::recent::{RecentPush, RecentPushes};
 pub use super::scheduler::{BackendOf, OWN_FAULT};
 use super::scheduler::{Batch, ChangeId, Delivery, Effect, Rules, Scheduler};
 use super::transport::{MailboxChange, Notice, RouteId, Routes, Verdict};
 use crate::config;
-use crate::metrics::{Metrics, PushOutcome, Queue};
+use crate::metrics::{Metrics, Queue};
 use crate::model::{
     Account, BackendId, Change, ChangeKind, Mailbox, Snapshot, Subscription, Timestamp, WatchEvent,
     seconds,
@@ -67,11 +68,17 @@ pub struct DispatcherParts {
 
 /// Asks the dispatcher why it does what it does. Clones ask the same one.
 #[derive(Clone, Debug)]
-pub struct DispatcherHandle(mpsc::Sender<DispatcherRequest>);
+pub struct DispatcherHandle {
+    requests: mpsc::Sender<DispatcherRequest>,
+    recent: RecentPushes,
+}
 
 /// The questions of a [`DispatcherHandle`].
 #[derive(Debug)]
-pub struct DispatcherRequests(mpsc::Receiver<DispatcherRequest>);
+pub struct DispatcherRequests {
+    asked: mpsc::Receiver<DispatcherRequest>,
+    recent: RecentPushes,
+}
 
 #[derive(Debug)]
 enum DispatcherRequest {
@@ -89,8 +96,8 @@ struct Explain {
 
 /// For a dispatcher, and for those who want to know of it.
 pub fn channel() -> (DispatcherHandle, DispatcherRequests) {
-    let (questions, asked) = mpsc::channel(QUESTIONS);
-    (DispatcherHandle(questions), DispatcherRequests(asked))
+    let ((requests, asked), recent) = (mpsc::channel(QUESTIONS), RecentPushes::default());
+    (DispatcherHandle { requests, recent: recent.clone() }, DispatcherRequests { asked, recent })
 }
 
 impl DispatcherHandle {
@@ -102,7 +109,8 @@ impl DispatcherHandle {
         mailbox: Option<Mailbox>,
     ) -> Option<Result<Vec<Explanation>, StoreError>> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(DispatcherRequest::Explain(Explain { account, mailbox, reply })).await.ok()?;
+        let explain = Explain { account, mailbox, reply };
+        self.requests.send(DispatcherRequest::Explain(explain)).await.ok()?;
         answer.await.ok()
     }
 
@@ -110,12 +118,17 @@ impl DispatcherHandle {
     /// gone gets nothing more, and if all are, that is passed on. `None` when the dispatcher has
     /// ended.
     pub async fn changed(&self, account: Account) -> Option<()> {
-        self.0.send(DispatcherRequest::Changed(account)).await.ok()
+        self.requests.send(DispatcherRequest::Changed(account)).await.ok()
     }
 
     /// The same where it may be that the dispatcher does not run yet: what finds no place in its queue is lost.
     pub fn changed_perhaps(&self, account: Account) {
-        let _ = self.0.try_send(DispatcherRequest::Changed(account));
+        let _ = self.requests.try_send(DispatcherRequest::Changed(account));
+    }
+
+    /// The last pushes, the newest first.
+    pub fn recent(&self) -> Vec<RecentPush> {
+        self.recent.all()
     }
 }
 
@@ -152,8 +165,9 @@ pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
     scheduler.routes(routes.all(), now(), Timestamp::now());
     let (under_way, busy) = (JoinSet::new(), 0);
     let shares = assignment.clone();
+    let recent = requests.recent.clone();
     let mut jobs =
-        Jobs { store, backends, routes, config, removed, shares, metrics, under_way, busy };
+        Jobs { store, backends, routes, config, removed, shares, metrics, recent, under_way, busy };
     assignment.mark_changed();
     loop {
         while let Some(effect) = scheduler.next(now()) {
@@ -188,7 +202,7 @@ pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
                 // Perhaps to devices of an account that has its former backend again.
                 jobs.load();
             }
-            Some(request) = requests.0.recv() => match request {
+            Some(request) = requests.asked.recv() => match request {
                 DispatcherRequest::Explain(explain) => jobs.ask(explain),
                 // As if something were owed to them, so that they are read.
                 DispatcherRequest::Changed(account) => scheduler.owed(vec![account], now()),
@@ -219,6 +233,7 @@ struct Jobs {
     removed: mpsc::Sender<Account>,
     shares: watch::Receiver<Assignment>,
     metrics: Arc<Metrics>,
+    recent: RecentPushes,
     under_way: JoinSet<Done>,
     /// Those of them that are worth waiting for at the end: pushes and writes.
     busy: usize,
@@ -278,10 +293,10 @@ impl Jobs {
             Effect::Send(push) => {
                 self.busy += 1;
                 let (routes, ttl) = (self.routes.clone(), self.config.expiration);
-                let metrics = Arc::clone(&self.metrics);
+                let (metrics, recent) = (Arc::clone(&self.metrics), self.recent.clone());
                 self.under_way.spawn(async move {
                     let verdict = send(&routes, ttl, &push).await;
-                    count(&metrics, &verdict, &push);
+                    recent.note(&metrics, &push, &verdict, now());
                     Done::Answered(push.device, verdict)
                 });
             }
@@ -502,22 +517,6 @@ async fn send(routes: &Routes, ttl: Duration, push: &Delivery) -> Verdict {
         "push attempted"
     );
     verdict
-}
-
-fn count(metrics: &Metrics, verdict: &Verdict, push: &Delivery) {
-    let label = match verdict {
-        Verdict::Accepted { .. } => PushOutcome::Accepted,
-        Verdict::Gone { .. } => PushOutcome::Gone,
-        Verdict::BadEndpoint => PushOutcome::BadEndpoint,
-        Verdict::OtherRoute => PushOutcome::OtherRoute,
-        Verdict::TooLarge => PushOutcome::TooLarge,
-        Verdict::Unrenderable { .. } => PushOutcome::Unrenderable,
-        Verdict::Refused { .. } | Verdict::Misconfigured { .. } => PushOutcome::Refused,
-        Verdict::TooMany { .. } => PushOutcome::TooMany,
-        Verdict::Unavailable { .. } | Verdict::RouteClosed { .. } => PushOutcome::Unavailable,
-    };
-    let since_seen = now().saturating_duration_since(push.seen_at);
-    metrics.pushed(push.device.transport.as_str(), label, since_seen);
 }
 
 /// `#17 #18`.

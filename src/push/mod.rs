@@ -8,5 +8,6 @@
 pub mod dispatcher;
 pub mod explain;
 mod push_id;
+pub mod recent;
 mod scheduler;
 pub mod transport;

@@ -8,7 +8,7 @@ import { createInterface } from 'node:readline';
 const { FOLDER, PUPPETEER, AXE } = process.env;
 const load = folder => createRequire(`${folder}/`);
 const puppeteer = load(PUPPETEER)('puppeteer-core').default ?? load(PUPPETEER)('puppeteer-core');
-export const axeFile = AXE && load(AXE).resolve('axe-core/axe.min.js');
+const axeFile = AXE && load(AXE).resolve('axe-core/axe.min.js');
 export const file = name => `${FOLDER}/${name}`;
 
 export const LOGIN = 'alice@example.org';
@@ -97,6 +97,30 @@ export async function newPage(context) {
   const page = await context.newPage();
   page.setDefaultTimeout(LIMIT);
   return page;
+}
+
+/** Has axe-core in the page; it reads it through the debugger, whatever the page's policy is. */
+export const readyForAxe = page => page.evaluate(readFileSync(axeFile, 'utf8'));
+
+/** No scroll bar to the side and nothing for axe-core to say, at three widths, light and dark; then `picture` of each. */
+export async function fitsWidths(page, name, picture) {
+  for (const width of [360, 768, 1280]) {
+    for (const scheme of ['light', 'dark']) {
+      await page.setViewport({ width, height: 800 });
+      await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
+      const [wide, has] = await page.evaluate(() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
+      check(wide <= has, `${name} is ${wide} wide at ${width}`);
+      const { violations } = await page.evaluate(async () => axe.run());
+      const told = violations.map(it => `${it.id}: ${it.nodes.map(node => node.html).join(' ')}`);
+      check(told.length === 0, `${name} at ${width}, ${scheme}: ${told.join('\n')}`);
+      await picture(`${name}-${width}-${scheme}`);
+    }
+  }
+}
+
+/** A picture for the docs, where SCREENSHOTS names their folder. */
+export async function screenshot(page, name) {
+  if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/${name}.png`, fullPage: true });
 }
 
 /** Fills in the form and waits for the account's page. */

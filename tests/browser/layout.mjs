@@ -1,8 +1,7 @@
 // The page in Chromium: at three widths, light and dark, in two languages, without a scroll bar to the side, by
 // axe-core's rules, and by keyboard. SCREENSHOTS names a folder for the pictures of the docs (docs/images/make.sh).
-import { axeFile, check, chromium, hear, LOGIN, logIn, main, newPage, PASSWORD, until } from './common.mjs';
+import { check, chromium, fitsWidths, hear, LOGIN, logIn, main, newPage, PASSWORD, readyForAxe, screenshot, until } from './common.mjs';
 
-const WIDTHS = [360, 768, 1280];
 const PICTURES = ['account-1280-light', 'account-1280-dark', 'account-768-light', 'account-360-light', 'account-360-dark', 'iphone-360-dark'];
 const IPHONE = 'Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) '
   + 'Version/18.0 Mobile/15E148 Safari/604.1';
@@ -12,25 +11,12 @@ const showOddNames = (page, shown) => page.$$eval('#mailboxes li', (rows, shown)
   for (const row of rows) row.hidden = !shown && /longlong|<b>/.test(row.textContent);
 }, shown);
 
-async function fits(page, name) {
-  for (const width of WIDTHS) {
-    for (const scheme of ['light', 'dark']) {
-      await page.setViewport({ width, height: 800 });
-      await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
-      const [wide, has] = await page.evaluate(() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
-      check(wide <= has, `${name} is ${wide} wide at ${width}`);
-      const { violations } = await page.evaluate(async () => axe.run());
-      const told = violations.map(it => `${it.id}: ${it.nodes.map(node => node.html).join(' ')}`);
-      check(told.length === 0, `${name} at ${width}, ${scheme}: ${told.join('\n')}`);
-      const picture = `${name}-${width}-${scheme}`;
-      if (process.env.SCREENSHOTS && PICTURES.includes(picture)) {
-        await showOddNames(page, false);
-        await page.screenshot({ path: `${process.env.SCREENSHOTS}/web-app-${picture}.png`, fullPage: true });
-        await showOddNames(page, true);
-      }
-    }
-  }
-}
+const fits = (page, name) => fitsWidths(page, name, async picture => {
+  if (!PICTURES.includes(picture)) return;
+  await showOddNames(page, false);
+  await screenshot(page, `web-app-${picture}`);
+  await showOddNames(page, true);
+});
 
 /** A page of the app in a browser that prefers this language; axe-core reads it through the debugger. */
 async function open(browser, url, languages, before = async () => {}) {
@@ -48,8 +34,7 @@ async function open(browser, url, languages, before = async () => {}) {
   }, languages);
   await before(page);
   await page.goto(url);
-  const { readFileSync } = await import('node:fs');
-  await page.evaluate(readFileSync(axeFile, 'utf8'));
+  await readyForAxe(page);
   return { context, page, problems };
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of tests are tests")]
 
 mod http;
+mod page;
 mod running;
 
 use std::net::SocketAddr;

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mailchime::admin::{self, Ask, Context, Part};
 use mailchime::metrics::Metrics;
+use mailchime::model::Timestamp;
+use mailchime::net::counters::LimitCounters;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,10 +20,12 @@ use super::{exchange, get, request, request_with};
 use crate::support::limited;
 
 /// A server whose parts are the test's.
-struct Server {
-    address: SocketAddr,
-    metrics: Arc<Metrics>,
-    backend: Arc<AtomicBool>,
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) counters: Arc<LimitCounters>,
+    pub(super) backend: Arc<AtomicBool>,
+    watchers_asked: Arc<AtomicUsize>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -35,7 +39,12 @@ fn echo<Q: std::fmt::Debug>(what: &'static str) -> Ask<Q> {
 }
 
 impl Server {
-    async fn start() -> Self {
+    /// How often all watchers, or those of an account, were asked for.
+    pub(super) fn watchers_asked(&self) -> usize {
+        self.watchers_asked.load(Ordering::Relaxed)
+    }
+
+    pub(super) async fn start() -> Self {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
         let backend = Arc::new(AtomicBool::new(true));
@@ -47,22 +56,32 @@ impl Server {
                 async move { if seen { Ok(()) } else { Err("it is gone".to_owned()) } }
             }),
         ];
+        let (counters, watchers_asked) = <(Arc<LimitCounters>, Arc<AtomicUsize>)>::default();
+        let asked = Arc::clone(&watchers_asked);
         let context = Context {
             registry,
             metrics: Arc::clone(&metrics),
-            counters: Arc::default(),
+            counters: Arc::clone(&counters),
             hosts: vec!["mail1.example.org".to_owned()],
             parts,
-            watchers: echo("watchers"),
+            watchers: Ask::new(move |question| {
+                asked.fetch_add(1, Ordering::Relaxed);
+                let answer = json!({ "watchers": format!("{question:?}") });
+                async move { Ok(answer) }
+            }),
             push: echo("push"),
             devices: echo("devices"),
             explain: Ask::new(|_| async { Err::<Value, _>("push is off".to_owned()) }),
+            status: Ask::new(|()| async {
+                Ok(json!({ "node": "a", "nodes": ["a"], "pushes": [] }))
+            }),
+            started_at: Timestamp::now(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(admin::serve(listener, Arc::new(context), stop.clone()));
-        Self { address, metrics, backend, stop, task }
+        Self { address, metrics, counters, backend, watchers_asked, stop, task }
     }
 }
 
@@ -145,6 +164,8 @@ async fn a_part_that_says_nothing_is_not_ready() {
             push: echo("push"),
             devices: echo("devices"),
             explain: echo("explain"),
+            status: echo("status"),
+            started_at: Timestamp::now(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -182,7 +203,7 @@ async fn what_is_not_asked_rightly_is_refused() {
         let server = Server::start().await;
         let address = server.address;
         for (method, target, status) in [
-            ("GET", "/", 404),
+            ("GET", "/nothing", 404),
             ("GET", "/metrics/", 404),
             ("POST", "/metrics", 405),
             ("GET", "/push?user=alice", 405),

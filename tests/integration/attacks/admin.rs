@@ -34,6 +34,8 @@ async fn a_page_on_the_web_gets_nothing_through_a_browser_on_this_machine() {
         let address = address(&world);
         world.register(server.address).await.unwrap();
         for request in [
+            "GET /",
+            "GET /?user=alice",
             "GET /metrics",
             "HEAD /metrics",
             "GET /healthz",
