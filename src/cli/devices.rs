@@ -136,7 +136,14 @@ fn remove(options: &Remove) -> Result<(), CommandFailure> {
         }
         (Some(last), _) => {
             if !last.account_left {
-                say("it was the last one: the password is forgotten, too");
+                let events = configuration(&options.configured)?.events;
+                say(match events.with_metadata().next() {
+                    None => "it was the last one: the password is forgotten, too",
+                    Some(_) => {
+                        "it was the last one: the password is forgotten, too, when mailchime has removed its \
+                         entry from the mail server"
+                    }
+                });
             }
             tell(options, &accounts)
         }

@@ -78,6 +78,9 @@ pub struct EventSourceConfig {
     pub default_domain: Option<String>,
     /// Events that it may send in a second, on average.
     pub events_per_second: u32,
+    /// mailchime writes the entry of METADATA at the backend without which Dovecot's driver `ox` sends nothing of
+    /// an account.
+    pub metadata: bool,
 }
 
 table!(RawEvents {
@@ -105,6 +108,7 @@ table!(RawEventSource {
     domains: Vec<String>,
     default_domain: Option<String>,
     events_per_second: Option<i64>,
+    metadata: Option<bool>,
 });
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -131,6 +135,13 @@ impl Default for EventsConfig {
     }
 }
 
+impl EventsConfig {
+    /// The sources that need an entry of METADATA at the backend for each account.
+    pub fn with_metadata(&self) -> impl Iterator<Item = &EventSourceConfig> {
+        self.sources.iter().filter(|source| source.metadata)
+    }
+}
+
 impl EventSourceConfig {
     /// One for all accounts, whose secret is in this file, with the defaults.
     pub fn new(name: &str, secret_file: impl Into<PathBuf>) -> Self {
@@ -140,6 +151,7 @@ impl EventSourceConfig {
             domains: Vec::new(),
             default_domain: None,
             events_per_second: 1000,
+            metadata: false,
         }
     }
 
@@ -312,6 +324,7 @@ impl Check<'_> {
         let key = "[[events.source]] events_per_second";
         let rate = &mut source.events_per_second;
         self.number(key, raw.events_per_second, 1..=1_000_000, rate)?;
+        source.metadata = raw.metadata.unwrap_or(false);
         Ok(source)
     }
 }

@@ -18,6 +18,7 @@
 //! - [`registration`]: the arguments and the answer of XAPPLEPUSHSERVICE (nom)
 //! - [`responses`]: what a backend says, response by response
 //! - [`login`]: logging in at a backend, as a state machine
+//! - [`metadata`]: the entry by which a server knows whose events to send
 //! - [`refusal`]: what a backend's refusal of a login says
 //! - [`relay`]: the two directions after login, and mailchime's own questions between them
 //! - `not_authenticated`: what is said with a client before it is logged in
@@ -33,6 +34,7 @@ pub mod list;
 pub mod literal;
 pub mod login;
 pub mod mailbox;
+pub mod metadata;
 mod not_authenticated;
 pub mod peek;
 pub mod preview;

@@ -224,6 +224,8 @@ label!(
         Account: "account",
         Credentials: "credentials",
         Adopt: "adopt",
+        /// Entries that mailchime writes at backends.
+        Entries: "entries",
         SaveCredentials: "save_credentials",
         EraseCredentials: "erase_credentials",
         Seals: "seals",

@@ -98,6 +98,8 @@ const TABLES: [CopiedTable; 6] = [
             "login_wanted_at",
             "password_since",
             "password_at",
+            "entry_at",
+            "left_at",
         ],
         texts: &["name", "backend", "folded", "domain", "credentials", "parked"],
     },

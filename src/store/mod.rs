@@ -12,7 +12,8 @@
 //! another backend finds no account, and a registration there begins a new one in its place.
 //!
 //! What always holds between two calls:
-//! - an account has at least one subscription; with its last one go its credentials and mailboxes;
+//! - an account has at least one subscription; with its last one go its credentials and mailboxes. Where it has
+//!   an entry at its backend that is to be removed first, it and its credentials stay until then (`entries`);
 //! - a mailbox has a row, with its state as last told, exactly while some subscription wants it.
 //!
 //! SQLite, PostgreSQL and MariaDB have one set of statements, which go through sqlx's `Any` driver; what
@@ -28,6 +29,7 @@ mod copy;
 mod credentials;
 mod delivery;
 mod due;
+mod entries;
 mod error;
 mod keeping;
 mod kept_rows;
@@ -70,6 +72,7 @@ pub use copy::{CopiedRows, CopyError, copy};
 pub use credentials::{CredentialSource, CredentialsError, unreadable};
 pub use delivery::{Settlement, Target};
 pub use due::{DueMailbox, DueMark, LookedAt};
+pub use entries::LeavingAccount;
 pub use error::StoreError;
 pub use keeping::Kept;
 pub use nodes::{Invalidation, Node};

@@ -16,7 +16,7 @@ use crate::model::{Account, Subscription, SubscriptionKey, Timestamp};
 pub struct Removed {
     /// What was removed.
     pub subscription: Subscription,
-    /// Whether the account has other devices. If not, nothing of it is left.
+    /// Whether the account has other devices. If not, nothing of it is left but what `entries` needs.
     pub account_left: bool,
 }
 
@@ -106,7 +106,8 @@ impl Store {
             };
             let subscription = subscription(&row)?;
             delete(&mut transaction, row.try_get("id")?).await?;
-            let account_left = sweep(&mut transaction, account.as_str()).await?;
+            sweep(&mut transaction, account.as_str()).await?;
+            let account_left = has_subscription(&mut transaction, account.as_str()).await?;
             self.tell(&mut transaction, account.as_str(), false).await?;
             transaction.commit().await?;
             self.leaves_traces();
@@ -156,18 +157,24 @@ impl Store {
         .await
     }
 
-    /// Removes all that is known of an account; returns whether there was something.
+    /// Removes all that is known of an account but what [`Store::leaving`] is about; returns whether there was
+    /// something.
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn remove_account(&self, account: &Account) -> Result<bool, StoreError> {
         self.write(Call::RemoveAccount, || async {
             let mut transaction = self.begin().await?;
-            let done = sql::query("delete from account where name = $1")
-                .bind(account.as_str())
-                .execute_in(&mut transaction)
-                .await?;
-            let known = done.rows_affected() > 0;
+            lock(&mut transaction, account.as_str()).await?;
+            let mut known = false;
+            for statement in [
+                "delete from subscription where account = (select id from account where name = $1)",
+                "delete from account where name = $1 and entry_at is null",
+            ] {
+                let query = sql::query(statement).bind(account.as_str());
+                known |= query.execute_in(&mut transaction).await?.rows_affected() > 0;
+            }
+            sweep(&mut transaction, account.as_str()).await?;
             if known {
                 self.tell(&mut transaction, account.as_str(), false).await?;
             }
@@ -225,7 +232,8 @@ impl Store {
                     .bind(account.as_str())
                     .execute_in(&mut transaction)
                     .await?;
-                let left = sweep(&mut transaction, account.as_str()).await?;
+                sweep(&mut transaction, account.as_str()).await?;
+                let left = has_subscription(&mut transaction, account.as_str()).await?;
                 self.tell(&mut transaction, account.as_str(), false).await?;
                 transaction.commit().await?;
                 self.leaves_traces();
@@ -247,8 +255,8 @@ impl Store {
 }
 
 /// Deletes the mailboxes that no subscription wants any more, so that one that comes back begins anew, and
-/// the account itself when it has no subscription. Returns whether it has one.
-pub(super) async fn sweep(work: &mut Work, account: &str) -> sqlx::Result<bool> {
+/// the account itself when it has no subscription, unless its backend has an entry that is to be removed first.
+pub(super) async fn sweep(work: &mut Work, account: &str) -> sqlx::Result<()> {
     sql::query(
         "delete from mailbox where account = (select id from account where name = $1) and not exists (\
          select 1 from subscription_mailbox wanted where wanted.mailbox = mailbox.id)",
@@ -256,12 +264,24 @@ pub(super) async fn sweep(work: &mut Work, account: &str) -> sqlx::Result<bool> 
     .bind(account)
     .execute_in(work)
     .await?;
-    let done = sql::query(
-        "delete from account where name = $1 and not exists (\
+    sql::query(
+        "delete from account where name = $1 and entry_at is null and not exists (\
          select 1 from subscription s where s.account = account.id)",
     )
     .bind(account)
     .execute_in(work)
+    .await
+    .map(drop)
+}
+
+/// Whether the account has a subscription.
+pub(super) async fn has_subscription(work: &mut Work, account: &str) -> sqlx::Result<bool> {
+    let row = sql::query(
+        "select 1 as found from account a join subscription s on s.account = a.id \
+         where a.name = $1 limit 1",
+    )
+    .bind(account)
+    .fetch_optional_in(work)
     .await?;
-    Ok(done.rows_affected() == 0)
+    Ok(row.is_some())
 }

@@ -302,6 +302,7 @@ static UPSERT_ACCOUNT: Shaped = Shaped::new(|dialect| {
             ("parked_since", "null"),
             ("refusals", "null"),
             ("refused_at", "null"),
+            ("left_at", "null"),
         ],
         returning: "id",
     })

@@ -14,6 +14,7 @@
 mod accounts;
 mod asking;
 mod credential_history;
+mod entries;
 mod events;
 mod follow;
 #[cfg(feature = "fuzzing")]
@@ -73,6 +74,8 @@ pub struct WatchContext {
     followed: FollowedTable,
     /// Whose pushes may say what is known of new mail.
     carry_previews: PreviewCarriers,
+    /// Those that need an entry at the backend for each account.
+    entry_sources: Vec<config::EventSourceConfig>,
 }
 
 /// Says whose pushes may say what is known of new mail.
@@ -107,6 +110,7 @@ impl WatchContext {
             metrics: Arc::default(),
             followed: FollowedTable::default(),
             carry_previews: PreviewCarriers(Box::new(|_| false)),
+            entry_sources: config.events.with_metadata().cloned().collect(),
         }
     }
 
@@ -137,6 +141,11 @@ impl WatchContext {
 
     fn previews_subject(&self) -> bool {
         self.push.preview == config::PreviewContent::Subject
+    }
+
+    /// Whether a source needs an entry of this account at its backend.
+    fn wants_entry(&self, account: &Account) -> bool {
+        self.entry_sources.iter().any(|source| source.covers(account))
     }
 
     /// Whether the account has a connection for a moment only, when there is a reason.

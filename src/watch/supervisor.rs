@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::WatchContext;
 use super::accounts::{adopt, live};
+use super::entries::Entries;
 use super::follow::LookRequest;
 use super::hint_writer::HintWriter;
 use super::hints::Hints;
@@ -82,6 +83,7 @@ struct Supervisor {
     watchers: HashMap<Account, WatcherHandle>,
     on_demand: OnDemand,
     hint_writer: HintWriter,
+    entries: Entries,
     tasks: TaskTracker,
 }
 
@@ -204,6 +206,9 @@ pub async fn run(
 
 impl Supervisor {
     fn new(context: Arc<WatchContext>, assignment: cell::Receiver<Assignment>) -> Self {
+        let (entries, writing) = Entries::new(&context, assignment.clone());
+        let tasks = TaskTracker::new();
+        tasks.spawn(writing);
         Self {
             hint_writer: HintWriter::new(Arc::clone(&context)),
             context,
@@ -219,7 +224,8 @@ impl Supervisor {
             early: HashMap::new(),
             watchers: HashMap::new(),
             on_demand: OnDemand::new(),
-            tasks: TaskTracker::new(),
+            entries,
+            tasks,
         }
     }
 
@@ -228,6 +234,8 @@ impl Supervisor {
         for WatcherHandle { directive, .. } in self.watchers.values() {
             directive.send_modify(|directive| directive.stop = true);
         }
+        // Its task ends with it.
+        drop(self.entries);
         self.tasks.close();
         self.tasks.wait().await;
         self.on_demand.wait().await;
@@ -528,6 +536,7 @@ impl Supervisor {
                 %account, "the account has no device left; mailchime stops watching it"
             );
             self.context.credentials.forget(account);
+            self.entries.look_after(account);
         }
         if let Some(WatcherHandle { directive, .. }) = watched {
             directive.send_modify(|directive| directive.stop = true);

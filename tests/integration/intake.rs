@@ -6,6 +6,7 @@ mod answers;
 mod bad_days;
 mod cyrus;
 mod dovecot;
+mod ox;
 mod pushes;
 
 use std::net::SocketAddr;

@@ -23,6 +23,7 @@ mod copy;
 mod credentials;
 mod delivery;
 mod due;
+mod entries;
 mod failover;
 mod load;
 mod mariadb;
@@ -57,6 +58,7 @@ use self::due::{
     a_mark_of_another_node_outlives_a_look_that_did_not_see_it,
     those_that_are_due_for_longest_come_first,
 };
+use self::entries::an_account_with_an_entry_stays_until_that_is_removed;
 use self::nodes::{
     a_change_is_an_invalidation_for_the_other_nodes, a_name_is_taken_over, a_node_comes_and_goes,
     news_goes_with_its_node, no_invalidation_is_lost_while_it_is_taken, one_account_is_looked_up,
@@ -306,6 +308,7 @@ contract! {
     a_mailbox_is_due_until_it_was_looked_at,
     a_mark_of_another_node_outlives_a_look_that_did_not_see_it,
     those_that_are_due_for_longest_come_first,
+    an_account_with_an_entry_stays_until_that_is_removed,
     a_pending_subscription_gets_nothing_until_it_is_confirmed,
     a_phone_hears_of_nothing_that_came_before_it_while_a_browser_was_pending,
     what_did_not_answer_and_what_has_ended_goes,

@@ -11,6 +11,7 @@ use crate::watch::watcher::{Directive, WatcherStart};
 
 impl Supervisor {
     pub(super) fn registered(&mut self, account: Account, login: AcceptedLogin) {
+        self.entries.look_after(&account);
         if !self.is_ours(&account) {
             // With the registration, news of it was written to the node that watches.
             return;

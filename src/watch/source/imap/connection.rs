@@ -185,6 +185,11 @@ impl ImapConnection {
         Ok(())
     }
 
+    /// What the backend said when it last refused a command.
+    pub(in crate::watch) fn take_refusal(&mut self) -> Box<str> {
+        self.refusal.take().unwrap_or_default()
+    }
+
     /// Starts IDLE (RFC 2177) and returns whether it has begun: then call [`ImapConnection::unasked`]
     /// and [`ImapConnection::done`], and nothing else.
     pub(in crate::watch) async fn idle(&mut self) -> Result<bool, ConnectionLost> {

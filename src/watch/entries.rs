@@ -1,0 +1,377 @@
+//! The entry of METADATA by which Dovecot's notification driver `ox` knows for whom to send events
+//! (`imap::metadata`). Where a source of the configuration asks for it, mailchime writes the entry when a device of
+//! the account registers, and removes it when the last one is gone. Both happen on a short connection of their own
+//! as the user, which takes its turn among the logins of the watchers. No phone and no watcher waits for it.
+//!
+//! An entry with another value is that of another program, and stays as it is.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch as cell};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::WatchContext;
+use super::source::imap::connection::{Completion, ConnectionLost, ImapConnection};
+use super::source::imap::health::ConnectionSlot;
+use crate::imap::metadata;
+use crate::imap::refusal::Refusal;
+use crate::model::{Account, Credentials, Timestamp};
+use crate::net::backend::{Backend, LoginError};
+use crate::nodes::Assignment;
+use crate::store::{CredentialsError, LeavingAccount, StoreError};
+
+/// Accounts that may wait. Of more, the next registration or the next look at those that leave learns.
+const WAITING: usize = 1024;
+
+/// Connections at once.
+const AT_ONCE: usize = 8;
+
+/// Between two looks at the accounts whose entry is to be removed.
+const LEAVING: Duration = Duration::from_mins(10);
+
+/// So long an entry that was seen is not looked at again, and so long its removal is tried.
+const DAY: Duration = Duration::from_hours(24);
+
+/// The entry may have been written. It is looked for again.
+const MAYBE: Timestamp = Timestamp(0);
+
+/// Failures that are remembered, to be logged once.
+const REMEMBERED: usize = 10_000;
+
+/// The way to the task that writes and removes entries.
+#[derive(Debug)]
+pub(super) struct Entries {
+    context: Arc<WatchContext>,
+    accounts: mpsc::Sender<Account>,
+}
+
+/// Writes and removes entries.
+#[derive(Debug)]
+struct EntryWriter {
+    context: Arc<WatchContext>,
+    /// Of these accounts and backends the log has said what is wrong.
+    said: Mutex<HashSet<String>>,
+}
+
+/// A connection as the user, at a backend that keeps entries.
+struct EntrySession {
+    connection: ImapConnection,
+    _place: ConnectionSlot,
+}
+
+/// Why an entry is not as it should be.
+#[derive(Debug)]
+enum EntryFailure {
+    /// Another try may help.
+    ForNow(String),
+    /// Another try with what is known does not help.
+    ForGood(String),
+    /// The backend keeps no entries.
+    NoMetadata(Backend),
+}
+
+impl Entries {
+    /// The way to a task, and the task, which ends with the way.
+    pub(super) fn new(
+        context: &Arc<WatchContext>,
+        assignment: cell::Receiver<Assignment>,
+    ) -> (Self, impl Future<Output = ()> + use<>) {
+        let (accounts, asked) = mpsc::channel(WAITING);
+        let writer = EntryWriter { context: Arc::clone(context), said: Mutex::default() };
+        let run = run(Arc::new(writer), assignment, asked);
+        (Self { context: Arc::clone(context), accounts }, run)
+    }
+
+    /// A device of the account has registered, or the last one is gone.
+    pub(super) fn look_after(&self, account: &Account) {
+        if self.context.wants_entry(account) {
+            let _ = self.accounts.try_send(account.clone());
+        }
+    }
+}
+
+async fn run(
+    writer: Arc<EntryWriter>,
+    assignment: cell::Receiver<Assignment>,
+    mut asked: mpsc::Receiver<Account>,
+) {
+    let (mut waiting, mut under_way) = (VecDeque::new(), JoinSet::new());
+    let mut next_look = interval(LEAVING);
+    next_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        while under_way.len() < AT_ONCE
+            && let Some(account) = waiting.pop_front()
+        {
+            let writer = Arc::clone(&writer);
+            under_way.spawn(async move { writer.look_after(&account).await });
+        }
+        tokio::select! {
+            Some(_) = under_way.join_next() => {}
+            account = asked.recv(), if waiting.len() < WAITING => match account {
+                Some(account) => waiting.push_back(account),
+                None => return,
+            },
+            _ = next_look.tick(), if waiting.is_empty() => {
+                let leaving = writer.context.store.leaving(None, Timestamp::now()).await;
+                // An error is counted, and the database says it elsewhere.
+                let leaving = leaving.into_iter().flatten().map(|leaving| leaving.account);
+                let assignment = assignment.borrow().clone();
+                waiting.extend(leaving.filter(|account| assignment.is_mine(account)));
+            }
+        }
+    }
+}
+
+impl EntryWriter {
+    /// Writes the account's entry or removes it, if either is to be done.
+    async fn look_after(&self, account: &Account) {
+        let now = Timestamp::now();
+        let leaving = self.context.store.leaving(Some(account), now).await;
+        let leaving = leaving.map(|leaving| leaving.into_iter().next());
+        match leaving {
+            Ok(Some(leaving)) => self.leave(&leaving, now).await,
+            Ok(None) => self.enter(account, now).await,
+            Err(error) => self.not_written(account, error.into()),
+        }
+    }
+
+    /// Writes the entry, if it is wanted.
+    async fn enter(&self, account: &Account, now: Timestamp) {
+        if !self.context.wants_entry(account) {
+            return;
+        }
+        match self.write(account, now).await {
+            Ok(()) => drop(self.said.lock().remove(account.as_str())),
+            Err(failure) => self.not_written(account, failure),
+        }
+    }
+
+    async fn write(&self, account: &Account, now: Timestamp) -> Result<(), EntryFailure> {
+        let store = &self.context.store;
+        if !store.lacks_entry(account, now.minus(DAY)).await? {
+            return Ok(());
+        }
+        let unfit = || EntryFailure::ForGood("the account's name cannot stand in it".to_owned());
+        let value = metadata::push_entry_of(account).ok_or_else(unfit)?;
+        let mut session = self.log_in(account, now).await?;
+        let written = async {
+            match session.value().await? {
+                Some(found) if found == value.as_bytes() => {}
+                Some(_) => {
+                    store.note_entry(account, None).await?;
+                    let why =
+                        "it has the value of another program, which mailchime leaves as it is";
+                    return Err(EntryFailure::ForGood(why.to_owned()));
+                }
+                None => {
+                    // First: what may be there is removed one day, whatever happens meanwhile.
+                    if !store.note_entry(account, Some(MAYBE)).await? {
+                        return Ok(());
+                    }
+                    let set = metadata::set_push_entry(&value).ok_or_else(unfit)?;
+                    if let Err(failure) = session.change(&set).await {
+                        if let EntryFailure::ForGood(_) = failure {
+                            store.note_entry(account, None).await?;
+                        }
+                        return Err(failure);
+                    }
+                    tracing::info!(
+                        target: "mailchime::watch::entry_written",
+                        %account,
+                        "wrote the METADATA entry by which the mail server sends events of this account"
+                    );
+                }
+            }
+            store.note_entry(account, Some(now)).await?;
+            Ok(())
+        };
+        let written = written.await;
+        session.connection.log_out().await;
+        written
+    }
+
+    /// Removes the entry, and what was kept for that.
+    async fn leave(&self, LeavingAccount { account, since }: &LeavingAccount, now: Timestamp) {
+        match self.remove(account, now).await {
+            Ok(()) => {}
+            Err(EntryFailure::ForNow(why)) if now < since.plus(DAY) => {
+                tracing::debug!(
+                    target: "mailchime::watch::entry_not_removed",
+                    %account, why,
+                    "could not remove the METADATA entry of an account that has no device; mailchime \
+                     tries again in 10 minutes"
+                );
+                return;
+            }
+            Err(failure) => {
+                let why = failure.why();
+                tracing::warn!(
+                    target: "mailchime::watch::entry_left_behind",
+                    %account, why,
+                    "could not remove the METADATA entry of an account that has no device; mailchime \
+                     forgets the account. The mail server goes on sending events of it, which do \
+                     nothing. Remove the entry with doveadm"
+                );
+            }
+        }
+        self.said.lock().remove(account.as_str());
+        match self.context.store.left(account).await {
+            // Its user has come back meanwhile.
+            Ok(true) => self.enter(account, now).await,
+            Ok(false) => self.context.credentials.forget(account),
+            // The next look finds it again.
+            Err(_) => {}
+        }
+    }
+
+    async fn remove(&self, account: &Account, now: Timestamp) -> Result<(), EntryFailure> {
+        let mut session = self.log_in(account, now).await?;
+        let removed = async {
+            let ours = metadata::push_entry_of(account).map(String::into_bytes);
+            let found = session.value().await?;
+            if found.is_some() && found == ours {
+                session.change(&metadata::unset_push_entry()).await?;
+                tracing::info!(
+                    target: "mailchime::watch::entry_removed",
+                    %account,
+                    "removed the METADATA entry by which the mail server sent events of this account"
+                );
+            }
+            Ok(())
+        };
+        let removed = removed.await;
+        session.connection.log_out().await;
+        removed
+    }
+
+    async fn log_in(
+        &self,
+        account: &Account,
+        now: Timestamp,
+    ) -> Result<EntrySession, EntryFailure> {
+        let context = &self.context;
+        let backend = context.backends.of(account);
+        let backend = backend.map_err(|error| EntryFailure::ForNow(error.to_string()))?;
+        let credentials = self.credentials(account, &backend, now).await?;
+        let health = context.backend_health.of(&backend);
+        let (_place, _turn) = health.turn(false).await;
+        let (timeout, longest) = (context.config.answer_timeout, context.response_size);
+        let logged_in = context.backends.log_in(&backend, account, credentials, timeout, longest);
+        let mut logged_in = logged_in.await?;
+        let granted = logged_in.capabilities.take();
+        let mut connection = ImapConnection::new(logged_in, timeout, longest);
+        if !metadata::keeps_entries(&connection.capabilities(granted).await?) {
+            connection.log_out().await;
+            return Err(EntryFailure::NoMetadata(backend));
+        }
+        Ok(EntrySession { connection, _place })
+    }
+
+    async fn credentials(
+        &self,
+        account: &Account,
+        backend: &Backend,
+        now: Timestamp,
+    ) -> Result<Credentials, EntryFailure> {
+        let source = &self.context.credentials;
+        let none = || EntryFailure::ForGood("no password is kept".to_owned());
+        if !source.are_of_users() {
+            return Ok(backend.master().ok_or_else(none)?.acting_as(account));
+        }
+        let kept = source.kept(account, backend.id(), now).await.map_err(|error| match error {
+            CredentialsError::Store(error) => EntryFailure::from(error),
+            CredentialsError::Vault(error) => EntryFailure::ForGood(error.to_string()),
+        })?;
+        let mut kept = kept.into_iter().map(|kept| kept.credentials);
+        kept.find(|it| it.prove_account(backend.checks_token_name())).ok_or_else(none)
+    }
+
+    /// Says what is wrong, once for each account, or for a backend that has no entries.
+    fn not_written(&self, account: &Account, failure: EntryFailure) {
+        let about = match &failure {
+            EntryFailure::NoMetadata(backend) => format!("backend {}", backend.name()),
+            _ => account.as_str().to_owned(),
+        };
+        let new = {
+            let mut said = self.said.lock();
+            said.len() < REMEMBERED && said.insert(about)
+        };
+        if new {
+            let why = failure.why();
+            tracing::warn!(
+                target: "mailchime::watch::entry_not_written",
+                %account, why,
+                "could not write the METADATA entry by which the mail server sends events of this \
+                 account; mailchime tries again when a device of it next registers"
+            );
+        }
+    }
+}
+
+impl EntrySession {
+    /// The value of the entry, if there is one.
+    async fn value(&mut self) -> Result<Option<Vec<u8>>, EntryFailure> {
+        let (mut value, get) = (None, metadata::get_push_entry());
+        let answer = self.connection.command(&get, |response| {
+            if let Some(found) = metadata::push_entry_in(response) {
+                value = found.map(|found| found.into_owned());
+            }
+        });
+        match answer.await? {
+            Completion::Ok => Ok(value),
+            Completion::No | Completion::Bad => {
+                let refusal = self.connection.take_refusal();
+                Err(EntryFailure::ForGood(format!("the backend refuses GETMETADATA: {refusal}")))
+            }
+        }
+    }
+
+    /// Sets or unsets it.
+    async fn change(&mut self, command: &str) -> Result<(), EntryFailure> {
+        match self.connection.command(command, |_| {}).await? {
+            Completion::Ok => Ok(()),
+            Completion::No | Completion::Bad => {
+                let refusal = self.connection.take_refusal();
+                Err(EntryFailure::ForGood(format!("the backend refuses SETMETADATA: {refusal}")))
+            }
+        }
+    }
+}
+
+impl EntryFailure {
+    fn why(&self) -> String {
+        match self {
+            Self::ForNow(why) | Self::ForGood(why) => why.clone(),
+            Self::NoMetadata(backend) => {
+                format!("{} does not offer METADATA (imap_metadata in Dovecot)", backend.name())
+            }
+        }
+    }
+}
+
+impl From<StoreError> for EntryFailure {
+    fn from(error: StoreError) -> Self {
+        Self::ForNow(error.to_string())
+    }
+}
+
+impl From<ConnectionLost> for EntryFailure {
+    fn from(lost: ConnectionLost) -> Self {
+        Self::ForNow(lost.to_string())
+    }
+}
+
+impl From<LoginError> for EntryFailure {
+    fn from(error: LoginError) -> Self {
+        match &error {
+            LoginError::Refused { refusal, .. } if *refusal != Refusal::Temporary => {
+                Self::ForGood(error.to_string())
+            }
+            _ => Self::ForNow(error.to_string()),
+        }
+    }
+}

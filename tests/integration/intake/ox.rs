@@ -1,0 +1,195 @@
+//! The real Dovecot, whose driver `ox` tells of deliveries to users who have an entry in METADATA. mailchime writes
+//! it and removes it.
+
+use std::fs::{self, Permissions};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+
+use mailchime::app;
+use mailchime::config::{Config, EventSourceConfig, WatchConnection};
+use mailchime::demo::apns::Answer;
+use mailchime::model::{Account, SubscriptionKey, Timestamp};
+use mailchime::store::Store;
+use tempfile::TempDir;
+use tracing::Level;
+
+use super::TOKEN;
+use crate::support::in_process::{InProcess, loopback};
+use crate::support::log::Log;
+use crate::support::servers::client::Client;
+use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::{ALICE, BOB, User, mail};
+use crate::support::{limited, soon, until};
+
+const ENTRY: &str = "/private/vendor/vendor.dovecot/http-notify";
+
+/// Dovecot, and what it has beside its mail.
+struct OxSite {
+    /// METADATA of all users, and the part of the configuration that knows where mailchime is.
+    folder: TempDir,
+    dovecot: Dovecot,
+}
+
+impl OxSite {
+    /// Dovecot as docs/events.md says, but for the driver.
+    fn start(test: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
+        let path = folder.path().display();
+        let extra = format!(
+            "mail_attribute_dict = file:{path}/%u\nprotocol imap {{\n  imap_metadata = yes\n}}\n\
+             mail_plugins = $mail_plugins notify push_notification\n!include_try {path}/ox.conf\n"
+        );
+        let extra: &'static str = Box::leak(extra.into_boxed_str());
+        let dovecot = Dovecot::start(test, &Options { extra, ..Options::default() })?;
+        Some(Self { folder, dovecot })
+    }
+
+    /// The driver sends to this address from now on.
+    fn tell(&mut self, address: SocketAddr) {
+        let driver = format!(
+            "plugin {{\n  push_notification_driver = \
+             ox:url=http://dovecot:{TOKEN}@{address}/v1/events/ox user_from_metadata\n}}\n"
+        );
+        fs::write(self.folder.path().join("ox.conf"), driver).unwrap();
+        self.dovecot.stop();
+        self.dovecot.restart();
+    }
+
+    /// mailchime, with a source that needs the entry.
+    async fn mailchime(&self) -> InProcess {
+        let world = InProcess::pushing(self.dovecot.plain, |config: &mut Config| {
+            let folder = config.key_file.parent().unwrap();
+            let secret = folder.join("events.secret");
+            fs::write(&secret, TOKEN).unwrap();
+            config.watch.connection = WatchConnection::OnDemand;
+            config.events.address = Some(loopback());
+            let source = EventSourceConfig::new("dovecot", secret);
+            config.events.sources = vec![EventSourceConfig { metadata: true, ..source }];
+        });
+        world.await
+    }
+
+    /// The user's entry.
+    fn entry(&self, user: User<'_>) -> String {
+        let mut client = Client::connect(self.dovecot.plain);
+        assert!(client.login(user).starts_with("x OK"));
+        let answer = client.ask(&format!("GETMETADATA \"\" {ENTRY}"));
+        assert!(answer.last().unwrap().starts_with("x OK"), "{answer:?}");
+        // The value is a literal, on a line of its own.
+        let answer = answer.concat();
+        let (_, value) = answer.split_once(ENTRY).unwrap();
+        value
+            .split([' ', '}', ')'])
+            .rfind(|word| word.starts_with("user=") || *word == "NIL")
+            .unwrap_or_else(|| panic!("{answer}"))
+            .to_owned()
+    }
+
+    async fn has(&self, user: User<'_>, entry: &str) {
+        until(async || self.entry(user) == entry).await;
+    }
+}
+
+/// Nothing is kept of the account.
+async fn is_forgotten(store: &Store, account: &Account) -> bool {
+    let ever = Timestamp(i64::MIN);
+    store.live_account(account, ever).await.unwrap().is_none()
+        && store.leaving(Some(account), Timestamp::now()).await.unwrap().is_empty()
+}
+
+async fn looked_at(store: &Store) {
+    until(async || store.due_accounts().await.unwrap().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_driver_tells_of_a_user_from_the_registration_to_the_last_device_s_end() {
+    limited(async {
+        let test =
+            "intake::ox::the_driver_tells_of_a_user_from_the_registration_to_the_last_device";
+        let Some(mut site) = OxSite::start(test) else { return };
+        let world = site.mailchime().await;
+        site.tell(world.mailchime.events.unwrap());
+        assert_eq!(site.entry(ALICE), "NIL");
+        world.register(ALICE, &["INBOX"]).await;
+        site.has(ALICE, "user=alice").await;
+        let store = &world.mailchime.store;
+        looked_at(store).await;
+        site.dovecot.deliver_by_lmtp(ALICE.0, &mail("hello"));
+        soon("a push", world.push_of(&["INBOX"])).await;
+        // The device is gone, says Apple.
+        world.apns.answer_next(1, Answer::gone(Timestamp::now().0 + 60_000));
+        looked_at(store).await;
+        site.dovecot.deliver_by_lmtp(ALICE.0, &mail("hello again"));
+        site.has(ALICE, "NIL").await;
+        let alice = Account::from_login(ALICE.0);
+        until(async || is_forgotten(store, &alice).await).await;
+        // The user comes back.
+        world.register(ALICE, &["INBOX"]).await;
+        site.has(ALICE, "user=alice").await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_goes_although_the_device_was_removed_while_mailchime_was_away() {
+    limited(async {
+        let test =
+            "intake::ox::an_entry_goes_although_the_device_was_removed_while_mailchime_was_away";
+        let Some(site) = OxSite::start(test) else { return };
+        let world = site.mailchime().await;
+        world.register(ALICE, &["INBOX"]).await;
+        site.has(ALICE, "user=alice").await;
+        world.mailchime.stop().await;
+        let (url, timeout) = (&world.config.store.url, world.config.store.busy_timeout);
+        let store = Store::open(url, timeout).await.unwrap();
+        let alice = Account::from_login(ALICE.0);
+        let target = store.all_targets(&alice).await.unwrap().remove(0);
+        let key = SubscriptionKey::from(&target.subscription);
+        let removed = store.remove_subscription(&key, None).await.unwrap().unwrap();
+        assert!(!removed.account_left);
+        assert!(!store.remove_account(&alice).await.unwrap(), "nothing else is left of it");
+        assert_eq!(store.all_targets(&alice).await.unwrap(), []);
+        store.close().await;
+        assert_eq!(site.entry(ALICE), "user=alice");
+        let again = app::start(&world.config).await.unwrap();
+        site.has(ALICE, "NIL").await;
+        until(async || is_forgotten(&again.store, &alice).await).await;
+        again.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_entry_of_another_program_stays() {
+    let log = Log::default();
+    let _logs = tracing::subscriber::set_default(log.subscriber(Level::WARN));
+    limited(async {
+        let test = "intake::ox::an_entry_of_another_program_stays";
+        let Some(site) = OxSite::start(test) else { return };
+        let mut bob = Client::connect(site.dovecot.plain);
+        assert!(bob.login(BOB).starts_with("x OK"));
+        let set = bob.ask(&format!("SETMETADATA \"\" ({ENTRY} \"user=3@7\")"));
+        assert!(set[0].starts_with("x OK"), "{set:?}");
+        let world = site.mailchime().await;
+        world.register(BOB, &["INBOX"]).await;
+        let said = "could not write the METADATA entry";
+        until(async || log.count(said) == 1).await;
+        assert!(log.text().contains("the value of another program"), "{}", log.text());
+        assert!(!log.text().contains("3@7"), "{}", log.text());
+        assert_eq!(site.entry(BOB), "user=3@7");
+        // Once.
+        world.register(BOB, &["INBOX", "Team"]).await;
+        let store = &world.mailchime.store;
+        let account = Account::from_login(BOB.0);
+        let target = store.all_targets(&account).await.unwrap().remove(0);
+        let key = SubscriptionKey::from(&target.subscription);
+        store.remove_subscription(&key, None).await.unwrap().unwrap();
+        // Nothing is to be removed.
+        assert!(is_forgotten(store, &account).await);
+        world.mailchime.stop().await;
+        assert_eq!(site.entry(BOB), "user=3@7");
+        assert_eq!(log.count(said), 1);
+    })
+    .await;
+}
