@@ -12,8 +12,8 @@ use super::StartError;
 use crate::config::{self, Config};
 use crate::imap::contract::PushOffer;
 use crate::intake::{
-    self, CyrusDevices, CyrusEvents, HintRecorder, IntakeParts, KnownSource, NotRecorded,
-    RecordingHints, UdpEvents,
+    self, CyrusDevices, CyrusEvents, HintRecorder, IntakeParts, KnownSource, KnownSources,
+    NotRecorded, RecordingHints, UdpEvents,
 };
 use crate::metrics::Metrics;
 use crate::model::{Hint, Timestamp};
@@ -37,7 +37,7 @@ pub(super) struct EventSockets {
 pub(super) struct IntakeJoints {
     /// Has the certificates.
     pub(super) current: proxy::CurrentContext,
-    pub(super) sources: Vec<KnownSource>,
+    pub(super) sources: KnownSources,
     pub(super) backends: Backends,
     pub(super) marks: DueMarks,
     pub(super) metrics: Arc<Metrics>,

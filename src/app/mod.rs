@@ -46,6 +46,7 @@ use self::renewal::Renewal;
 use self::startup::Built;
 use self::tasks::{StopStage, Tasks};
 use crate::config::{Config, WebhookConfig};
+use crate::intake::KnownSources;
 use crate::metrics::Metrics;
 use crate::net::backends::Backends;
 use crate::net::counters::LimitCounters;
@@ -95,6 +96,8 @@ pub struct Server {
     mail_push: MailPushSetup,
     /// The web hooks of the operator, for what keeps their rows.
     webhooks: watch::Sender<Arc<[WebhookConfig]>>,
+    /// Who may send events.
+    event_sources: KnownSources,
     metrics: Arc<Metrics>,
     backends: Backends,
     resolver: NameResolver,

@@ -9,8 +9,10 @@ use super::services::ServicesSetup;
 use super::startup::{check_record, exposed};
 use super::tasks::StopStage;
 use super::webpush::{self, WebPushSetup};
-use super::{Renewal, Server, StartError};
-use crate::config::{AuthConfig, Config, LimitsConfig, LogConfig, PushConfig, WebhookConfig};
+use super::{Renewal, Server, StartError, intake};
+use crate::config::{
+    AuthConfig, Config, EventsConfig, LimitsConfig, LogConfig, PushConfig, WebhookConfig,
+};
 use crate::net::backends::Table;
 use crate::record;
 
@@ -22,7 +24,7 @@ enum ListenerPlace {
 
 impl Server {
     /// Goes by `config` from now on: listeners, certificates, backends, routes, limits, recording,
-    /// the push identities, Web Push, FCM and web hooks. The rest takes effect at the next start; a log line
+    /// the push identities, Web Push, FCM and web hooks, and the sources of events. The rest takes effect at the next start; a log line
     /// says so.
     /// Watchers whose account has another backend now move there.
     ///
@@ -36,6 +38,8 @@ impl Server {
         check_record(config)?;
         let places = self.places(config)?;
         let services = ServicesSetup::load(config, self.api.is_some(), &self.resolver)?;
+        let event_sources =
+            intake::sources(&config.events, &self.metrics).map_err(StartError::Configuration)?;
         let identities = self.mail_push.prepare(config)?;
         // Last, since it makes the key file where there is none.
         let (before, after) = (self.config.web_push.as_ref(), config.web_push.as_ref());
@@ -44,6 +48,7 @@ impl Server {
         self.mail_push.replace(identities);
         webpush::publish(web_push, &self.routes, &self.transports);
         services.publish(&self.routes, &self.transports);
+        self.event_sources.replace(event_sources);
         self.webhooks.send_if_modified(|webhooks| {
             for webhook in changed_webhooks(webhooks, &config.webhooks) {
                 tracing::info!(
@@ -195,6 +200,9 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
     let LogConfig { format, level: _ } = log;
     // Each key of it but this one.
     let push_of_before = PushConfig { priority: push.priority, ..old.push.clone() };
+    // Its sources count at once, but watchers have read for which of them there is to be an entry.
+    let events_of_before = EventsConfig { sources: events.sources.clone(), ..old.events.clone() };
+    let same_entries = old.events.with_metadata().eq(events.with_metadata());
     let tables = [
         ("[store]", old.store == *store),
         ("[credentials]", old.credentials == *credentials && old.key_file == *key_file),
@@ -205,7 +213,8 @@ fn restart_needed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("[node]", old.node == *node),
         ("[admin]", old.admin == *admin),
         ("[api]", old.api == *api),
-        ("[events]", old.events == *events),
+        ("[events]", events_of_before == *events),
+        ("[[events.source]] metadata", same_entries),
         ("[log] format", old.log.format == *format),
     ];
     tables.into_iter().filter(|(_, same)| !same).map(|(table, _)| table).collect()
@@ -248,8 +257,9 @@ mod tests {
 
     use super::*;
     use crate::config::{
-        BackendConfig, BackendTls, BodyTemplate, CredentialsMode, FcmConfig, ListenerConfig,
-        LogFormat, RecordConfig, RelayedLogins, RouteConfig, TlsConfig, WebPushConfig,
+        BackendConfig, BackendTls, BodyTemplate, CredentialsMode, EventSourceConfig, FcmConfig,
+        ListenerConfig, LogFormat, RecordConfig, RelayedLogins, RouteConfig, TlsConfig,
+        WebPushConfig,
     };
 
     #[test]
@@ -303,6 +313,14 @@ mod tests {
             (|new| new.admin.hosts = vec!["a".into()], &["[admin]"]),
             (|new| new.api.sessions = 1, &["[api]"]),
             (|new| new.events.waiting = 1, &["[events]"]),
+            (|new| new.events.sources = vec![EventSourceConfig::new("a", "b")], &[]),
+            (
+                |new| {
+                    let source = EventSourceConfig::new("a", "b");
+                    new.events.sources = vec![EventSourceConfig { metadata: true, ..source }];
+                },
+                &["[[events.source]] metadata"],
+            ),
             (|new| new.log.format = LogFormat::Json, &["[log] format"]),
         ];
         for (change, named) in changes {

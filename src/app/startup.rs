@@ -21,7 +21,7 @@ use super::{MailPushSetup, Server, StartError, admin, api, intake};
 use crate::config::{Config, WebhookConfig};
 use crate::files;
 use crate::imap::contract::PushOffer;
-use crate::intake::KnownSource;
+use crate::intake::KnownSources;
 use crate::metrics::{Metrics, Queue};
 use crate::model::{Account, SessionEvent, Timestamp, WatchEvent};
 use crate::net::backends::{Backends, Table};
@@ -56,7 +56,7 @@ pub(super) struct Built {
     admin_socket: Option<admin::Socket>,
     api_socket: Option<api::ApiSocket>,
     event_sockets: Option<intake::EventSockets>,
-    event_sources: Vec<KnownSource>,
+    event_sources: KnownSources,
     registry: Registry,
     metrics: Arc<Metrics>,
     store: Store,
@@ -97,6 +97,7 @@ impl Built {
         transport::NAMES.into_iter().for_each(|name| metrics.transport(name));
         let event_sources =
             intake::sources(&config.events, &metrics).map_err(StartError::Configuration)?;
+        let event_sources = KnownSources::new(event_sources);
         let event_sockets = intake::EventSockets::open(&config.events, &metrics).await?;
         let store = open_store(config, &metrics).await?;
         let credentials =
@@ -191,6 +192,7 @@ impl Built {
             routes: self.routes,
             transports: self.transports,
             webhooks,
+            event_sources: self.event_sources,
             mail_push: self.mail_push,
             dispatcher,
             config: config.clone(),
@@ -425,7 +427,7 @@ impl Built {
         let addresses = sockets.addresses();
         let joints = intake::IntakeJoints {
             current: current.clone(),
-            sources: std::mem::take(&mut self.event_sources),
+            sources: self.event_sources.clone(),
             backends: self.backends.clone(),
             marks: intake::DueMarks {
                 store: self.store.clone(),

@@ -10,7 +10,7 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::time::timeout;
 
 use super::refusal::{IntakeRefusal, IntakeResponse};
-use super::source::{KnownSource, SourceProof};
+use super::source::{KnownSource, KnownSources, SourceProof};
 use super::{HintRecorder, NotRecorded, cyrus, ox, report};
 use crate::metrics::{EventRefusal, SourceMetrics};
 use crate::model::{Hint, Timestamp};
@@ -23,7 +23,7 @@ const RECORD_TIME: Duration = Duration::from_secs(10);
 /// What requests share.
 #[derive(Debug)]
 pub(super) struct IntakeContext {
-    pub(super) sources: Vec<KnownSource>,
+    pub(super) sources: KnownSources,
     pub(super) backends: Backends,
     pub(super) recorder: Arc<dyn HintRecorder>,
     pub(super) request_timeout: Duration,
@@ -42,7 +42,8 @@ type RefusedRequest = (Option<usize>, IntakeRefusal);
 impl IntakeContext {
     /// The answer to a request.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> IntakeResponse {
-        let (source, refusal) = match self.take(request).await {
+        let sources = self.sources.now();
+        let (source, refusal) = match self.take(request, &sources).await {
             Ok(()) => {
                 let mut response = Response::new(Full::new(Bytes::new()));
                 *response.status_mut() = StatusCode::NO_CONTENT;
@@ -50,7 +51,7 @@ impl IntakeContext {
             }
             Err(refused) => refused,
         };
-        let source = source.and_then(|source| self.sources.get(source));
+        let source = source.and_then(|source| sources.get(source));
         if let Some(why) = refusal.counted {
             let metrics = source.map_or(&self.strangers, |source| &source.metrics);
             self.refuse(source.map(KnownSource::name), metrics, why);
@@ -70,7 +71,11 @@ impl IntakeContext {
     }
 
     /// Takes a request's events in; an error where none of them is.
-    async fn take(&self, request: Request<Incoming>) -> Result<(), RefusedRequest> {
+    async fn take(
+        &self,
+        request: Request<Incoming>,
+        sources: &[KnownSource],
+    ) -> Result<(), RefusedRequest> {
         let read = form(&request).map_err(|refusal| (None, refusal))?;
         let (parts, body) = request.into_parts();
         let proof = SourceProof::of(&parts.headers);
@@ -78,7 +83,7 @@ impl IntakeContext {
         let (source, body) = match proof {
             // Of a stranger no body is read.
             Some(SourceProof::Secret(presented)) => {
-                let source = presented.source(&self.sources).ok_or_else(unknown)?;
+                let source = presented.source(sources).ok_or_else(unknown)?;
                 let of_source = |refusal| (Some(source), refusal);
                 is_json(&parts.headers).map_err(of_source)?;
                 (source, self.body(body).await.map_err(of_source)?)
@@ -86,12 +91,12 @@ impl IntakeContext {
             Some(SourceProof::Signature(signed)) => {
                 is_json(&parts.headers).map_err(stranger)?;
                 let body = self.body(body).await.map_err(stranger)?;
-                let source = signed.source(&self.sources, &body, Timestamp::now());
+                let source = signed.source(sources, &body, Timestamp::now());
                 (source.ok_or_else(unknown)?, body)
             }
             None => return Err(unknown()),
         };
-        let Some(known) = self.sources.get(source) else { return Err(unknown()) };
+        let Some(known) = sources.get(source) else { return Err(unknown()) };
         self.record(&body, known, read).await.map_err(|refusal| (Some(source), refusal))
     }
 

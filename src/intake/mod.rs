@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::answer::IntakeContext;
 pub use self::cyrus_sockets::{CyrusDevices, CyrusEvents};
-pub use self::source::{KnownSource, first_secret};
+pub use self::source::{KnownSource, KnownSources, first_secret};
 pub use self::udp::UdpEvents;
 use crate::metrics::SourceMetrics;
 use crate::model::Hint;
@@ -87,7 +87,7 @@ impl NotRecorded {
 #[derive(Debug)]
 pub struct IntakeParts {
     /// Who may send events.
-    pub sources: Vec<KnownSource>,
+    pub sources: KnownSources,
     /// Where datagrams come in.
     pub udp: Option<UdpEvents>,
     /// The sockets for Cyrus.

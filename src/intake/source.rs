@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -10,7 +11,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{AUTHORIZATION, HeaderMap};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use secrecy::zeroize::Zeroizing;
 
 use super::pace::SourcePace;
@@ -48,6 +49,10 @@ pub struct KnownSource {
     pub(super) metrics: SourceMetrics,
 }
 
+/// The sources of the configuration of now. Clones share them.
+#[derive(Clone, Debug)]
+pub struct KnownSources(Arc<RwLock<Arc<[KnownSource]>>>);
+
 /// How a request says who sends it.
 pub(super) enum SourceProof<'a> {
     /// By a secret.
@@ -68,6 +73,23 @@ pub(super) struct SignedRequest<'a> {
     id: &'a str,
     seconds: i64,
     signature: &'a str,
+}
+
+impl KnownSources {
+    /// These, for now.
+    pub fn new(sources: Vec<KnownSource>) -> Self {
+        Self(Arc::new(RwLock::new(sources.into())))
+    }
+
+    /// These from now on. A request that has begun goes by those before.
+    pub fn replace(&self, sources: Vec<KnownSource>) {
+        *self.0.write() = sources.into();
+    }
+
+    /// Those of now.
+    pub(super) fn now(&self) -> Arc<[KnownSource]> {
+        Arc::clone(&self.0.read())
+    }
 }
 
 impl KnownSource {

@@ -8,6 +8,7 @@ mod cyrus;
 mod dovecot;
 mod ox;
 mod pushes;
+mod reload;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mailchime::config::{CredentialsMode, CyrusEventsConfig, MasterUser, WatchConnection};
-use mailchime::intake::{self, CyrusEvents, HintRecorder, IntakeParts, RecordingHints};
+use mailchime::intake::{
+    self, CyrusEvents, HintRecorder, IntakeParts, KnownSources, RecordingHints,
+};
 use mailchime::metrics::Metrics;
 use mailchime::model::{Account, Hint};
 use mailchime::net::counters::LimitCounters;
@@ -96,7 +98,7 @@ impl CyrusSide {
         let metrics = Metrics::default();
         let cyrus = CyrusEvents::bind(config, metrics.source("cyrus")).unwrap();
         let parts = IntakeParts {
-            sources: Vec::new(),
+            sources: KnownSources::new(Vec::new()),
             udp: None,
             cyrus: Some(cyrus),
             backends: backends(),

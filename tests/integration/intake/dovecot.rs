@@ -6,10 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mailchime::config::{EventSourceConfig, WatchConnection};
-use mailchime::intake::{self, HintRecorder, IntakeParts, KnownSource, RecordingHints};
+use mailchime::intake::{
+    self, HintRecorder, IntakeParts, KnownSource, KnownSources, RecordingHints,
+};
 use mailchime::metrics::Metrics;
 use mailchime::model::Hint;
 use mailchime::net::counters::LimitCounters;
@@ -110,7 +112,9 @@ async fn intake(folder: &Path) -> (SocketAddr, mpsc::UnboundedReceiver<String>) 
     let config = EventSourceConfig::new("dovecot", folder.join("mailchime.token"));
     let metrics = Metrics::default();
     let parts = IntakeParts {
-        sources: vec![KnownSource::load(&config, metrics.source("dovecot")).unwrap()],
+        sources: KnownSources::new(vec![
+            KnownSource::load(&config, metrics.source("dovecot")).unwrap(),
+        ]),
         udp: None,
         cyrus: None,
         backends: backends(),
