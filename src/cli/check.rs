@@ -2,6 +2,7 @@
 //! wrong with it and what to do. Nothing is changed: no file is made, no database brought up to date.
 
 mod api;
+mod doveadm;
 mod events;
 mod files;
 mod peers;

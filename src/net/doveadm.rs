@@ -69,7 +69,7 @@ pub enum DoveadmError {
     #[error("doveadm: {0}")]
     Http(#[from] https::HttpsError),
     /// Another status than 200.
-    #[error("doveadm answers {0}; is doveadm_key_file the key of its doveadm_api_key?")]
+    #[error("doveadm answers {0}")]
     Status(StatusCode),
     /// The answer is not what it should be.
     #[error("doveadm's answer cannot be read")]
@@ -116,6 +116,12 @@ impl Doveadm {
         let dialer = Dialer::new(resolver.clone(), None, https::client_tls(ca)?);
         let client = HttpsClient::or_plain_here(dialer, LIMIT).reading(LONGEST);
         Ok(Self { client, url: config.url.clone(), authorization })
+    }
+
+    /// Where it is: host, port and path.
+    pub fn place(&self) -> String {
+        let port = self.url.port().map_or(String::new(), |port| format!(":{port}"));
+        format!("{}{port}{}", self.url.host().unwrap_or_default(), self.url.path())
     }
 
     /// The states of these users' mailboxes, in their order; at most [`MOST_ACCOUNTS`] of them.

@@ -8,6 +8,7 @@ mod credentials;
 mod database;
 mod database_away;
 mod demo;
+mod doveadm;
 mod hostile;
 mod lenient;
 mod logs;

@@ -9,6 +9,7 @@ use secrecy::zeroize::Zeroizing;
 use tokio::io::AsyncWriteExt;
 
 use super::Report;
+use super::doveadm::doveadm;
 use crate::cli::CommandFailure;
 use crate::config::{self, BackendTls, Config};
 use crate::imap::capability::Capabilities;
@@ -107,6 +108,9 @@ async fn backend(
             tokens(part, backend, report);
         }
         Err(error) => report.failed(part, format_args!("{error}; {}", remedy(&error))),
+    }
+    if let Some(api) = backend.doveadm() {
+        doveadm(part, api, report).await;
     }
     if let Some(master) = backend.master() {
         report.ok(part, format_args!("{name}: accounts are watched as the master user {master}"));
