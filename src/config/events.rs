@@ -1,6 +1,6 @@
 //! `[events]`: news of mailboxes from mail servers and scripts, over HTTP.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -44,6 +44,9 @@ pub struct EventsConfig {
 pub struct UdpEventsConfig {
     /// Of this machine, or of a group that is joined.
     pub address: SocketAddr,
+    /// An address of the network card at which a group of IPv4 is joined; the system chooses where there is none. A
+    /// group of IPv6 has it in its own address, as scope.
+    pub interface: Option<Ipv4Addr>,
     /// Whose datagrams are heard.
     pub networks: Vec<Network>,
     /// The domain of users whose name comes without one, in lower case.
@@ -91,6 +94,7 @@ table!(RawEvents {
     body_size: Option<String>,
     waiting: Option<i64>,
     udp_address: Option<String>,
+    udp_interface: Option<String>,
     udp_networks: Vec<String>,
     udp_default_domain: Option<String>,
     cyrus_socket: Option<String>,
@@ -195,7 +199,7 @@ impl Check<'_> {
             }
             events.sources.push(source);
         }
-        events.udp = self.udp_events(raw.udp_address, &raw.udp_networks, raw.udp_default_domain.as_ref())?;
+        events.udp = self.udp_events(raw.udp_address, raw.udp_interface, &raw.udp_networks, raw.udp_default_domain.as_ref())?;
         if events.address.is_some() && events.sources.is_empty() {
             let problem = "nobody may send events there; add an [[events.source]], or remove the address";
             return Err(self.refusal(ADDRESS, problem));
@@ -227,6 +231,7 @@ impl Check<'_> {
     fn udp_events(
         &self,
         address: Option<String>,
+        interface: Option<String>,
         networks: &[String],
         default_domain: Option<&String>,
     ) -> CheckResult<Option<UdpEventsConfig>> {
@@ -236,6 +241,17 @@ impl Check<'_> {
             let allowed = "allowed is an IP address with a port, such as \"127.0.0.1:23420\"";
             self.refusal("[events] udp_address", format!("{text:?} is no address; {allowed}"))
         })?;
+        let interface = interface.map(|text| {
+            let is_group = matches!(address.ip(), IpAddr::V4(group) if group.is_multicast());
+            let interface = text.parse::<Ipv4Addr>().ok().filter(|_| is_group);
+            interface.ok_or_else(|| {
+                let problem = format!(
+                    "{text:?} cannot be used; allowed is an IPv4 address of this machine, where udp_address is \
+                     one of a multicast group"
+                );
+                self.refusal("[events] udp_interface", problem)
+            })
+        });
         let networks = networks.iter().map(|text| self.network(NETWORKS, text));
         let networks = networks.collect::<CheckResult<Vec<_>>>()?;
         if networks.is_empty() {
@@ -250,7 +266,12 @@ impl Check<'_> {
                 self.refusal("[events] udp_default_domain", problem)
             })
         });
-        Ok(Some(UdpEventsConfig { address, networks, default_domain: default_domain.transpose()? }))
+        Ok(Some(UdpEventsConfig {
+            address,
+            interface: interface.transpose()?,
+            networks,
+            default_domain: default_domain.transpose()?,
+        }))
     }
 
     fn cyrus_events(&self, raw: &RawEvents) -> CheckResult<Option<CyrusEventsConfig>> {
@@ -359,6 +380,14 @@ mod tests {
             (
                 "[events]\nudp_address = \"127.0.0.1:1\"",
                 "[events] udp_networks: missing; name the networks that may send datagrams",
+            ),
+            (
+                "[events]\nudp_address = \"127.0.0.1:1\"\nudp_interface = \"127.0.0.1\"",
+                "[events] udp_interface: \"127.0.0.1\" cannot be used; allowed is an IPv4 address",
+            ),
+            (
+                "[events]\nudp_address = \"239.1.1.1:1\"\nudp_interface = \"eth0\"",
+                "[events] udp_interface: \"eth0\" cannot be used; allowed is an IPv4 address",
             ),
             (
                 "[events]\ncyrus_socket = \"/\"",

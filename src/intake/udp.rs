@@ -8,7 +8,7 @@
 //! a datagram is a sign to look and nothing more: no push follows from it alone.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,25 +45,24 @@ pub struct UdpEvents {
 }
 
 impl UdpEvents {
-    /// Listens at the address; that of a group (RFC 1112) is joined.
+    /// Listens at the address; that of a group (RFC 1112, RFC 4291 section 2.7) is joined.
     ///
     /// # Errors
     /// What the system says.
     pub async fn bind(config: &UdpEventsConfig, metrics: SourceMetrics) -> io::Result<Self> {
-        let (ip, port) = (config.address.ip(), config.address.port());
-        let socket = match ip {
-            IpAddr::V4(group) if group.is_multicast() => {
-                let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
-                socket.join_multicast_v4(group, Ipv4Addr::UNSPECIFIED)?;
-                socket
+        let address = config.address;
+        // To a socket with the address of a group comes nothing that is sent to the machine itself.
+        let socket = UdpSocket::bind(address).await?;
+        match address {
+            SocketAddr::V4(group) if group.ip().is_multicast() => {
+                let interface = config.interface.unwrap_or(Ipv4Addr::UNSPECIFIED);
+                socket.join_multicast_v4(*group.ip(), interface)?;
             }
-            IpAddr::V6(group) if group.is_multicast() => {
-                let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).await?;
-                socket.join_multicast_v6(&group, 0)?;
-                socket
+            SocketAddr::V6(group) if group.ip().is_multicast() => {
+                socket.join_multicast_v6(group.ip(), group.scope_id())?;
             }
-            ip => UdpSocket::bind((ip, port)).await?,
-        };
+            _ => {}
+        }
         let pace = Mutex::new(SourcePace::new(PER_SECOND, Instant::now()));
         Ok(Self { socket, config: config.clone(), pace, metrics })
     }

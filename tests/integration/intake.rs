@@ -9,6 +9,7 @@ mod dovecot;
 mod ox;
 mod pushes;
 mod reload;
+mod udp;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

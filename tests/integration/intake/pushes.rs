@@ -89,6 +89,7 @@ async fn a_datagram_has_the_mailbox_looked_at() {
         let intake = IntakeWorld::with(|config| {
             config.events.udp = Some(UdpEventsConfig {
                 address: loopback(),
+                interface: None,
                 networks: vec![named.parse().unwrap()],
                 default_domain: Some("example.org".to_owned()),
             });
@@ -119,6 +120,7 @@ async fn a_datagram_has_the_mailbox_looked_at() {
         let intake = IntakeWorld::with(|config| {
             config.events.udp = Some(UdpEventsConfig {
                 address: loopback(),
+                interface: None,
                 networks: vec![other.parse().unwrap()],
                 default_domain: None,
             });

@@ -1,0 +1,60 @@
+//! Datagrams to a group, on loopback: no other network is needed.
+
+use std::net::SocketAddr;
+
+use mailchime::config::UdpEventsConfig;
+use tokio::net::UdpSocket;
+
+use super::{ALICE, IntakeWorld, MAIL};
+use crate::support::in_process::loopback;
+use crate::support::{limited, soon, until};
+
+/// A group of the administrator's own scope (RFC 2365).
+const GROUP: &str = "239.255.23.42:0";
+
+const DELIVERY: &[u8] = b"log\0MAIL\0\0alice\0INBOX\x000\0From: a@b\nSubject: private\n\0";
+
+/// mailchime in the group, which hears this network.
+async fn in_group(network: &str) -> IntakeWorld {
+    let networks = vec![network.parse().unwrap()];
+    let intake = IntakeWorld::with(|config| {
+        config.events.udp = Some(UdpEventsConfig {
+            address: GROUP.parse().unwrap(),
+            interface: Some("127.0.0.1".parse().unwrap()),
+            networks,
+            default_domain: Some("example.org".to_owned()),
+        });
+    });
+    intake.await
+}
+
+#[tokio::test]
+async fn a_datagram_to_the_group_has_the_mailbox_looked_at() {
+    limited(async {
+        let intake = in_group("127.0.0.1").await;
+        intake.registered().await;
+        let group: SocketAddr = intake.world.mailchime.udp_events.unwrap();
+        assert!(group.ip().is_multicast() && group.port() > 0);
+        // What is bound to an address of loopback sends by loopback.
+        let socket = UdpSocket::bind(loopback()).await.unwrap();
+        intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        socket.send_to(DELIVERY, group).await.unwrap();
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+        assert_eq!(intake.counted().await, [r#"_total{source="udp",what="recorded"} 1"#]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_datagram_to_the_group_from_another_network_is_refused() {
+    limited(async {
+        let intake = in_group("192.0.2.0/24").await;
+        let group = intake.world.mailchime.udp_events.unwrap();
+        let socket = UdpSocket::bind(loopback()).await.unwrap();
+        socket.send_to(DELIVERY, group).await.unwrap();
+        until(async || !intake.counted().await.is_empty()).await;
+        let refused = [r#"_refused_total{source="udp",why="unauthorized"} 1"#];
+        assert_eq!(intake.counted().await, refused);
+    })
+    .await;
+}
