@@ -5,9 +5,9 @@
 local URL = "http://127.0.0.1:8144/v1/events"
 local TOKEN_FILE = "/etc/dovecot/mailchime.token"
 
--- A command of a user and a delivery wait for mailchime's answer, so for no longer than this (Dovecot 2.3: two
--- seconds more, if mailchime does not say anything at all). After a wait in vain a session leaves mailchime alone
--- for some seconds. mailchime finds what it did not hear when it looks the next time.
+-- A command of a user and a delivery wait for mailchime's answer, so for no longer than this. After a wait in vain
+-- a session leaves mailchime alone for some seconds. mailchime finds what it did not hear when it looks the next
+-- time.
 local TIMEOUT_MSECS = 500
 local PAUSE_SECS = 5
 
@@ -40,8 +40,11 @@ function script_init()
       request_timeout = time, connect_timeout = time, request_max_attempts = "1",
     })
   else
+    -- The second time holds for all of it: 2.3 asks with "Expect: 100-continue" and waits two seconds for leave to
+    -- go on, before the first one begins.
     client = dovecot.http.client({
-      request_timeout_msecs = TIMEOUT_MSECS, connect_timeout_msecs = TIMEOUT_MSECS, max_attempts = 1,
+      request_timeout_msecs = TIMEOUT_MSECS, request_absolute_timeout_msecs = TIMEOUT_MSECS,
+      connect_timeout_msecs = TIMEOUT_MSECS, max_attempts = 1,
     })
   end
   return 0

@@ -107,6 +107,11 @@ impl Dovecot {
         self.process.folder().join("run/lmtp")
     }
 
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.process.folder().join("dovecot.log")).unwrap()
+    }
+
     /// The folder with a mailbox's `cur`, `new` and `tmp`.
     pub(crate) fn maildir(&self, user: &str, mailbox: &str) -> PathBuf {
         let inbox = self.process.folder().join("mail").join(user);
