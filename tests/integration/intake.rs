@@ -5,6 +5,7 @@
 mod answers;
 mod bad_days;
 mod cyrus;
+mod cyrus_layouts;
 mod dovecot;
 mod ox;
 mod pushes;

@@ -30,11 +30,11 @@ use crate::support::world::registration;
 use crate::support::{limited, soon};
 
 /// As docs/events.md says, but for the names of the sockets.
-const EVENTS: &str = "event_groups: message flags mailbox applepushservice\n\
+pub(super) const EVENTS: &str = "event_groups: message flags mailbox applepushservice\n\
                       event_extra_params: timestamp uidnext messages vnd.cmu.unseenMessages modseq service flagNames\n";
 
 /// The group of the user as whom Cyrus runs.
-const GROUP: &str = "65534";
+pub(super) const GROUP: &str = "65534";
 
 /// A folder that Cyrus can enter, for the sockets.
 struct SocketFolder(TempDir);

@@ -31,16 +31,27 @@ impl Cyrus {
 
     /// One that tells of events as these lines of `imapd.conf` say.
     pub(crate) fn with_events(test: &str, events: &str) -> Option<Self> {
+        Self::with_users(test, events, '/', &users().collect::<Vec<_>>())
+    }
+
+    /// The same with these users alone. `separator` stands in the names that administrators see, by these lines;
+    /// the domain of a user of a virtual domain is in the name.
+    pub(crate) fn with_users(
+        test: &str,
+        lines: &str,
+        separator: char,
+        users: &[User<'_>],
+    ) -> Option<Self> {
         if !available_unpacked(test, "cyrus", &FILES) {
             return None;
         }
         let (process, [plain, tls]) =
-            process::start(|folder, addresses| plan(folder, addresses, events));
+            process::start(|folder, addresses| plan(folder, addresses, lines, users));
         let mut cyrus = Self { plain, tls, process };
         let mut admin = Client::connect(plain);
         admin.login(ADMIN);
-        for (name, _) in users() {
-            let answer = admin.ask(&format!("CREATE user/{name}"));
+        for (name, _) in users {
+            let answer = admin.ask(&format!("CREATE user{separator}{name}"));
             assert!(answer[0].starts_with("x OK"), "{answer:?}");
         }
         // Each of its processes numbers mailboxes by what the clock said at its start, so that those
@@ -73,20 +84,21 @@ impl Cyrus {
     }
 }
 
-fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2], events: &str) -> Plan {
+fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2], lines: &str, users: &[User<'_>]) -> Plan {
     let dir = folder.display().to_string();
     folder_of_nobody(&folder.join("conf/socket"));
     folder_of_nobody(&folder.join("spool"));
-    for user in users().chain([ADMIN]) {
-        set_password(folder, user);
+    for user in users.iter().chain([&ADMIN]) {
+        set_password(folder, *user);
     }
     let ports = |text: &str| {
         let text = text.replace("{dir}", &dir).replace("{plain}", &plain.port().to_string());
         text.replace("{tls}", &tls.port().to_string())
     };
+    let notifyd = if lines.contains("notify_external:") { NOTIFYD } else { "" };
     for (name, text) in [
-        ("imapd.conf", &*(ports(IMAPD_CONF) + events)),
-        ("cyrus.conf", &ports(CYRUS_CONF)),
+        ("imapd.conf", &*(ports(IMAPD_CONF) + &ports(lines))),
+        ("cyrus.conf", &ports(&CYRUS_CONF.replace("{notifyd}", notifyd))),
         ("server.pem", &pki().server.certificate),
         ("server.key", pki().server.expose_private_key()),
     ] {
@@ -109,9 +121,10 @@ fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2], events: &str) -> Plan {
 }
 
 fn set_password(folder: &Path, (name, password): User<'_>) {
+    let (name, domain) = name.split_once('@').unwrap_or((name, "localhost"));
     let mut command = Command::new("saslpasswd2");
     command.args(["-p", "-c", "-f"]).arg(folder.join("sasldb2"));
-    run(command.args(["-u", "localhost", name]), password);
+    run(command.args(["-u", domain, name]), password);
 }
 
 const IMAPD_CONF: &str = "
@@ -141,8 +154,12 @@ SERVICES {
   imap cmd="{dir}/root/usr/lib/cyrus/bin/imapd -C {dir}/imapd.conf" listen="127.0.0.1:{plain}" prefork=1
   imaps cmd="{dir}/root/usr/lib/cyrus/bin/imapd -C {dir}/imapd.conf -s" listen="127.0.0.1:{tls}" prefork=0
   lmtpunix cmd="{dir}/root/usr/lib/cyrus/bin/lmtpd -C {dir}/imapd.conf" listen="{dir}/conf/socket/lmtp" prefork=0
+  {notifyd}
 }
 "#;
+
+/// Runs a program for each event.
+const NOTIFYD: &str = r#"notify cmd="{dir}/root/usr/lib/cyrus/bin/notifyd -C {dir}/imapd.conf" listen="{dir}/conf/socket/notify" proto="udp" prefork=1"#;
 
 mod tests {
     use super::super::{ALICE, BOB, mail};
