@@ -70,6 +70,10 @@ unpacked=(
     courier:courier-imap:usr/bin/imapd
 )
 
+# Dovecot 2.4, which Debian 12 does not have: the packages of Debian 13 with all that they need, unpacked into a folder
+# in which it runs by chroot.
+trixie=$servers/trixie
+
 # Mail clients that are libraries, a push service, what drives and judges browsers, what judges an API and files of
 # `contrib/`, and what makes the Debian package, each in a folder of its own below
 # $clients that bears its version: what a test calls it : its version : what installs it : a file that shows it is here.
@@ -125,6 +129,9 @@ missing_unpacked() {
         is_unpacked "$shown_by" || if [ "${1-}" = names ]; then echo "$name"; else echo "$package"; fi
     done | sort -u
 }
+
+# The same of what is of Debian 13.
+missing_trixie() { [ -x "$trixie/usr/sbin/dovecot" ] || echo dovecot24; }
 
 # The same of the libraries.
 missing_libraries() {
@@ -221,6 +228,42 @@ unpack() {
     [ ${#absent[@]} = 0 ] || install "${absent[@]}"
 }
 
+# Whole or not at all, as the libraries.
+unpack_trixie() {
+    is_here apt-get && is_here dpkg-deb || { echo 'no apt-get on this machine'; return; }
+    local work file name keys=/usr/share/keyrings/debian-archive-keyring.gpg
+    mkdir -p "$servers"
+    work=$(mktemp -d -p "$servers" .unpacking-XXXXXX)
+    mkdir -p "$work"/{lists/partial,archives/partial,etc/apt/preferences.d,root}
+    touch "$work/status"
+    echo "deb [signed-by=$keys] http://deb.debian.org/debian trixie main" >"$work/sources.list"
+    cat >"$work/apt.conf" <<END
+Dir "$work";
+Dir::State::Lists "$work/lists";
+Dir::State::status "$work/status";
+Dir::Cache::archives "$work/archives";
+Dir::Etc::sourcelist "$work/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+APT::Install-Recommends "false";
+APT::Sandbox::User "root";
+END
+    apt-get -q -c "$work/apt.conf" update &&
+        apt-get -qq -y -c "$work/apt.conf" --download-only install dovecot-imapd dovecot-lmtpd || true
+    for file in "$work"/archives/*.deb; do
+        [ ! -e "$file" ] || dpkg-deb -x "$file" "$work/root"
+    done
+    for name in bin lib lib64 sbin; do
+        mkdir -p "$work/root/usr/$name"
+        [ -e "$work/root/$name" ] || ln -s "usr/$name" "$work/root/$name"
+    done
+    mkdir -p "$work"/root/{dev,etc,proc,srv,tmp}
+    printf '%s:x:%s:%s::/nonexistent:/usr/sbin/nologin\n' root 0 0 dovecot 140 140 dovenull 141 141 \
+        nobody 65534 65534 >"$work/root/etc/passwd"
+    printf '%s:x:%s:\n' root 0 dovecot 140 dovenull 141 nogroup 65534 >"$work/root/etc/group"
+    if [ -x "$work/root/usr/sbin/dovecot" ]; then rm -rf "$trixie" && mv "$work/root" "$trixie"; fi
+    rm -rf "$work"
+}
+
 # Whole or not at all, so that a folder which is there can be relied on.
 install_library() {
     local name version installer folder
@@ -249,6 +292,10 @@ install_all() {
         say "unpack: ${packages[*]}"
         unpack "${packages[@]}"
     fi
+    if [ -n "$(missing_trixie)" ]; then
+        say 'unpack: Dovecot 2.4 of Debian 13'
+        unpack_trixie
+    fi
     mapfile -t packages < <(missing_libraries)
     for package in "${packages[@]}"; do
         say "install: ${package%%:*}"
@@ -265,10 +312,10 @@ export MAILCHIME_SERVERS=$servers MAILCHIME_CLIENTS=$clients
 is_here cc || fail 'a C compiler is missing; apt-get install build-essential, or tests/run.sh --install'
 
 # Names given from outside are skipped too: MAILCHIME_SKIP=dovecot tests/run.sh
-MAILCHIME_SKIP="${MAILCHIME_SKIP-} $({ missing names; missing_unpacked names
+MAILCHIME_SKIP="${MAILCHIME_SKIP-} $({ missing names; missing_unpacked names; missing_trixie
     missing_libraries names; } | sort -u | tr '\n' ' ')"
 export MAILCHIME_SKIP
-mapfile -t absent < <(missing; missing_unpacked; missing_libraries names)
+mapfile -t absent < <(missing; missing_unpacked; missing_trixie; missing_libraries names)
 if [ ${#absent[@]} -gt 0 ]; then
     say "not here, their tests will be skipped: ${absent[*]}"
     if [ -z "$may_install" ]; then echo 'tests/run.sh --install installs what it can.'; fi

@@ -7,6 +7,7 @@ mod bad_days;
 mod cyrus;
 mod cyrus_layouts;
 mod dovecot;
+mod dovecot24;
 mod ox;
 mod pushes;
 mod reload;

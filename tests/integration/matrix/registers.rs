@@ -29,6 +29,11 @@ async fn dovecot_registers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dovecot24_registers() {
+    registers("dovecot24_registers", Kind::Dovecot24).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cyrus_registers() {
     registers("cyrus_registers", Kind::Cyrus).await;
 }

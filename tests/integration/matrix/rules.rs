@@ -172,8 +172,8 @@ impl Conversation {
 
 /// Where two connections that should be the same part, by the rules.
 ///
-/// What only one of them asked for is left out if it is `COMPRESS`, for mailchime offers it where the
-/// server does not; or `ID`, which imapflow repeats after login when the answer before it was short.
+/// `COMPRESS` is left out, for mailchime offers and answers it itself, whatever the server does; and so is `ID` where
+/// only one of them asked for it, which imapflow repeats after login when the answer before it was short.
 /// And the answer to `LOGOUT` on a compressed connection: imapflow does not wait for the inflater
 /// when the connection ends. And where a server tells of new mail `by_the_clock`, when it does.
 pub(super) fn differences(
@@ -186,11 +186,9 @@ pub(super) fn differences(
         let commands = of.client.iter().map(|unit| unit.split_ascii_whitespace().nth(1));
         commands.filter(|command| *command == Some(what)).count()
     };
-    let mut left_out = Vec::new();
-    for what in ["COMPRESS", "ID"] {
-        if asked(proxied, what) != asked(direct, what) {
-            left_out.push(what);
-        }
+    let mut left_out = vec!["COMPRESS"];
+    if asked(proxied, "ID") != asked(direct, "ID") {
+        left_out.push("ID");
     }
     if asked(proxied, "COMPRESS") > 0 {
         left_out.push("LOGOUT");

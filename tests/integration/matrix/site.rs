@@ -11,12 +11,14 @@ use crate::support::servers::client::Client;
 use crate::support::servers::courier::Courier;
 use crate::support::servers::cyrus::Cyrus;
 use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::dovecot24::Dovecot24;
 use crate::support::servers::imap4d::Imap4d;
 
 /// The servers of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Dovecot,
+    Dovecot24,
     Cyrus,
     Courier,
     Imap4d,
@@ -25,6 +27,7 @@ pub(super) enum Kind {
 /// One of them at work.
 pub(super) enum Server {
     Dovecot(Dovecot),
+    Dovecot24(Dovecot24),
     Cyrus(Cyrus),
     Courier(Courier),
     Imap4d(Imap4d),
@@ -43,6 +46,7 @@ impl Kind {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Dovecot => "dovecot",
+            Self::Dovecot24 => "dovecot24",
             Self::Cyrus => "cyrus",
             Self::Courier => "courier",
             Self::Imap4d => "imap4d",
@@ -66,13 +70,14 @@ impl Kind {
     }
 
     pub(super) fn has_move(self) -> bool {
-        matches!(self, Self::Dovecot | Self::Cyrus)
+        matches!(self, Self::Dovecot | Self::Dovecot24 | Self::Cyrus)
     }
 
     /// `None` where it cannot run, which has been said.
     pub(super) fn start(self, test: &str) -> Option<Server> {
         Some(match self {
             Self::Dovecot => Server::Dovecot(Dovecot::start(test, &Options::default())?),
+            Self::Dovecot24 => Server::Dovecot24(Dovecot24::start(test, "", &[])?),
             Self::Cyrus => Server::Cyrus(Cyrus::start(test)?),
             Self::Courier => Server::Courier(Courier::start(test)?),
             Self::Imap4d => Server::Imap4d(Imap4d::start(test)?),
@@ -86,6 +91,7 @@ impl Server {
     pub(super) fn kind(&self) -> Kind {
         match self {
             Self::Dovecot(_) => Kind::Dovecot,
+            Self::Dovecot24(_) => Kind::Dovecot24,
             Self::Cyrus(_) => Kind::Cyrus,
             Self::Courier(_) => Kind::Courier,
             Self::Imap4d(_) => Kind::Imap4d,
@@ -95,6 +101,7 @@ impl Server {
     pub(super) fn plain(&self) -> SocketAddr {
         match self {
             Self::Dovecot(server) => server.plain,
+            Self::Dovecot24(server) => server.plain,
             Self::Cyrus(server) => server.plain,
             Self::Courier(server) => server.plain,
             Self::Imap4d(server) => server.plain,
@@ -104,6 +111,7 @@ impl Server {
     pub(super) fn tls(&self) -> SocketAddr {
         match self {
             Self::Dovecot(server) => server.tls,
+            Self::Dovecot24(server) => server.tls,
             Self::Cyrus(server) => server.tls,
             Self::Courier(server) => server.tls,
             Self::Imap4d(server) => server.tls,
@@ -114,6 +122,7 @@ impl Server {
     pub(super) fn deliver(&self, mail: &[u8]) {
         match self {
             Self::Dovecot(server) => server.deliver_by_lmtp(ALICE.0, mail),
+            Self::Dovecot24(server) => server.deliver(ALICE.0, mail),
             Self::Cyrus(server) => server.deliver(ALICE.0, mail),
             Self::Courier(server) => server.deliver(ALICE.0, "INBOX", mail),
             Self::Imap4d(server) => server.deliver(ALICE.0, mail),

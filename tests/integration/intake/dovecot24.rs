@@ -1,0 +1,114 @@
+//! Dovecot 2.4 with the lines of docs/events.md: the script and the driver `ox`.
+
+use std::fs;
+use std::net::SocketAddr;
+
+use mailchime::config::{EventSourceConfig, WatchConnection};
+use tempfile::TempDir;
+
+use super::TOKEN;
+use crate::support::in_process::{InProcess, loopback};
+use crate::support::servers::client::Client;
+use crate::support::servers::dovecot24::{Dovecot24, PLACE};
+use crate::support::servers::{ALICE, mail};
+use crate::support::{limited, soon, until};
+
+const DOCS: &str = include_str!("../../../docs/events.md");
+const SCRIPT: &str = include_str!("../../../contrib/dovecot/mailchime.lua");
+
+/// The block of the docs that begins with this line, behind the one for Dovecot 2.3.
+fn lines_of_docs(first: &str, has: &str) -> String {
+    let blocks = DOCS.split("```text\n").skip(1);
+    let mut blocks = blocks.filter_map(|block| block.split_once("```").map(|(block, _)| block));
+    let block = blocks.find(|block| block.starts_with(first) && block.contains(has));
+    block.unwrap_or_else(|| panic!("docs/events.md has no block {first:?}")).to_owned()
+}
+
+/// mailchime in front of it, which has no connection to it while nothing happens.
+async fn mailchime(dovecot: &Dovecot24, folder: &TempDir, metadata: bool) -> InProcess {
+    let secret = folder.path().join("events.secret");
+    fs::write(&secret, TOKEN).unwrap();
+    let world = InProcess::pushing(dovecot.plain, |config| {
+        config.watch.connection = WatchConnection::OnDemand;
+        config.events.address = Some(loopback());
+        let source = EventSourceConfig::new("dovecot", secret);
+        config.events.sources = vec![EventSourceConfig { metadata, ..source }];
+    });
+    world.await
+}
+
+async fn looked_at(world: &InProcess) {
+    let store = &world.mailchime.store;
+    until(async || store.due_accounts().await.unwrap().is_empty()).await;
+}
+
+/// The script as it tells what listens there.
+fn script(address: SocketAddr) -> String {
+    SCRIPT
+        .replace("http://127.0.0.1:8144/", &format!("http://{address}/"))
+        .replace("/etc/dovecot/", &format!("{PLACE}/"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_script_tells_of_changes_with_their_numbers() {
+    limited(async {
+        let test = "intake::dovecot24::the_script_tells_of_changes_with_their_numbers";
+        let lines = lines_of_docs("mail_plugins {", "lua_file");
+        let lines = lines.replace("/etc/dovecot/", &format!("{PLACE}/"));
+        let before = script(loopback());
+        let files = [("mailchime.lua", &*before), ("mailchime.token", TOKEN)];
+        let Some(mut dovecot) = Dovecot24::start(test, &lines, &files) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let world = mailchime(&dovecot, &folder, false).await;
+        // It reads the script when it starts.
+        let script = script(world.mailchime.events.unwrap());
+        fs::write(dovecot.file("mailchime.lua"), script).unwrap();
+        dovecot.restart();
+        world.register(ALICE, &["INBOX"]).await;
+        looked_at(&world).await;
+        dovecot.deliver(ALICE.0, &mail("by LMTP"));
+        soon("a push", world.push_of(&["INBOX"])).await;
+        looked_at(&world).await;
+        let mut client = Client::connect(dovecot.plain);
+        assert!(client.login(ALICE).starts_with("x OK"));
+        client.ask("SELECT INBOX");
+        // It would let nobody in any more: the numbers are the look.
+        let passwords = fs::read_to_string(dovecot.file("passwd")).unwrap();
+        let passwords = passwords.replace("{PLAIN}", "{PLAIN}another ");
+        fs::write(dovecot.file("passwd"), passwords).unwrap();
+        let read = client.ask("STORE 1 +FLAGS (\\Seen)");
+        assert!(read.last().unwrap().starts_with("x OK"), "{read:?}");
+        soon("a push", world.push_of(&["INBOX"])).await;
+        assert!(!dovecot.log().contains("Warning: mailchime: "), "{}", dovecot.log());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_driver_ox_tells_of_a_user_who_has_registered() {
+    limited(async {
+        let test = "intake::dovecot24::the_driver_ox_tells_of_a_user_who_has_registered";
+        let lines = lines_of_docs("mail_plugins {", "push_notification ox {");
+        let lines = lines.replace("/var/lib/dovecot/attributes", &format!("{PLACE}/attributes"));
+        let (before, driver) = lines.split_once("push_notification ox {").unwrap();
+        let included = format!("{before}!include_try {PLACE}/driver.conf\n");
+        let Some(mut dovecot) = Dovecot24::start(test, &included, &[]) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let world = mailchime(&dovecot, &folder, true).await;
+        let url = format!("http://dovecot:{TOKEN}@{}/", world.mailchime.events.unwrap());
+        let driver = driver.replace("http://dovecot:SECRET@127.0.0.1:8144/", &url);
+        assert!(driver.contains(&url), "{driver}");
+        let driver = format!("push_notification ox {{{driver}");
+        fs::write(dovecot.file("driver.conf"), driver).unwrap();
+        dovecot.restart();
+        let mut client = Client::connect(dovecot.plain);
+        assert!(client.login(ALICE).starts_with("x OK"));
+        world.register(ALICE, &["INBOX"]).await;
+        let ask = "GETMETADATA \"\" /private/vendor/vendor.dovecot/http-notify";
+        until(async || client.ask(ask).concat().contains("user=alice")).await;
+        looked_at(&world).await;
+        dovecot.deliver(ALICE.0, &mail("hello"));
+        soon("a push", world.push_of(&["INBOX"])).await;
+    })
+    .await;
+}
