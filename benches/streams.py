@@ -144,10 +144,9 @@ async def socket_stream(port, tls, user):
 
 
 def pss(pid):
-    for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    return 0
+    """In KiB, with what is swapped out."""
+    lines = (line.split() for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+    return sum(int(line[1]) for line in lines if line[0] in ("Pss:", "SwapPss:"))
 
 
 def free_ports(count):
@@ -186,8 +185,8 @@ async def figure(program, name, opens, streams, accounts, watched=False):
                     break
                 except OSError:
                     await asyncio.sleep(0.1)
-            # What is needed once, for as many as come at a time.
-            held = await asyncio.gather(*(opens(port, tls, f"warm{at}") for at in range(50)))
+            # What is needed once.
+            held = [await opens(port, tls, f"warm{at}") for at in range(20)]
             if watched:
                 await by_fifties(register, imap, tls, accounts, accounts)
             await asyncio.sleep(5 if watched else 2)
