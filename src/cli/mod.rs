@@ -8,6 +8,7 @@ mod demo;
 mod devices;
 mod event;
 mod health;
+mod import;
 pub mod logging;
 mod package_files;
 mod push;
@@ -90,6 +91,9 @@ enum CliCommand {
     /// Write the manual pages and the completions of shells, for a package
     #[command(hide = true)]
     PackageFiles(package_files::PackageFilesOptions),
+    /// Take over the phones of a program that pushed to them before
+    #[command(subcommand)]
+    Import(import::Import),
 }
 
 #[derive(Debug, Subcommand)]
@@ -152,6 +156,7 @@ pub fn main() -> ExitCode {
         CliCommand::Credentials(CredentialsCommand::Rotate(configured)) => {
             credentials::run(&configured.config)
         }
+        CliCommand::Import(import) => import::run(&import),
     };
     let (message, code) = match result {
         Ok(()) => return ExitCode::SUCCESS,

@@ -278,8 +278,8 @@ async fn leave(work: &mut Work, account: &Account, backend: &BackendId) -> sqlx:
 
 /// An account's row as a registration leaves it. Pairs of times here and below are those of the day and of
 /// service.
-struct AccountRow {
-    id: i64,
+pub(super) struct AccountRow {
+    pub(super) id: i64,
     /// Since when it has another password than that of the login, if that is of before.
     outdated: Option<(Timestamp, Timestamp)>,
     /// The password of the login is another one than the last.
@@ -357,7 +357,7 @@ static UPSERT_SUBSCRIPTION: Shaped = Shaped::new(|dialect| {
 });
 
 /// Locks the account, too.
-async fn upsert_account(
+pub(super) async fn upsert_account(
     work: &mut Work,
     account: &Account,
     login: &Registrant,
@@ -400,7 +400,7 @@ async fn upsert_account(
 
 /// With `outdated` the subscription stays outdated, or is so from then on, unless it is the operator's. Returns
 /// its id.
-async fn upsert_subscription(
+pub(super) async fn upsert_subscription(
     work: &mut Work,
     account: i64,
     subscription: &Subscription,
@@ -431,7 +431,7 @@ async fn upsert_subscription(
     row.try_get("id")
 }
 
-async fn replace_mailboxes(
+pub(super) async fn replace_mailboxes(
     work: &mut Work,
     account: i64,
     subscription: i64,

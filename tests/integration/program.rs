@@ -10,6 +10,7 @@ mod database_away;
 mod demo;
 mod doveadm;
 mod hostile;
+mod import;
 mod lenient;
 mod logs;
 mod master;

@@ -28,6 +28,8 @@ const MAY: &[(&str, &str)] = &[
     ("cli/demo.rs", "shows what the stand-in got"),
     ("cli/certs.rs", "makes certificates for the stand-in"),
     ("cli/replay.rs", "plays dialogues with iPhones"),
+    ("cli/import", "takes over what iPhones registered elsewhere"),
+    ("cli/setup/", "says where Apple's certificate goes"),
     ("store/sql/schema.rs", "reads databases of before"),
     ("store/batches.rs", "its tests store what iPhones register"),
     ("store/rotation.rs", "its tests store what iPhones register"),
