@@ -14,6 +14,7 @@ mod package_files;
 mod push;
 mod replay;
 mod serve;
+mod setup;
 mod store;
 mod table;
 mod watchers;
@@ -61,6 +62,8 @@ struct Configured {
 enum CliCommand {
     /// Run the proxy (also when no command is given)
     Serve(Configured),
+    /// Write a first configuration from what this machine has, and say what to do next
+    Setup(setup::SetupOptions),
     /// Test every part and say what is wrong with it
     Check(check::CheckOptions),
     /// Who is registered for push
@@ -142,6 +145,7 @@ pub fn main() -> ExitCode {
     };
     let result = match arguments.command.unwrap_or(CliCommand::Serve(arguments.configured)) {
         CliCommand::Serve(configured) => serve::run(&configured.config, secluded),
+        CliCommand::Setup(options) => setup::run(&options),
         CliCommand::Check(options) => check::run(&options),
         CliCommand::Devices(devices) => devices::run(&devices),
         CliCommand::Watchers(options) => watchers::run(&options),

@@ -17,6 +17,7 @@ mod master;
 mod messages;
 mod nodes;
 mod reload;
+mod setup;
 mod stop;
 mod store;
 mod tls;

@@ -1,0 +1,173 @@
+//! What to do after setup: the lines to run, and what the mail server needs.
+
+use std::fmt::Write;
+
+use super::{MailServerKind, SetupPlan, WatchCredentials, below};
+
+/// The port of mail over TLS (RFC 8314 section 7.3).
+const IMAPS: u16 = 993;
+
+/// All steps, numbered.
+pub(super) fn text(plan: &SetupPlan) -> String {
+    let mut steps = vec![user(plan)];
+    if plan.credentials == WatchCredentials::Master {
+        steps.push(master(plan));
+    }
+    let config = below(&plan.root, "etc/mailchime/proxy.toml");
+    let config = config.display();
+    steps.push(format!("Test every part:\n\nmailchime check --config {config}"));
+    let service = plan.server.service();
+    if plan.port == IMAPS {
+        steps.push(take_over(plan));
+    } else {
+        let port = plan.port;
+        steps.push(format!(
+            "Start a pilot. Your server stays as it is:\n\nsystemctl enable --now mailchime"
+        ));
+        steps.push(format!(
+            "Open port {port} in the firewall, and set it on one phone: in its mail account, Advanced, \
+             Server Port {port}, with SSL. Mail must work there as before."
+        ));
+        steps.push(format!(
+            "When the pilot is good, mailchime takes over port 993. In {config} write\n\n\
+             address = \"[::]:{IMAPS}\"\n\nand then:\n\n{}",
+            change(plan)
+        ));
+    }
+    steps.push(format!(
+        "To go back: take the change to {service} back, restart it, and run\n\n\
+         systemctl disable --now mailchime"
+    ));
+    steps.push(renewal(plan));
+    steps.push(
+        "Push to iOS Mail needs a certificate from Apple: docs/certificate.md. With it, uncomment [apns] and \
+         run mailchime check again."
+            .to_owned(),
+    );
+    let mut text = String::new();
+    for (number, step) in (1..).zip(&steps) {
+        let _ = write!(text, "\n{number}. ");
+        for (at, line) in step.lines().enumerate() {
+            // What is to be run or written stands apart.
+            let indent = if at == 0 { "" } else { "   " };
+            let _ = writeln!(text, "{}", format!("{indent}{line}").trim_end());
+        }
+    }
+    text
+}
+
+fn user(plan: &SetupPlan) -> String {
+    let path = |path: &str| below(&plan.root, path).display().to_string();
+    let master = match plan.credentials {
+        WatchCredentials::Stored => String::new(),
+        WatchCredentials::Master => {
+            format!("\nchown mailchime {}", path("etc/mailchime/master.password"))
+        }
+    };
+    format!(
+        "Make the user (a package has made it already), and give it the files:\n\n\
+         useradd --system --home-dir {state} --shell /usr/sbin/nologin mailchime\n\
+         install -d -m 700 -o mailchime -g mailchime {state}\n\
+         chgrp -R mailchime {folder}{master}",
+        state = path("var/lib/mailchime"),
+        folder = path("etc/mailchime"),
+    )
+}
+
+fn master(plan: &SetupPlan) -> String {
+    let password = below(&plan.root, "etc/mailchime/master.password");
+    let password = password.display();
+    match plan.server.kind {
+        MailServerKind::Dovecot23 | MailServerKind::Dovecot24 => {
+            let block = match plan.server.kind {
+                MailServerKind::Dovecot24 => {
+                    "passdb passwd-file {\n  passwd_file_path = /etc/dovecot/mailchime.master\n  \
+                     master = yes\n}"
+                }
+                _ => {
+                    "passdb {\n  driver = passwd-file\n  args = /etc/dovecot/mailchime.master\n  \
+                     master = yes\n}"
+                }
+            };
+            format!(
+                "Make the master user in Dovecot. It may log in as everybody:\n\n\
+                 (umask 077; printf 'mailchime:{{PLAIN}}%s\\n' \"$(cat {password})\" \
+                 > /etc/dovecot/mailchime.master)\n\
+                 chown dovecot /etc/dovecot/mailchime.master\n\n\
+                 In /etc/dovecot/conf.d/10-auth.conf, before the other passdb:\n\n{block}\n\n\
+                 systemctl reload dovecot"
+            )
+        }
+        MailServerKind::Cyrus => format!(
+            "Make the master user in Cyrus. It may log in as everybody. In /etc/imapd.conf:\n\n\
+             proxyservers: mailchime\n\n\
+             saslpasswd2 -p -c mailchime < {password}\n\
+             systemctl restart cyrus-imapd"
+        ),
+        MailServerKind::Courier | MailServerKind::Other => format!(
+            "Make a master user with the name mailchime and the password in {password}, who may log in as \
+             everybody by SASL PLAIN with the user as authorization identity; or write another form to \
+             [backend] login_template."
+        ),
+    }
+}
+
+/// For who wants no pilot.
+fn take_over(plan: &SetupPlan) -> String {
+    format!("Have your server give up port 993, and start mailchime there.\n\n{}", change(plan))
+}
+
+/// What the server needs so that mailchime has port 993.
+fn change(plan: &SetupPlan) -> String {
+    let service = plan.server.service();
+    if !plan.server.is_here() {
+        return "Your server is on another machine and stays as it is. Have the name that phones use lead to \
+                this one.\n\nsystemctl restart mailchime"
+            .to_owned();
+    }
+    let server = match plan.server.kind {
+        MailServerKind::Dovecot23 => dovecot("address"),
+        MailServerKind::Dovecot24 => dovecot("listen"),
+        MailServerKind::Cyrus => {
+            "in the block SERVICES of /etc/cyrus.conf, have imap listen on this machine alone, and take imaps \
+             out:\n\n\
+             imap cmd=\"imapd -U 30\" listen=\"127.0.0.1:imap\" prefork=0 maxchild=100\n\n\
+             In /etc/imapd.conf, for logins from mailchime:\n\n\
+             allowplaintext: yes"
+                .to_owned()
+        }
+        MailServerKind::Courier => {
+            "in /etc/courier/imapd:\n\nADDRESS=127.0.0.1\n\n\
+             In /etc/courier/imapd-ssl:\n\nIMAPDSSLSTART=NO"
+                .to_owned()
+        }
+        MailServerKind::Other => {
+            "have your server listen for IMAP on 127.0.0.1, port 143, and no longer on port 993.".to_owned()
+        }
+    };
+    format!("{server}\n\nsystemctl restart {service}\nsystemctl restart mailchime")
+}
+
+/// `listen` is the word for an address, which Dovecot 2.4 has changed.
+fn dovecot(listen: &str) -> String {
+    format!(
+        "in /etc/dovecot/conf.d/10-master.conf:\n\n\
+         service imap-login {{\n  inet_listener imap {{\n    {listen} = 127.0.0.1\n    port = 143\n  }}\n  \
+         inet_listener imaps {{\n    port = 0\n  }}\n}}\n\n\
+         and in /etc/dovecot/dovecot.conf, so that Dovecot believes mailchime the addresses of clients:\n\n\
+         login_trusted_networks = 127.0.0.1/32"
+    )
+}
+
+fn renewal(plan: &SetupPlan) -> String {
+    let folder = below(&plan.root, "etc/mailchime");
+    let folder = folder.display();
+    let (certificate, key) =
+        (plan.certificate.certificate.display(), plan.certificate.private_key.display());
+    format!(
+        "After each renewal of the certificate run these (with certbot: a file in \
+         /etc/letsencrypt/renewal-hooks/deploy); mailchime takes the new one by itself:\n\n\
+         install -m 640 -g mailchime {certificate} {folder}/server.pem\n\
+         install -m 640 -g mailchime {key} {folder}/server.key"
+    )
+}

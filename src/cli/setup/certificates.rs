@@ -1,0 +1,167 @@
+//! Certificates that are on this machine: that of Dovecot's configuration, and those of certbot.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::below;
+use crate::files;
+use crate::model::Timestamp;
+use crate::net::tls;
+
+/// Longest configuration file that is read, in bytes.
+const LONGEST: u64 = 1024 * 1024;
+
+/// A certificate that can be used.
+#[derive(Debug)]
+pub(super) struct FoundCertificate {
+    pub(super) certificate: PathBuf,
+    pub(super) private_key: PathBuf,
+    /// The first name that it is for.
+    pub(super) name: String,
+    /// The mail server shows it, so phones know it.
+    pub(super) is_of_server: bool,
+    until: String,
+    from: &'static str,
+}
+
+impl FoundCertificate {
+    /// The certificate in these files; an error says what is wrong with them.
+    pub(super) fn load(
+        certificate: &Path,
+        private_key: &Path,
+        from: &'static str,
+    ) -> Result<Self, String> {
+        let identity =
+            tls::identity(certificate, private_key).map_err(|error| error.to_string())?;
+        let file = certificate.display();
+        let leaf = identity.cert.first().and_then(|der| X509Certificate::from_der(der).ok());
+        let (_, leaf) = leaf.ok_or_else(|| format!("{file}: cannot be read"))?;
+        let names = leaf.subject_alternative_name().ok().flatten();
+        let names = names.map(|names| &names.value.general_names[..]).unwrap_or_default();
+        let name = names.iter().find_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            _ => None,
+        });
+        let name =
+            name.ok_or_else(|| format!("{file}: names no host, so phones do not take it"))?;
+        let end = leaf.validity().not_after.timestamp().saturating_mul(1000);
+        if Timestamp::now().0 > end {
+            return Err(format!("{file}: expired on {}", Timestamp(end).date()));
+        }
+        Ok(Self {
+            certificate: certificate.to_owned(),
+            private_key: private_key.to_owned(),
+            name,
+            is_of_server: false,
+            until: Timestamp(end).date(),
+            from,
+        })
+    }
+}
+
+impl fmt::Display for FoundCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { certificate, name, until, from, .. } = self;
+        let name = name.escape_debug();
+        write!(f, "{} for {name}, until {until} ({from})", certificate.display())
+    }
+}
+
+/// Those below `root`, the server's own first; and why others cannot be used.
+pub(super) fn find(root: &Path) -> (Vec<FoundCertificate>, Vec<String>) {
+    let (mut found, mut unfit) = (Vec::new(), Vec::new());
+    let mut seen = Vec::new();
+    if let Some((certificate, private_key)) = of_dovecot(root) {
+        match FoundCertificate::load(&certificate, &private_key, "of Dovecot") {
+            Ok(of_server) => {
+                seen.extend(fs::canonicalize(certificate));
+                found.push(FoundCertificate { is_of_server: true, ..of_server });
+            }
+            Err(why) => unfit.push(why),
+        }
+    }
+    let live = fs::read_dir(below(root, "etc/letsencrypt/live")).into_iter().flatten().flatten();
+    let mut folders: Vec<_> = live.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    folders.sort();
+    for folder in folders {
+        let (certificate, private_key) = (folder.join("fullchain.pem"), folder.join("privkey.pem"));
+        if fs::canonicalize(&certificate).is_ok_and(|path| seen.contains(&path)) {
+            continue;
+        }
+        match FoundCertificate::load(&certificate, &private_key, "of certbot") {
+            Ok(certificate) => found.push(certificate),
+            Err(why) => unfit.push(why),
+        }
+    }
+    (found, unfit)
+}
+
+/// The files of Dovecot's configuration, in the order in which they are read as a rule.
+pub(super) fn files_of_dovecot(root: &Path) -> Vec<String> {
+    let parts = fs::read_dir(below(root, "etc/dovecot/conf.d")).into_iter().flatten().flatten();
+    let mut parts: Vec<_> = parts.map(|entry| entry.path()).collect();
+    parts.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
+    parts.sort();
+    let main = below(root, "etc/dovecot/dovecot.conf");
+    let local = below(root, "etc/dovecot/local.conf");
+    let all = std::iter::once(main).chain(parts).chain([local]);
+    all.filter_map(|path| Some(files::read_text(&path, LONGEST).ok()?.0.to_string())).collect()
+}
+
+/// Certificate and key that all its listeners show: the last ones that are set outside of any block.
+fn of_dovecot(root: &Path) -> Option<(PathBuf, PathBuf)> {
+    let (mut certificate, mut private_key) = (None, None);
+    for text in files_of_dovecot(root) {
+        let mut depth = 0_u32;
+        for line in text.lines().map(|line| line.split('#').next().unwrap_or_default().trim()) {
+            match line {
+                _ if line.ends_with('{') => depth += 1,
+                "}" => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            let Some((key, value)) = line.split_once('=').filter(|_| depth == 0) else { continue };
+            let value = below(root, value.trim().trim_start_matches('<').trim().trim_matches('"'));
+            match key.trim() {
+                "ssl_cert" | "ssl_server_cert_file" => certificate = Some(value),
+                "ssl_key" | "ssl_server_key_file" => private_key = Some(value),
+                _ => {}
+            }
+        }
+    }
+    Some((certificate?, private_key?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_setting_outside_of_blocks_counts_in_both_forms_of_dovecot() {
+        for (main, part, expected) in [
+            (
+                "!include conf.d/*.conf\n",
+                "ssl_cert = </etc/a.pem # mine\nssl_key = < /etc/a.key\n",
+                "a",
+            ),
+            (
+                "dovecot_config_version = 2.4.1\n",
+                "ssl_server_cert_file = /etc/b.pem\nssl_server_key_file = \"/etc/b.key\"\n\
+                 local_name x {\n  ssl_server_cert_file = /etc/x.pem\n  ssl_server_key_file = /etc/x.key\n}\n",
+                "b",
+            ),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let root = folder.path();
+            fs::create_dir_all(root.join("etc/dovecot/conf.d")).unwrap();
+            fs::write(root.join("etc/dovecot/dovecot.conf"), main).unwrap();
+            fs::write(root.join("etc/dovecot/conf.d/10-ssl.conf"), part).unwrap();
+            fs::write(root.join("etc/dovecot/conf.d/10-ssl.conf.orig"), "ssl_cert = </no\n")
+                .unwrap();
+            let files = ["pem", "key"].map(|kind| root.join(format!("etc/{expected}.{kind}")));
+            assert_eq!(of_dovecot(root), Some(files.into()), "{part}");
+        }
+    }
+}

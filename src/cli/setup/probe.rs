@@ -1,0 +1,256 @@
+//! The IMAP server that is there: how it is reached, and what it is.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::certificates::files_of_dovecot;
+use super::{CommandFailure, MailServerKind, SetupOptions, below, say};
+use crate::config::{BackendConfig, BackendTls, TrustConfig};
+use crate::imap::responses::printable;
+use crate::net::backend::Backend;
+use crate::net::resolve::NameResolver;
+
+/// For a connection, and for its answers.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// Longest answer, in bytes.
+const LONGEST: usize = 8 * 1024;
+/// How much of a greeting is shown, in characters.
+const SHOWN: usize = 100;
+
+/// Where it is looked for.
+const USUAL: [(&str, u16); 2] = [("127.0.0.1", 143), ("127.0.0.1", 993)];
+
+/// A server that answers.
+#[derive(Debug)]
+pub(super) struct FoundServer {
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// As `[backend] tls` has it.
+    pub(super) tls: BackendTls,
+    pub(super) kind: MailServerKind,
+    /// Empty where it is not known.
+    version: String,
+}
+
+impl FoundServer {
+    /// It and mailchime are on one machine.
+    pub(super) fn is_here(&self) -> bool {
+        is_here(&self.host)
+    }
+
+    /// HOST:PORT.
+    pub(super) fn address(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+
+    /// The name of its service, for `systemctl`.
+    pub(super) fn service(&self) -> &'static str {
+        match self.kind {
+            MailServerKind::Dovecot23 | MailServerKind::Dovecot24 => "dovecot",
+            MailServerKind::Cyrus => "cyrus-imapd",
+            MailServerKind::Courier => "courier-imap courier-imap-ssl",
+            MailServerKind::Other => "YOUR-SERVER",
+        }
+    }
+}
+
+impl fmt::Display for FoundServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            MailServerKind::Dovecot23 | MailServerKind::Dovecot24 => "Dovecot",
+            MailServerKind::Cyrus => "Cyrus",
+            MailServerKind::Courier => "Courier",
+            MailServerKind::Other => "a server of another kind",
+        };
+        let tls = match self.tls {
+            BackendTls::None => "without TLS, on this machine",
+            BackendTls::StartTls(_) => "with STARTTLS",
+            BackendTls::Implicit(_) => "with TLS",
+        };
+        let version = match self.version.as_str() {
+            "" => String::new(),
+            version => format!(" {version}"),
+        };
+        write!(f, "{kind}{version} at {}, {tls}", self.address())
+    }
+}
+
+/// The server of the options, or the first that answers where one is as a rule. `name` is one of this machine
+/// in its certificate.
+pub(super) async fn find(
+    options: &SetupOptions,
+    name: &str,
+) -> Result<FoundServer, CommandFailure> {
+    let places = match &options.backend {
+        Some(given) => vec![place(given)?],
+        None => USUAL.map(|(host, port)| (host.to_owned(), port)).to_vec(),
+    };
+    let mut problems = Vec::new();
+    for (host, port) in places {
+        match look(options, &host, port, name).await {
+            Ok(found) => return Ok(found),
+            Err(why) => problems.push(why),
+        }
+    }
+    let why = problems.join("\n  ");
+    Err(CommandFailure::Failed(format!(
+        "no IMAP server can be used:\n  {why}\nSay where it is by --backend HOST:PORT, and by --backend-ca \
+         whose its certificate is, where that is a private authority"
+    )))
+}
+
+fn place(given: &str) -> Result<(String, u16), CommandFailure> {
+    let parts = given.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    let (host, port) = parts.filter(|(host, _)| !host.is_empty()).ok_or_else(|| {
+        CommandFailure::Usage(format!(
+            "--backend {given:?}: write HOST:PORT, such as 127.0.0.1:143"
+        ))
+    })?;
+    Ok((host.trim_start_matches('[').trim_end_matches(']').to_owned(), port))
+}
+
+/// What is there, by the first kind of TLS that works. Passwords go without TLS on this machine alone.
+async fn look(
+    options: &SetupOptions,
+    host: &str,
+    port: u16,
+    name: &str,
+) -> Result<FoundServer, String> {
+    let server_name = if is_here(host) { name } else { host };
+    let trust =
+        || TrustConfig { ca: options.backend_ca.clone(), server_name: server_name.to_owned() };
+    let kinds = match (port, is_here(host)) {
+        (993, _) => vec![BackendTls::Implicit(trust())],
+        (_, true) => {
+            vec![BackendTls::None, BackendTls::StartTls(trust()), BackendTls::Implicit(trust())]
+        }
+        (_, false) => vec![BackendTls::StartTls(trust()), BackendTls::Implicit(trust())],
+    };
+    let mut last = String::new();
+    for tls in kinds {
+        let backend = backend(BackendConfig::new(host, port, tls.clone()))?;
+        match backend.probe(CONNECT_TIME, LONGEST).await {
+            Err(error) => last = error.to_string(),
+            Ok(()) if backend.seen().is_some_and(|seen| seen.has("LOGINDISABLED")) => {
+                last = format!("{}: takes no password without TLS", backend.name());
+            }
+            Ok(()) => {
+                let greeting = greeting(host, port, &tls).await.unwrap_or_default();
+                let (kind, version) = kind(&options.root, &greeting, is_here(host));
+                let kind = options.server.unwrap_or(kind);
+                if !greeting.is_empty() {
+                    say(format_args!("{host}:{port} greets: {greeting}"));
+                }
+                return Ok(FoundServer { host: host.to_owned(), port, tls, kind, version });
+            }
+        }
+    }
+    Err(last)
+}
+
+fn backend(config: BackendConfig) -> Result<Backend, String> {
+    let resolver = NameResolver::new(&Default::default(), Arc::default());
+    Backend::new(&config, CONNECT_TIME, &resolver).map_err(|(key, error)| format!("{key}: {error}"))
+}
+
+/// The greeting, cut off; that which comes before STARTTLS, for there is none behind it.
+async fn greeting(host: &str, port: u16, tls: &BackendTls) -> Option<String> {
+    let tls = match tls {
+        BackendTls::Implicit(_) => tls.clone(),
+        _ => BackendTls::None,
+    };
+    let backend = backend(BackendConfig::new(host, port, tls)).ok()?;
+    let connected = backend.connect(None, LONGEST).await.ok()?;
+    let line = connected.heard.split(|byte| *byte == b'\n').next()?.trim_ascii();
+    // A list of capabilities is long, and what it is stands behind it.
+    let words = line.windows(2).position(|pair| pair == b"] ").map(|at| &line[at + 2..]);
+    let text = match words.filter(|_| line.starts_with(b"* OK [")) {
+        Some(words) => format!("* OK {}", printable(words)),
+        None => printable(line),
+    };
+    Some(text.chars().take(SHOWN).collect())
+}
+
+/// What greets so, and its version.
+fn kind(root: &Path, greeting: &str, is_here: bool) -> (MailServerKind, String) {
+    if let Some((_, version)) = greeting.split_once("Cyrus IMAP ") {
+        let version = version.split_whitespace().next().unwrap_or_default();
+        return (MailServerKind::Cyrus, version.to_owned());
+    }
+    if greeting.contains("Courier-IMAP") {
+        return (MailServerKind::Courier, String::new());
+    }
+    if !greeting.contains("Dovecot") {
+        return (MailServerKind::Other, String::new());
+    }
+    // Its greeting has no version.
+    let version = is_here.then(|| version_of_dovecot(root)).flatten().unwrap_or_default();
+    let is_24 = |version: &str| {
+        let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0_u32));
+        (numbers.next(), numbers.next()) >= (Some(2), Some(4))
+    };
+    match is_24(&version) {
+        true => (MailServerKind::Dovecot24, version),
+        false => (MailServerKind::Dovecot23, version),
+    }
+}
+
+/// By the program, or by what its configuration says it is for.
+fn version_of_dovecot(root: &Path) -> Option<String> {
+    let program = Command::new(below(root, "usr/sbin/dovecot"))
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
+    let of_program = program.ok().filter(|output| output.status.success()).and_then(|output| {
+        let text = String::from_utf8(output.stdout).ok()?;
+        text.split_whitespace().next().map(str::to_owned)
+    });
+    of_program.or_else(|| {
+        let version = |text: String| {
+            let line = text.lines().find(|line| line.starts_with("dovecot_config_version"))?;
+            Some(line.split_once('=')?.1.trim().to_owned())
+        };
+        files_of_dovecot(root).into_iter().find_map(version)
+    })
+}
+
+fn is_here(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_greeting_says_what_a_server_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let kind = |greeting| kind(folder.path(), greeting, true);
+        for (greeting, expected, version) in [
+            ("* OK Dovecot (Debian) ready.", MailServerKind::Dovecot23, ""),
+            (
+                "* OK mail Cyrus IMAP 3.6.1-Debian-3.6.1-4 server ready",
+                MailServerKind::Cyrus,
+                "3.6.1-Debian-3.6.1-4",
+            ),
+            ("* OK Courier-IMAP ready. Copyright 1998-2018", MailServerKind::Courier, ""),
+            ("* OK IMAP4rev1", MailServerKind::Other, ""),
+            ("", MailServerKind::Other, ""),
+        ] {
+            assert_eq!(kind(greeting), (expected, version.to_owned()), "{greeting}");
+        }
+        std::fs::create_dir_all(folder.path().join("etc/dovecot")).unwrap();
+        let config = folder.path().join("etc/dovecot/dovecot.conf");
+        std::fs::write(config, "dovecot_config_version = 2.4.1\n").unwrap();
+        let dovecot = kind("* OK Dovecot ready.");
+        assert_eq!(dovecot, (MailServerKind::Dovecot24, "2.4.1".to_owned()));
+    }
+}

@@ -1,0 +1,131 @@
+//! What `/etc/mailchime` gets.
+
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use secrecy::zeroize::Zeroizing;
+
+use super::{CommandFailure, PILOT, SetupPlan, WatchCredentials, below};
+use crate::config::BackendTls;
+use crate::files;
+
+/// The name of the master user.
+pub(super) const MASTER: &str = "mailchime";
+
+/// A file to be made.
+pub(super) struct NewFile {
+    pub(super) path: PathBuf,
+    pub(super) mode: u32,
+    /// What a dry run shows: nothing of a secret.
+    pub(super) shown: Option<String>,
+    bytes: Zeroizing<Vec<u8>>,
+}
+
+/// All files of the plan.
+pub(super) fn files(plan: &SetupPlan) -> Result<Vec<NewFile>, CommandFailure> {
+    let folder = below(&plan.root, "etc/mailchime");
+    let copy = |from: &Path, to: &str| {
+        let read = files::read(from, files::LARGEST);
+        let (bytes, _) =
+            read.map_err(|error| CommandFailure::Failed(format!("{}: {error}", from.display())))?;
+        Ok(NewFile { path: folder.join(to), mode: 0o640, shown: None, bytes })
+    };
+    let text = configuration(plan);
+    let bytes = Zeroizing::new(text.clone().into_bytes());
+    let mut files = vec![
+        NewFile { path: folder.join("proxy.toml"), mode: 0o640, shown: Some(text), bytes },
+        copy(&plan.certificate.certificate, "server.pem")?,
+        copy(&plan.certificate.private_key, "server.key")?,
+    ];
+    if let BackendTls::StartTls(trust) | BackendTls::Implicit(trust) = &plan.server.tls
+        && let Some(ca) = &trust.ca
+    {
+        files.push(copy(ca, "backend-ca.pem")?);
+    }
+    if plan.credentials == WatchCredentials::Master {
+        // 244 bits by chance.
+        let password = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()];
+        let [first, second] = password.map(|part| part.simple().to_string());
+        let bytes = Zeroizing::new(format!("{first}{second}\n").into_bytes());
+        let path = folder.join("master.password");
+        // Nobody but mailchime may read it.
+        files.push(NewFile { path, mode: 0o600, shown: None, bytes });
+    }
+    Ok(files)
+}
+
+/// Writes all, or none where one is there.
+pub(super) fn write(files: &[NewFile]) -> Result<(), CommandFailure> {
+    let there: Vec<_> =
+        files.iter().filter(|file| fs::symlink_metadata(&file.path).is_ok()).collect();
+    if !there.is_empty() {
+        let there: Vec<_> = there.iter().map(|file| file.path.display().to_string()).collect();
+        return Err(CommandFailure::Failed(format!(
+            "there is already {}; nothing was written. Move it away, or see with --dry-run what setup would \
+             write",
+            there.join(", ")
+        )));
+    }
+    for file in files {
+        let failed = |error: std::io::Error| {
+            CommandFailure::Failed(format!("{}: cannot be written: {error}", file.path.display()))
+        };
+        if let Some(folder) = file.path.parent() {
+            DirBuilder::new().recursive(true).mode(0o750).create(folder).map_err(failed)?;
+        }
+        files::create(&file.path, &file.bytes, file.mode).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The text of `proxy.toml`.
+fn configuration(plan: &SetupPlan) -> String {
+    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    let path = |path: &str| below(&plan.root, path).display().to_string();
+    let mut text =
+        "# Written by `mailchime setup`. The manual of all keys: proxy.toml of the sources.\n"
+            .to_owned();
+    let pilot = match plan.port == PILOT {
+        true => "    # the pilot; 993 once mailchime takes over",
+        false => "",
+    };
+    let port = plan.port;
+    text += &format!("\n[[listener]]\naddress = \"[::]:{port}\"{pilot}\n");
+    text += "\n[tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n";
+    text += &format!("\n[backend]\naddress = {}\n", quoted(&plan.server.address()));
+    let (tls, trust) = match &plan.server.tls {
+        BackendTls::None => ("none", None),
+        BackendTls::StartTls(trust) => ("starttls", Some(trust)),
+        BackendTls::Implicit(trust) => ("implicit", Some(trust)),
+    };
+    text += &format!("tls = \"{tls}\"\n");
+    if let Some(trust) = trust {
+        if trust.server_name != plan.server.host {
+            text += &format!("server_name = {}\n", quoted(&trust.server_name));
+        }
+        if trust.ca.is_some() {
+            text += "ca = \"backend-ca.pem\"\n";
+        }
+    }
+    if plan.server.service() == "dovecot" {
+        text += "send_id = true    # the client's address, for Dovecot's log and limits\n";
+    }
+    if plan.credentials == WatchCredentials::Master {
+        text +=
+            &format!("master_user = \"{MASTER}\"\nmaster_password_file = \"master.password\"\n");
+    }
+    let database = format!("sqlite://{}", path("var/lib/mailchime/mailchime.db"));
+    text += &format!("\n[store]\nurl = {}\n", quoted(&database));
+    let mode = match plan.credentials {
+        WatchCredentials::Stored => "stored",
+        WatchCredentials::Master => "master",
+    };
+    let key_file = quoted(&path("var/lib/mailchime/mailchime.key"));
+    text += &format!("\n[credentials]\nmode = \"{mode}\"\nkey_file = {key_file}\n");
+    let socket = format!("unix:{}", path("run/mailchime/admin.sock"));
+    text += &format!("\n[admin]\naddress = {}\n", quoted(&socket));
+    text += "\n# With a certificate from Apple, and not before:\n\
+             # [apns]\n# certificate = \"apns.pem\"\n# private_key = \"apns.key\"\n";
+    text
+}

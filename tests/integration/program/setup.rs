@@ -1,0 +1,264 @@
+//! `mailchime setup`: what it finds, what it writes, and that this passes `mailchime check`.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use mailchime::demo::pki::Pki;
+use tempfile::TempDir;
+
+use crate::support::limited;
+use crate::support::program::{Process, mailchime};
+use crate::support::servers::courier::Courier;
+use crate::support::servers::cyrus::Cyrus;
+use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::pki;
+
+/// The root of a machine, as setup sees it.
+struct Machine(TempDir);
+
+impl Machine {
+    fn new() -> Self {
+        let machine = Self(tempfile::tempdir().unwrap());
+        for folder in ["etc", "usr/sbin", "var/lib/mailchime", "run/mailchime"] {
+            fs::create_dir_all(machine.path(folder)).unwrap();
+        }
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A certificate as certbot lays it out.
+    fn certbot(&self, name: &str, pki: &Pki) {
+        let folder = self.path("etc/letsencrypt/live").join(name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("fullchain.pem"), &pki.server.certificate).unwrap();
+        fs::write(folder.join("privkey.pem"), pki.server.expose_private_key()).unwrap();
+    }
+
+    /// The configuration of a Dovecot with a certificate of its own.
+    fn dovecot(&self, pki: &Pki) {
+        fs::create_dir_all(self.path("etc/dovecot/conf.d")).unwrap();
+        fs::write(self.path("etc/dovecot/dovecot.conf"), "!include conf.d/*.conf\n").unwrap();
+        let ssl = "ssl = required\nssl_cert = </etc/ssl/mail.pem\nssl_key = </etc/ssl/mail.key\n";
+        fs::write(self.path("etc/dovecot/conf.d/10-ssl.conf"), ssl).unwrap();
+        fs::create_dir_all(self.path("etc/ssl")).unwrap();
+        fs::write(self.path("etc/ssl/mail.pem"), &pki.server.certificate).unwrap();
+        fs::write(self.path("etc/ssl/mail.key"), pki.server.expose_private_key()).unwrap();
+    }
+
+    async fn run(&self, command: &mut Command) -> (Option<i32>, String) {
+        let mut process = Process::spawn(std::mem::replace(command, Command::new("true")));
+        let code = process.end().await.code();
+        (code, [&process.stdout.seen[..], &process.stderr.seen[..]].concat().join("\n"))
+    }
+
+    async fn setup(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let mut command = mailchime(&["setup", "--root"]);
+        command.arg(self.0.path()).args(arguments);
+        self.run(&mut command).await
+    }
+
+    async fn setup_at(&self, server: SocketAddr, arguments: &[&str]) -> (Option<i32>, String) {
+        let server = server.to_string();
+        self.setup(&[&["--backend", &server], arguments].concat()).await
+    }
+
+    /// What is written passes `mailchime check`.
+    async fn check(&self) -> String {
+        let config = self.path("etc/mailchime/proxy.toml");
+        let mut command = mailchime(&["check", "--config"]);
+        command.arg(config);
+        let (code, said) = self.run(&mut command).await;
+        assert_eq!(code, Some(0), "{said}");
+        said
+    }
+
+    fn written(&self) -> String {
+        fs::read_to_string(self.path("etc/mailchime/proxy.toml")).unwrap()
+    }
+}
+
+fn contains(said: &str, expected: &[&str]) {
+    for expected in expected {
+        assert!(said.contains(expected), "{expected:?} is not in\n{said}");
+    }
+}
+
+/// Dovecot itself reads the block that setup has printed.
+fn dovecot_takes_the_change(machine: &Machine, said: &str) {
+    let block = said.lines().skip_while(|line| !line.contains("service imap-login {"));
+    let block: Vec<_> = block.take_while(|line| !line.is_empty()).collect();
+    let trusted = said.lines().find(|line| line.contains("login_trusted_networks = ")).unwrap();
+    let config = machine.path("change.conf");
+    fs::write(&config, format!("ssl = no\n{}\n{trusted}\n", block.join("\n"))).unwrap();
+    let output = Command::new("doveconf").arg("-n").arg("-c").arg(&config).output().unwrap();
+    let read = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{read}");
+    contains(&read, &["address = 127.0.0.1", "login_trusted_networks = 127.0.0.1/32"]);
+}
+
+#[tokio::test]
+async fn a_pilot_beside_dovecot_is_written_once_and_passes_check() {
+    let test = "a_pilot_beside_dovecot_is_written_once_and_passes_check";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.dovecot(pki());
+        machine.certbot("other.example.org", &Pki::generate(None).unwrap());
+        symlink("/usr/sbin/dovecot", machine.path("usr/sbin/dovecot")).unwrap();
+
+        let (code, said) = machine.setup_at(dovecot.plain, &["--dry-run"]).await;
+        assert_eq!(code, Some(0), "{said}");
+        contains(&said, &["would write", "proxy.toml", "[[listener]]", "server.key (mode 640)"]);
+        assert!(!said.contains("PRIVATE KEY"), "{said}");
+        assert!(!machine.path("etc/mailchime").exists());
+
+        let (code, said) = machine.setup_at(dovecot.plain, &[]).await;
+        assert_eq!(code, Some(0), "{said}");
+        contains(
+            &said,
+            &[
+                "/etc/ssl/mail.pem for localhost, until",
+                "(of Dovecot)",
+                "greets: * OK ",
+                "IMAP server: Dovecot 2.3.",
+                "without TLS, on this machine",
+                "useradd --system",
+                "systemctl enable --now mailchime",
+                "Server Port 1993",
+                "inet_listener imap {\n       address = 127.0.0.1",
+                "login_trusted_networks",
+                "install -m 640 -g mailchime",
+                "docs/certificate.md",
+            ],
+        );
+        contains(&machine.written(), &["[::]:1993", "tls = \"none\"", "mode = \"stored\""]);
+        let key = machine.path("etc/mailchime/server.key");
+        assert_eq!(fs::metadata(key).unwrap().mode() & 0o777, 0o640);
+        dovecot_takes_the_change(&machine, &said);
+        let said = machine.check().await;
+        contains(&said, &["no TLS; before login it offers"]);
+
+        // What is there stays.
+        let before = machine.written();
+        let (code, said) = machine.setup_at(dovecot.plain, &["--port", "993"]).await;
+        assert_eq!(code, Some(1), "{said}");
+        contains(&said, &["there is already", "proxy.toml", "nothing was written"]);
+        assert_eq!(machine.written(), before);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_master_user_gets_a_password_of_its_own() {
+    let test = "a_master_user_gets_a_password_of_its_own";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.certbot("mail.example.org", pki());
+        let arguments = ["--credentials", "master", "--server", "dovecot-2.4", "--port", "0"];
+        let (code, said) = machine.setup_at(dovecot.plain, &arguments).await;
+        assert_eq!(code, Some(0), "{said}");
+        let password = fs::read_to_string(machine.path("etc/mailchime/master.password")).unwrap();
+        assert_eq!(password.trim_end().len(), 64);
+        assert!(!said.contains(password.trim_end()), "{said}");
+        contains(&said, &["chown mailchime "]);
+        contains(&said, &["passdb passwd-file {", "mailchime.master", "listen = 127.0.0.1"]);
+        contains(&machine.written(), &["master_user = \"mailchime\"", "mode = \"master\""]);
+        let said = machine.check().await;
+        contains(&said, &["accounts are watched as the master user mailchime"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn cyrus_and_courier_say_what_they_are() {
+    let test = "cyrus_and_courier_say_what_they_are";
+    let (cyrus, courier) = (Cyrus::start(test), Courier::start(test));
+    limited(async {
+        if let Some(cyrus) = cyrus {
+            let machine = Machine::new();
+            machine.certbot("mail.example.org", pki());
+            let (code, said) = machine.setup_at(cyrus.plain, &["--port", "0"]).await;
+            assert_eq!(code, Some(0), "{said}");
+            contains(&said, &["IMAP server: Cyrus 3.", "/etc/cyrus.conf", "allowplaintext: yes"]);
+            machine.check().await;
+        }
+        if let Some(courier) = courier {
+            let machine = Machine::new();
+            machine.certbot("mail.example.org", pki());
+            let (code, said) = machine.setup_at(courier.plain, &["--credentials", "master"]).await;
+            assert_eq!(code, Some(64), "{said}");
+            let (code, said) = machine.setup_at(courier.plain, &["--port", "0"]).await;
+            assert_eq!(code, Some(0), "{said}");
+            contains(&said, &["IMAP server: Courier at", "IMAPDSSLSTART=NO"]);
+            machine.check().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_with_tls_from_the_first_byte_is_reached_by_the_name_in_the_certificate() {
+    let test = "a_server_with_tls_from_the_first_byte_is_reached_by_the_name_in_the_certificate";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.certbot("mail.example.org", pki());
+        let ca = machine.path("ca.pem");
+        fs::write(&ca, &pki().ca.certificate).unwrap();
+        let ca = ca.display().to_string();
+        let arguments = ["--port", "0", "--backend-ca", &ca];
+        let (code, said) = machine.setup_at(dovecot.tls, &arguments).await;
+        assert_eq!(code, Some(0), "{said}");
+        let written = machine.written();
+        contains(
+            &written,
+            &["tls = \"implicit\"", "server_name = \"localhost\"", "backend-ca.pem"],
+        );
+        contains(&machine.check().await, &["TLS, its certificate is good"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_decided_is_asked_for_by_a_flag() {
+    limited(async {
+        let machine = Machine::new();
+        let (code, said) = machine.setup(&["--backend", "127.0.0.1:1"]).await;
+        assert_eq!(code, Some(64), "{said}");
+        contains(&said, &["found no certificate", "--certificate"]);
+
+        // Two of certbot, and nobody to ask.
+        machine.certbot("one.example.org", pki());
+        machine.certbot("two.example.org", &Pki::generate(None).unwrap());
+        let (code, said) = machine.setup(&["--backend", "127.0.0.1:1"]).await;
+        assert_eq!(code, Some(64), "{said}");
+        contains(&said, &["one.example.org", "two.example.org", "say which by --certificate"]);
+
+        let live = |name: &str| machine.path("etc/letsencrypt/live/one.example.org").join(name);
+        let shown = |path: &Path| path.display().to_string();
+        let [certificate, key] = ["fullchain.pem", "privkey.pem"].map(live);
+        let arguments = ["--certificate", &shown(&certificate), "--private-key", &shown(&key)];
+        let nothing_there = [&["--backend", "127.0.0.1:1"][..], &arguments].concat();
+        let (code, said) = machine.setup(&nothing_there).await;
+        assert_eq!(code, Some(1), "{said}");
+        contains(&said, &["no IMAP server can be used", "--backend HOST:PORT"]);
+        let (code, said) =
+            machine.setup(&[&["--backend", "nowhere"][..], &arguments].concat()).await;
+        assert_eq!(code, Some(64), "{said}");
+        assert!(!machine.path("etc/mailchime").exists());
+
+        // A key of another certificate, and one that is no longer valid.
+        fs::copy(machine.path("etc/letsencrypt/live/two.example.org/privkey.pem"), &key).unwrap();
+        let (code, said) = machine.setup(&["--backend", "127.0.0.1:1"]).await;
+        assert_eq!(code, Some(1), "{said}");
+        contains(&said, &["passed over a certificate: ", "two.example.org"]);
+    })
+    .await;
+}
