@@ -9,6 +9,7 @@ mod config;
 mod contrib;
 mod demo_parts;
 mod dialogues;
+mod docs;
 mod end_to_end;
 mod faults;
 mod floors;

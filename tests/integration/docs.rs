@@ -1,0 +1,171 @@
+//! The documents as a book: each page is in it, each command line is run here or marked as not run, and what
+//! mailchime says of accounts and pushes is explained.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::support::limited;
+use crate::support::program::Process;
+use crate::support::world::{PASSWORD, TOKEN, World};
+
+/// Where blocks of the shell are looked for; what is below their folders too.
+const FOLDERS: [&str; 4] = ["docs", "benches", "fuzz", "contrib"];
+
+/// The topic in the documents.
+const TOPIC: &str = "com.apple.mail.XServer.11111111-2222-3333-4444-555555555555";
+
+/// What begins a block of the shell, and what has to stand behind it.
+const SHELLS: [&str; 4] = ["sh", "bash", "shell", "console"];
+
+/// A block of a document.
+struct Block {
+    /// The file and the line.
+    place: String,
+    /// All that stands behind the fence.
+    info: String,
+    text: String,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("target") {
+            pages(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            found.push(path);
+        }
+    }
+}
+
+/// All blocks of all documents.
+fn blocks() -> Vec<Block> {
+    let mut files = Vec::new();
+    for folder in FOLDERS {
+        pages(&root().join(folder), &mut files);
+    }
+    let at_root = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path());
+    files.extend(at_root.filter(|path| path.extension().is_some_and(|it| it == "md")));
+    let mut blocks = Vec::new();
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        let shown = path.strip_prefix(root()).unwrap().display().to_string();
+        blocks.extend(blocks_of(&shown, &text));
+    }
+    blocks
+}
+
+fn blocks_of(shown: &str, text: &str) -> Vec<Block> {
+    let (mut blocks, mut open) = (Vec::new(), None::<Block>);
+    for (number, line) in (1..).zip(text.lines().map(str::trim)) {
+        match (line.strip_prefix("```"), open.take()) {
+            (Some(_), Some(block)) => blocks.push(block),
+            (Some(info), None) => {
+                let place = format!("{shown}:{number}");
+                open = Some(Block { place, info: info.to_owned(), text: String::new() });
+            }
+            (None, Some(mut block)) => {
+                block.text += &format!("{line}\n");
+                open = Some(block);
+            }
+            (None, None) => {}
+        }
+    }
+    blocks
+}
+
+/// Blocks of the shell that are not marked.
+fn unmarked(blocks: &[Block]) -> Vec<&str> {
+    let is_shell = |block: &&Block| SHELLS.contains(&block.info.split([' ', ',']).next().unwrap());
+    let shell = blocks.iter().filter(is_shell);
+    let unmarked = shell.filter(|block| !["sh run", "sh not-run"].contains(&block.info.as_str()));
+    unmarked.map(|block| block.place.as_str()).collect()
+}
+
+#[test]
+fn each_command_line_is_run_or_marked_as_not_run() {
+    let blocks = blocks();
+    assert!(blocks.len() > 40, "only {} blocks are found", blocks.len());
+    let faults = unmarked(&blocks);
+    assert!(faults.is_empty(), "write ```sh run or ```sh not-run: {faults:#?}");
+}
+
+#[test]
+fn a_block_without_a_mark_is_found() {
+    let page = "```sh run\na\n```\n- x\n  ```sh\n  b\n  ```\n```toml\n```\n```console\n```\n```sh not-run\n```\n";
+    assert_eq!(unmarked(&blocks_of("page", page)), ["page:5", "page:10"]);
+}
+
+#[test]
+fn the_book_has_each_page_once() {
+    let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap();
+    let listed = summary.lines().filter_map(|line| line.split_once("](")?.1.strip_suffix(')'));
+    let listed: Vec<_> = listed.map(str::to_owned).collect();
+    let mut files = Vec::new();
+    pages(&root().join("docs"), &mut files);
+    let names = files.iter().map(|path| path.strip_prefix(root().join("docs")).unwrap());
+    let mut there: BTreeSet<_> = names.map(|name| name.display().to_string()).collect();
+    assert!(there.remove("SUMMARY.md"));
+    let once: BTreeSet<_> = listed.iter().cloned().collect();
+    assert_eq!(once.len(), listed.len(), "a page is there twice");
+    assert_eq!(once, there);
+}
+
+#[test]
+fn each_state_and_outcome_is_explained() {
+    let page = fs::read_to_string(root().join("docs/book/troubleshooting.md")).unwrap();
+    // The strings of a file between the one text and the next other one.
+    let words = |path: &str, from: &str, to: &str| -> BTreeSet<String> {
+        let source = fs::read_to_string(root().join(path)).unwrap();
+        let part = source.split(from).nth(1).unwrap().split(to).next().unwrap();
+        part.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+    };
+    let status = "src/watch/status.rs";
+    let states = words(status, "let (state, mode, next_try, reason)", "};");
+    let modes = words(status, "fn word(self)", "\n    }\n}");
+    let outcomes = words("src/push/transport/verdict.rs", "pub fn name(&self)", "\n    }\n");
+    assert_eq!(
+        [states.len(), modes.len(), outcomes.len()],
+        [4, 4, 9],
+        "{states:?} {modes:?} {outcomes:?}"
+    );
+    let words: Vec<_> = [states, modes, outcomes].into_iter().flatten().collect();
+    let missing: Vec<_> =
+        words.iter().filter(|word| !page.contains(&format!("`{word}`"))).collect();
+    assert!(missing.is_empty(), "docs/book/troubleshooting.md does not name {missing:?}");
+}
+
+#[tokio::test]
+async fn command_lines_of_the_documents_run() {
+    limited(async {
+        let world = World::new().await;
+        let server = world.serve_with_admin().await;
+        world.register(server.address).await.unwrap();
+        let database = serde_json::json!({ "Users": { "bob": { "Accounts": { "ID": {
+            "DeviceToken": TOKEN, "Mailboxes": ["INBOX"], "RegistrationTime": "2026-01-31T12:00:00Z",
+        } } } } });
+        fs::write(world.file("database.json"), database.to_string()).unwrap();
+        let program = Path::new(env!("CARGO_BIN_EXE_mailchime"));
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = format!("{}:{path}", program.parent().unwrap().display());
+        let mut ran = 0;
+        for block in blocks().into_iter().filter(|block| block.info == "sh run") {
+            let script = block.text.replace(TOPIC, &world.pki.topic);
+            let mut command = Command::new("sh");
+            command.arg("-euc").arg(&script).current_dir(world.folder()).stdin(Stdio::null());
+            command.env("PATH", &path).env("MAILCHIME_PASSWORD", PASSWORD);
+            let mut process = Process::spawn(command);
+            let end = process.end().await;
+            let said = [&process.stdout.seen[..], &process.stderr.seen[..]].concat().join("\n");
+            assert!(end.success(), "{}:\n{script}{said}", block.place);
+            ran += 1;
+        }
+        assert!(ran >= 8, "only {ran} blocks ran");
+    })
+    .await;
+}
