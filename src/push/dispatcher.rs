@@ -1,4 +1,4 @@
-//! The task that owns what is pending for devices: it reads whose devices, sends, and writes what
+//! The task that owns what is pending for subscriptions: it reads whose subscriptions, sends, and writes what
 //! came of it, as the rules (`scheduler`) say. All decisions are there, all I/O is here.
 
 use std::sync::Arc;
@@ -51,7 +51,7 @@ pub struct DispatcherParts {
     pub routes: Routes,
     /// `[push]`
     pub config: config::PushConfig,
-    /// Gets the accounts that have no live device: a hint, given without waiting, that may be late
+    /// Gets the accounts that have no live subscription: a hint, given without waiting, that may be late
     /// or lost.
     pub removed: mpsc::Sender<Account>,
     /// Whose marks on disk that a push is owed are this node's matter.
@@ -83,7 +83,7 @@ pub struct DispatcherRequests {
 #[derive(Debug)]
 enum DispatcherRequest {
     Explain(Explain),
-    /// The devices of this account have been changed in the database.
+    /// The subscriptions of this account have been changed in the database.
     Changed(Account),
 }
 
@@ -101,7 +101,7 @@ pub fn channel() -> (DispatcherHandle, DispatcherRequests) {
 }
 
 impl DispatcherHandle {
-    /// Why each device of the account would or would not be pushed if new mail came now: to
+    /// Why each subscription of the account would or would not be pushed if new mail came now: to
     /// `mailbox`, or to any that it registered for. `None` when the dispatcher has ended.
     pub async fn explain(
         &self,
@@ -114,7 +114,7 @@ impl DispatcherHandle {
         answer.await.ok()
     }
 
-    /// Has the account's devices read again, as somebody else has changed them in the database: who is
+    /// Has the account's subscriptions read again, as somebody else has changed them in the database: who is
     /// gone gets nothing more, and if all are, that is passed on. `None` when the dispatcher has
     /// ended.
     pub async fn changed(&self, account: Account) -> Option<()> {
@@ -132,10 +132,10 @@ impl DispatcherHandle {
     }
 }
 
-/// Takes changes from `events` and tells devices of them, until `cancel` or until `events` is
+/// Takes changes from `events` and tells subscriptions of them, until `cancel` or until `events` is
 /// closed; begins with the pushes that are due since an earlier run, and whenever the nodes divide the accounts
 /// anew, with what the node that had them before has left. Then it lets requests under way end, for
-/// some seconds, marks on disk what devices have not been told of, and returns.
+/// some seconds, marks on disk what subscriptions have not been told of, and returns.
 pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
     let DispatcherParts {
         mut events,
@@ -193,13 +193,13 @@ pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
             },
             () = changes.next() => {
                 scheduler.routes(jobs.routes.all(), now(), Timestamp::now());
-                // Perhaps to devices of a route that was not there before.
+                // Perhaps to subscriptions of a route that was not there before.
                 jobs.load();
             }
             Ok(()) = assignment.changed() => jobs.load(),
             Ok(()) = replacements.changed() => {
                 scheduler.backends_are_replaced(|account| jobs.home(account), now());
-                // Perhaps to devices of an account that has its former backend again.
+                // Perhaps to subscriptions of an account that has its former backend again.
                 jobs.load();
             }
             Some(request) = requests.asked.recv() => match request {
@@ -245,7 +245,7 @@ enum Done {
     Answered(Arc<Subscription>, Verdict),
     /// All subscriptions of an account in any state, and those of them that can be sent to.
     Asked(Explain, Result<[Vec<Target>; 2], StoreError>),
-    /// With what could not be written, and the accounts of devices that were to be removed and have
+    /// With what could not be written, and the accounts of subscriptions that were to be removed and have
     /// registered since.
     Written(Batch, Vec<Account>),
 }
@@ -297,7 +297,7 @@ impl Jobs {
                 self.under_way.spawn(async move {
                     let verdict = send(&routes, ttl, &push).await;
                     recent.note(&metrics, &push, &verdict, now());
-                    Done::Answered(push.device, verdict)
+                    Done::Answered(push.subscription, verdict)
                 });
             }
             Effect::Write(batch) => {
@@ -311,7 +311,7 @@ impl Jobs {
         }
     }
 
-    /// The time of service: how long devices have been silent goes by it.
+    /// The time of service: how long subscriptions have been silent goes by it.
     fn served(&self) -> Timestamp {
         self.store.served(Timestamp::now())
     }
@@ -349,7 +349,7 @@ impl Jobs {
         self.under_way.spawn(async move {
             let both = async {
                 let all = store.all_targets(&request.account).await?;
-                // Devices that are forgotten for their silence too: that is the explanation then.
+                // Subscriptions that are forgotten for their silence too: that is the explanation then.
                 Ok([all, store.targets(&request.account, Timestamp::default()).await?])
             };
             let both = both.await;
@@ -387,9 +387,9 @@ impl Jobs {
                     false => scheduler.read(&account, targets, now(), self.served()),
                 }
             }
-            Ok(Done::Answered(device, verdict)) => {
+            Ok(Done::Answered(subscription, verdict)) => {
                 self.busy -= 1;
-                scheduler.answered(&device, &verdict, now(), Timestamp::now(), self.served());
+                scheduler.answered(&subscription, &verdict, now(), Timestamp::now(), self.served());
             }
             Ok(Done::Asked(Explain { mailbox, reply, .. }, targets)) => {
                 let wall = Timestamp::now();
@@ -461,22 +461,22 @@ impl Jobs {
     }
 }
 
-/// Sends a push to one device, whatever else is pending for it, and says what became of it.
+/// Sends a push to one subscription, whatever else is pending for it, and says what became of it.
 /// Nothing is written but a line in the log. `ttl` as [`Notice::ttl`].
 pub async fn send_now(
     routes: &Routes,
     ttl: Duration,
-    device: Subscription,
+    subscription: Subscription,
     mailboxes: Vec<Mailbox>,
 ) -> Verdict {
-    let device = Arc::new(device);
+    let subscription = Arc::new(subscription);
     let told = |mailbox| {
         let (kind, state) = (ChangeKind::NewMail, Snapshot::default());
         MailboxChange { mailbox, kind, state }
     };
     let mailboxes = mailboxes.into_iter().map(told).collect();
     let (newest, changes) = (None, Vec::new());
-    let push = Delivery { device, mailboxes, newest, changes, seen_at: now() };
+    let push = Delivery { subscription, mailboxes, newest, changes, seen_at: now() };
     send(routes, ttl, &push).await
 }
 
@@ -491,8 +491,8 @@ async fn send(routes: &Routes, ttl: Duration, push: &Delivery) -> Verdict {
         at: Timestamp::now(),
         ttl,
     };
-    let verdict = match routes.find(&RouteId::of(&push.device)) {
-        Some(route) => route.send(&push.device, &notice).await,
+    let verdict = match routes.find(&RouteId::of(&push.subscription)) {
+        Some(route) => route.send(&push.subscription, &notice).await,
         // Everything is kept and tried again.
         None => Verdict::route_closed("there is no such route"),
     };
@@ -503,8 +503,8 @@ async fn send(routes: &Routes, ttl: Duration, push: &Delivery) -> Verdict {
     let since_seen = now().saturating_duration_since(push.seen_at);
     info!(
         target: "mailchime::push::attempted",
-        account = %push.device.account,
-        endpoint = %push.device.endpoint,
+        account = %push.subscription.account,
+        endpoint = %push.subscription.endpoint,
         change = joined(&push.changes),
         mailboxes = push.mailboxes.len(),
         outcome = verdict.name(),
@@ -524,7 +524,7 @@ fn joined(changes: &[ChangeId]) -> String {
     changes.iter().map(ChangeId::to_string).collect::<Vec<_>>().join(" ")
 }
 
-/// Writes a batch; returns what could not be written, and the accounts of devices that were to be
+/// Writes a batch; returns what could not be written, and the accounts of subscriptions that were to be
 /// removed and are registered anew, or gone already.
 async fn write(
     store: &Store,
@@ -541,32 +541,32 @@ async fn write(
         return (batch, alive);
     }
     if !batch.changes.is_empty() {
-        // Every device got its push, or has a mark on disk that one is due.
+        // Every subscription got its push, or has a mark on disk that one is due.
         debug!(
             target: "mailchime::push::results_written",
             change = joined(&batch.changes), "change recorded"
         );
     }
     let mut failed = Batch::default();
-    for (device, not_after) in batch.removals {
-        match store.remove_subscription(&device, Some(not_after)).await {
+    for (subscription, not_after) in batch.removals {
+        match store.remove_subscription(&subscription, Some(not_after)).await {
             Ok(Some(gone)) => {
                 info!(
                     target: "mailchime::push::subscription_removed",
-                    account = %device.account, endpoint = %device.endpoint, "registration removed"
+                    account = %subscription.account, endpoint = %subscription.endpoint, "registration removed"
                 );
                 if !gone.account_left {
-                    hint(removed, &device.account);
+                    hint(removed, &subscription.account);
                 }
             }
-            Ok(None) => alive.push(device.account),
+            Ok(None) => alive.push(subscription.account),
             Err(error) => {
                 error!(
                     target: "mailchime::push::subscription_not_removed",
-                    account = %device.account, endpoint = %device.endpoint, %error,
+                    account = %subscription.account, endpoint = %subscription.endpoint, %error,
                     "could not remove a registration; mailchime tries again"
                 );
-                failed.removals.push((device, not_after));
+                failed.removals.push((subscription, not_after));
             }
         }
     }

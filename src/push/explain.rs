@@ -1,6 +1,6 @@
-//! Why a push to a device would or would not be sent now.
+//! Why a push to a subscription would or would not be sent now.
 //!
-//! Pure: it judges what the database, the identities and the dispatcher know of one device, and
+//! Pure: it judges what the database, the identities and the dispatcher know of one subscription, and
 //! names every reason, not just the first, since the first that is mended may not be the last.
 
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::config;
 use crate::model::{BackendId, Mailbox, SubscriptionState, Timestamp};
 use crate::store::{Alive, Target};
 
-/// One device, and what would become of new mail that comes now. Times are in milliseconds since
+/// One subscription, and what would become of new mail that comes now. Times are in milliseconds since
 /// 1970, spans in milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Explanation {
@@ -127,7 +127,7 @@ pub enum Reason {
     },
 }
 
-/// What is known of one device.
+/// What is known of one subscription.
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     pub(super) target: &'a Target,
@@ -151,15 +151,8 @@ impl Facts<'_> {
         wall: Timestamp,
         served: Timestamp,
     ) -> Explanation {
-        let Target {
-            subscription: device,
-            registered_at,
-            heard_at,
-            pushed_at,
-            failing,
-            mailboxes,
-            ..
-        } = self.target;
+        let Target { subscription, registered_at, heard_at, pushed_at, failing, mailboxes, .. } =
+            self.target;
         let DeliveryView {
             under_way,
             waiting,
@@ -221,10 +214,10 @@ impl Facts<'_> {
         reasons.extend(too_soon.map(|left| Reason::TooSoon { due_in: millis(left) }));
         let name = |mailbox: &Mailbox| mailbox.as_str().to_owned();
         Explanation {
-            transport: device.transport.to_string(),
-            endpoint: device.endpoint.to_string(),
-            app: device.app.to_string(),
-            route: device.route.to_string(),
+            transport: subscription.transport.to_string(),
+            endpoint: subscription.endpoint.to_string(),
+            app: subscription.app.to_string(),
+            route: subscription.route.to_string(),
             registered_at: registered_at.0,
             pushed_at: pushed_at.map(|at| at.0),
             failing_since: failing.as_ref().map(|failing| failing.since.0),
@@ -248,7 +241,7 @@ impl Facts<'_> {
             && self.route.is_some_and(|route| route.transport().carries_preview())
     }
 
-    /// Why the transport gives the device no push for this mailbox.
+    /// Why the transport gives the subscription no push for this mailbox.
     fn withheld(&self, mailbox: &Mailbox) -> Option<&'static str> {
         self.route?.transport().withholds(&self.target.subscription, mailbox)
     }
@@ -377,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_whose_mailboxes_are_all_withheld_would_get_no_push_for_any_of_them() {
+    fn a_subscription_whose_mailboxes_are_all_withheld_would_get_no_push_for_any_of_them() {
         let open = Stub::default().route(1);
         let any_mailbox =
             |target: &Target| explain(target, Some(&open), DeliveryView::default(), None);
@@ -410,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_well_would_be_pushed_and_each_hindrance_is_named() {
+    fn a_subscription_that_is_well_would_be_pushed_and_each_hindrance_is_named() {
         let open = Stub::default().route(1);
         let well = explain(&target(), Some(&open), DeliveryView::default(), Some("inbox"));
         assert!(well.would_push && well.reasons.is_empty() && !well.preview, "{well:?}");

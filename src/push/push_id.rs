@@ -16,13 +16,13 @@ pub(super) fn push_id(push: &Delivery) -> Uuid {
     let (salt, start) = *PROCESS;
     let since =
         |later: Instant, earlier: Instant| later.saturating_duration_since(earlier).as_nanos();
-    let Delivery { device, mailboxes, changes, seen_at, .. } = push;
-    let (account, endpoint) = (device.account.as_str(), device.endpoint.hash_hex());
+    let Delivery { subscription, mailboxes, changes, seen_at, .. } = push;
+    let (account, endpoint) = (subscription.account.as_str(), subscription.endpoint.hash_hex());
     let mailboxes: Vec<_> = mailboxes.iter().map(|it| it.mailbox.as_str()).collect();
     // Without a change, as after a restart, it is known by when it was found.
     let text = format!(
         "{salt}{:?}{:?}{} {}",
-        (account, device.transport.as_str(), endpoint, &*device.app),
+        (account, subscription.transport.as_str(), endpoint, &*subscription.app),
         (mailboxes, changes.iter().map(ChangeId::to_string).collect::<Vec<_>>().join(" ")),
         since(*seen_at, start),
         since(start, *seen_at),

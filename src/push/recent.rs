@@ -61,12 +61,12 @@ impl RecentPushes {
             Verdict::Unavailable { .. } | Verdict::RouteClosed { .. } => PushOutcome::Unavailable,
         };
         let since_seen = now.saturating_duration_since(push.seen_at);
-        metrics.pushed(push.device.transport.as_str(), outcome, since_seen);
+        metrics.pushed(push.subscription.transport.as_str(), outcome, since_seen);
         let push = RecentPush {
             at: Timestamp::now().0,
-            account: push.device.account.as_str().to_owned(),
-            transport: push.device.transport.to_string(),
-            endpoint: push.device.endpoint.to_string(),
+            account: push.subscription.account.as_str().to_owned(),
+            transport: push.subscription.transport.to_string(),
+            endpoint: push.subscription.endpoint.to_string(),
             outcome: verdict.name(),
             detail: verdict.detail().map(|detail| detail.chars().take(DETAIL).collect()),
             seconds: seconds(since_seen),

@@ -1,7 +1,7 @@
-//! One account: its devices with the pushes that each still has to get, and its rows in the database that
+//! One account: its subscriptions with the pushes that each still has to get, and its rows in the database that
 //! move when all of them have been.
 //!
-//! A row is held up by a device while the device is to be told of the mailbox, unless a mark on
+//! A row is held up by a subscription while the subscription is to be told of the mailbox, unless a mark on
 //! disk says so too. Nothing here sends, writes or reads a clock.
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,9 +12,9 @@ use tracing::debug;
 
 use super::super::transport::RouteId;
 use super::change_id::ChangeId;
-use super::device::{DeviceState, LastDelivery, SendSlot, WORD};
 use super::preview::Previews;
 use super::route_queue::RouteQueue;
+use super::subscription::{LastDelivery, SendSlot, SubscriptionQueue, WORD};
 use super::{Delivery, Rules};
 use crate::model::{BackendId, Change, Mailbox, Preview, Snapshot, SubscriptionKey, Timestamp};
 use crate::store::Target;
@@ -25,12 +25,12 @@ const UNCONFIRMED: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
 pub(super) struct AccountState {
-    pub(super) devices: Vec<DeviceState>,
+    pub(super) subscriptions: Vec<SubscriptionQueue>,
     telling: HashMap<Mailbox, Telling>,
     /// Changes that still need to know whom they concern.
     unread: HashMap<Mailbox, Change>,
     previews: Previews,
-    /// The marks on disk have to be read, of devices that are known, too.
+    /// The marks on disk have to be read, of subscriptions that are known, too.
     unread_marks: bool,
     pub(super) read: ReadState,
     /// Where the last change was seen.
@@ -39,7 +39,7 @@ pub(super) struct AccountState {
     pub(super) queued: Vec<(RouteId, Arc<str>)>,
 }
 
-/// Whether the account's devices are being read from the database.
+/// Whether the account's subscriptions are being read from the database.
 #[derive(Default)]
 pub(super) enum ReadState {
     #[default]
@@ -48,18 +48,18 @@ pub(super) enum ReadState {
         at: Instant,
         failures: u32,
     },
-    /// With the changes that this read is for: one that came later is for the next, since a device
+    /// With the changes that this read is for: one that came later is for the next, since a subscription
     /// may have registered in between.
     UnderWay {
         changes: HashMap<Mailbox, Change>,
         marks: bool,
         failures: u32,
-        /// What comes of it may be old: the devices are to be read once more.
+        /// What comes of it may be old: the subscriptions are to be read once more.
         again: bool,
     },
 }
 
-/// What the devices are being told of; replaced by a newer change.
+/// What the subscriptions are being told of; replaced by a newer change.
 struct Telling {
     id: u64,
     snapshot: Option<Snapshot>,
@@ -89,9 +89,9 @@ impl AccountState {
         self.backend.as_ref().is_none_or(|seen_at| backend.is(seen_at.as_str()))
     }
 
-    /// The devices may be others now, or another backend's: they are read again before they are pushed.
+    /// The subscriptions may be others now, or another backend's: they are read again before they are pushed.
     pub(super) fn doubt(&mut self, now: Instant) {
-        self.devices.iter_mut().for_each(|device| device.stale = true);
+        self.subscriptions.iter_mut().for_each(|subscription| subscription.stale = true);
         match &mut self.read {
             // It began before.
             ReadState::UnderWay { again, .. } => *again = true,
@@ -100,11 +100,12 @@ impl AccountState {
         }
     }
 
-    /// Forgets which pushes devices still have to get. Their rows stay, so the next look at the former
+    /// Forgets which pushes subscriptions still have to get. Their rows stay, so the next look at the former
     /// backend finds it again.
     pub(super) fn set_aside(&mut self) {
-        self.devices.iter_mut().for_each(DeviceState::depart);
-        self.devices.retain(|device| device.in_flight.is_some() || device.turn.is_some());
+        self.subscriptions.iter_mut().for_each(SubscriptionQueue::depart);
+        self.subscriptions
+            .retain(|subscription| subscription.in_flight.is_some() || subscription.turn.is_some());
         self.telling.clear();
         self.unread.clear();
         self.previews.clear();
@@ -114,7 +115,7 @@ impl AccountState {
         }
     }
 
-    /// The state that change `id` announced. Returned is the change when devices are told nothing of
+    /// The state that change `id` announced. Returned is the change when subscriptions are told nothing of
     /// the mailbox, so that the row may move at once.
     pub(super) fn confirm(
         &mut self,
@@ -124,7 +125,7 @@ impl AccountState {
     ) -> Option<ChangeId> {
         let idle = !self.is_unread(mailbox)
             && !self.telling.contains_key(mailbox)
-            && !self.devices.iter().any(|device| device.holds_up(mailbox));
+            && !self.subscriptions.iter().any(|subscription| subscription.holds_up(mailbox));
         let asked = match &mut self.read {
             ReadState::UnderWay { changes, .. } => changes.get_mut(mailbox),
             _ => None,
@@ -137,24 +138,26 @@ impl AccountState {
         if let Some(telling) = self.telling.get_mut(mailbox).filter(|telling| telling.id == id) {
             telling.snapshot = Some(snapshot);
         }
-        self.devices.iter_mut().for_each(|device| device.learn(mailbox, ChangeId(id), snapshot));
+        self.subscriptions
+            .iter_mut()
+            .for_each(|subscription| subscription.learn(mailbox, ChangeId(id), snapshot));
         idle.then_some(ChangeId(id))
     }
 
     /// What is known of the newest mail of the mailbox; `None` if nothing will be.
     pub(super) fn previewed(&mut self, mailbox: &Mailbox, preview: Option<Preview>, now: Instant) {
         if self.is_unread(mailbox) {
-            // The devices get it with the change, when they have been read.
+            // The subscriptions get it with the change, when they have been read.
             self.previews.came(mailbox, preview, now);
             return;
         }
         self.previews.told(mailbox);
-        for device in &mut self.devices {
-            device.previewed(mailbox, preview.as_ref(), now);
+        for subscription in &mut self.subscriptions {
+            subscription.previewed(mailbox, preview.as_ref(), now);
         }
     }
 
-    /// Whether the devices of a change of this mailbox have yet to be read.
+    /// Whether the subscriptions of a change of this mailbox have yet to be read.
     fn is_unread(&self, mailbox: &Mailbox) -> bool {
         let under_way = match &self.read {
             ReadState::UnderWay { changes, .. } => changes.contains_key(mailbox),
@@ -163,7 +166,7 @@ impl AccountState {
         under_way || self.unread.contains_key(mailbox)
     }
 
-    /// The devices are to be read, now or when a failed read may be repeated.
+    /// The subscriptions are to be read, now or when a failed read may be repeated.
     pub(super) fn want_read(&mut self, now: Instant) {
         if matches!(self.read, ReadState::Idle) {
             self.read = ReadState::Wanted { at: now, failures: 0 };
@@ -199,7 +202,7 @@ impl AccountState {
             return;
         };
         self.unread_marks |= marks;
-        self.devices.iter_mut().for_each(|device| device.stale = true);
+        self.subscriptions.iter_mut().for_each(|subscription| subscription.stale = true);
         let newer = std::mem::replace(&mut self.unread, changes);
         for change in newer.into_values() {
             merge(&mut self.unread, change, rules);
@@ -208,7 +211,7 @@ impl AccountState {
         self.read = ReadState::Wanted { at: now + wait(failures), failures };
     }
 
-    /// The account's devices as they are registered now, those of a route that is not among `queues` left out.
+    /// The account's subscriptions as they are registered now, those of a route that is not among `queues` left out.
     pub(super) fn read(
         &mut self,
         targets: Vec<Target>,
@@ -226,35 +229,45 @@ impl AccountState {
         if again || !self.unread.is_empty() || self.unread_marks {
             self.read = ReadState::Wanted { at: now, failures: 0 };
         }
-        for device in &mut self.devices {
-            let target = targets.iter().find(|target| device.is(&target.subscription));
+        for subscription in &mut self.subscriptions {
+            let target = targets.iter().find(|target| subscription.is(&target.subscription));
             let queue = |target: &Target| queues.get(&RouteId::of(&target.subscription));
             match target.and_then(|target| Some((target, queue(target)?))) {
-                Some((target, queue)) => device.refresh(target, &*queue.transport, now),
-                None => device.depart(),
+                Some((target, queue)) => subscription.refresh(target, &*queue.transport, now),
+                None => subscription.depart(),
             }
         }
-        self.devices.retain(|device| {
-            !device.departed || device.in_flight.is_some() || device.turn.is_some()
+        self.subscriptions.retain(|subscription| {
+            !subscription.departed
+                || subscription.in_flight.is_some()
+                || subscription.turn.is_some()
         });
         for target in targets {
             let Some(queue) = queues.get(&RouteId::of(&target.subscription)) else { continue };
-            let index = self.devices.iter().position(|device| device.is(&target.subscription));
+            let index = self
+                .subscriptions
+                .iter()
+                .position(|subscription| subscription.is(&target.subscription));
             let is_new = index.is_none();
             let index = index.unwrap_or_else(|| {
                 let peer = queue.transport.peer(&target.subscription);
                 let carries_preview = queue.transport.carries_preview();
-                self.devices.push(DeviceState::new(&target, peer, carries_preview, now));
-                self.devices.len() - 1
+                self.subscriptions.push(SubscriptionQueue::new(
+                    &target,
+                    peer,
+                    carries_preview,
+                    now,
+                ));
+                self.subscriptions.len() - 1
             });
-            let device = &mut self.devices[index];
+            let subscription = &mut self.subscriptions[index];
             if is_new || marks {
-                device.owed(&target, now, rules);
+                subscription.owed(&target, now, rules);
             }
             let told = (&changes, &self.previews);
-            device.tell(&target, &*queue.transport, told, now, rules);
+            subscription.tell(&target, &*queue.transport, told, now, rules);
         }
-        self.devices.iter_mut().for_each(|device| device.stale = again);
+        self.subscriptions.iter_mut().for_each(|subscription| subscription.stale = again);
         for (mailbox, change) in changes {
             self.previews.told_if_known(&mailbox);
             let telling = Telling { id: change.id, snapshot: change.snapshot, since: now };
@@ -266,10 +279,11 @@ impl AccountState {
 
     /// The rows that nobody holds up any longer; they are not being told after this.
     pub(super) fn take_told(&mut self) -> Vec<(Mailbox, Snapshot, ChangeId)> {
-        let devices = &self.devices;
+        let subscriptions = &self.subscriptions;
         self.telling
             .extract_if(|mailbox, telling| {
-                telling.snapshot.is_some() && !devices.iter().any(|device| device.holds_up(mailbox))
+                telling.snapshot.is_some()
+                    && !subscriptions.iter().any(|subscription| subscription.holds_up(mailbox))
             })
             .filter_map(|(mailbox, telling)| {
                 Some((mailbox, telling.snapshot?, ChangeId(telling.id)))
@@ -277,71 +291,78 @@ impl AccountState {
             .collect()
     }
 
-    /// After a read, or when there will be none: the pushes of the devices whose turn it is, and the
+    /// After a read, or when there will be none: the pushes of the subscriptions whose turn it is, and the
     /// turns of those that have nothing to push any more.
     pub(super) fn take_turns(&mut self, now: Instant) -> (Vec<Delivery>, Vec<SendSlot>) {
         let (mut pushes, mut left) = (Vec::new(), Vec::new());
-        for device in &mut self.devices {
+        for subscription in &mut self.subscriptions {
             let reads_on =
-                device.stale && matches!(self.read, ReadState::Wanted { failures: 0, .. });
-            let Some(turn) = device.turn.take_if(|_| !reads_on) else { continue };
-            let sends = !device.stale && !device.is_suspended() && device.has_place(&turn);
-            match sends.then(|| device.send(turn.pass, turn.mailboxes, now)).flatten() {
+                subscription.stale && matches!(self.read, ReadState::Wanted { failures: 0, .. });
+            let Some(turn) = subscription.turn.take_if(|_| !reads_on) else { continue };
+            let sends = !subscription.stale
+                && !subscription.is_suspended()
+                && subscription.has_place(&turn);
+            match sends.then(|| subscription.send(turn.pass, turn.mailboxes, now)).flatten() {
                 Some(push) => pushes.push(push),
                 None => left.push(turn),
             }
         }
-        self.devices.retain(|device| !device.departed || device.in_flight.is_some());
+        self.subscriptions
+            .retain(|subscription| !subscription.departed || subscription.in_flight.is_some());
         (pushes, left)
     }
 
-    /// The devices that are left alone for their endpoints and registered before the time of service that
+    /// The subscriptions that are left alone for their endpoints and registered before the time of service that
     /// `before` says for their route; they are not known after this. With each comes when it registered.
     pub(super) fn take_dead(
         &mut self,
         before: impl Fn(&RouteId) -> Option<Timestamp>,
     ) -> Vec<(SubscriptionKey, Timestamp)> {
-        let dead = |device: &mut DeviceState| {
-            device.is_suspended()
-                && before(&device.route).is_some_and(|before| device.heard_at < before)
-                && device.in_flight.is_none()
-                && device.turn.is_none()
+        let dead = |subscription: &mut SubscriptionQueue| {
+            subscription.is_suspended()
+                && before(&subscription.route).is_some_and(|before| subscription.heard_at < before)
+                && subscription.in_flight.is_none()
+                && subscription.turn.is_none()
         };
-        let dead = self.devices.extract_if(.., dead);
-        dead.map(|device| (device.key(), device.registered_at)).collect()
+        let dead = self.subscriptions.extract_if(.., dead);
+        dead.map(|subscription| (subscription.key(), subscription.registered_at)).collect()
     }
 
-    pub(super) fn device(&mut self, key: &SubscriptionKey) -> Option<&mut DeviceState> {
-        self.devices.iter_mut().find(|state| state.device.is(key))
+    pub(super) fn subscription(&mut self, key: &SubscriptionKey) -> Option<&mut SubscriptionQueue> {
+        self.subscriptions.iter_mut().find(|state| state.subscription.is(key))
     }
 
     pub(super) fn remove(&mut self, key: &SubscriptionKey) {
-        self.devices.retain(|state| !state.device.is(key));
+        self.subscriptions.retain(|state| !state.subscription.is(key));
     }
 
-    /// When the first device of each peer may be pushed.
+    /// When the first subscription of each peer may be pushed.
     pub(super) fn due(&self, rules: &Rules) -> BTreeMap<(RouteId, Arc<str>), Instant> {
         let mut due: BTreeMap<_, Instant> = BTreeMap::new();
-        for device in &self.devices {
-            if let Some(at) = device.due(rules) {
-                let place = (device.route.clone(), Arc::clone(&device.peer));
+        for subscription in &self.subscriptions {
+            if let Some(at) = subscription.due(rules) {
+                let place = (subscription.route.clone(), Arc::clone(&subscription.peer));
                 due.entry(place).and_modify(|first| *first = at.min(*first)).or_insert(at);
             }
         }
         due
     }
 
-    /// Of the devices of this peer of the route the one that may be pushed soonest.
+    /// Of the subscriptions of this peer of the route the one that may be pushed soonest.
     pub(super) fn next_push<'a>(
         &'a mut self,
         route: &RouteId,
         peer: &Arc<str>,
         rules: &Rules,
-    ) -> Option<&'a mut DeviceState> {
-        let mine = |device: &&mut DeviceState| device.route == *route && device.peer == *peer;
-        let due = |device: &'a mut DeviceState| Some((device.due(rules)?, device));
-        let devices = self.devices.iter_mut().filter(mine).filter_map(due);
-        devices.min_by_key(|(at, _)| *at).map(|(_, device)| device)
+    ) -> Option<&'a mut SubscriptionQueue> {
+        let mine = |subscription: &&mut SubscriptionQueue| {
+            subscription.route == *route && subscription.peer == *peer
+        };
+        let due = |subscription: &'a mut SubscriptionQueue| {
+            Some((subscription.due(rules)?, subscription))
+        };
+        let subscriptions = self.subscriptions.iter_mut().filter(mine).filter_map(due);
+        subscriptions.min_by_key(|(at, _)| *at).map(|(_, subscription)| subscription)
     }
 
     pub(super) fn next_read(&self) -> Option<Instant> {
@@ -353,26 +374,28 @@ impl AccountState {
 
     /// Forgets what need not be remembered; returns when there will be more to forget.
     pub(super) fn forget(&mut self, rules: &Rules, now: Instant) -> Option<Instant> {
-        let idle_until = |device: &DeviceState| {
-            let idle =
-                device.waiting.is_none() && device.in_flight.is_none() && device.turn.is_none();
+        let idle_until = |subscription: &SubscriptionQueue| {
+            let idle = subscription.waiting.is_none()
+                && subscription.in_flight.is_none()
+                && subscription.turn.is_none();
             let told = |told: &LastDelivery| {
                 (told.sent_at + rules.min_interval).max(told.accepted_at + WORD)
             };
-            idle.then(|| device.told.as_ref().map_or(now, told))
+            idle.then(|| subscription.told.as_ref().map_or(now, told))
         };
         let lost_at =
             |telling: &Telling| telling.snapshot.is_none().then_some(telling.since + UNCONFIRMED);
-        self.devices.retain(|device| idle_until(device).is_none_or(|at| now < at));
+        self.subscriptions
+            .retain(|subscription| idle_until(subscription).is_none_or(|at| now < at));
         self.telling.retain(|_, telling| lost_at(telling).is_none_or(|at| now < at));
         let previews = self.previews.forget(now);
-        let devices = self.devices.iter().filter_map(idle_until);
-        devices.chain(self.telling.values().filter_map(lost_at)).chain(previews).min()
+        let subscriptions = self.subscriptions.iter().filter_map(idle_until);
+        subscriptions.chain(self.telling.values().filter_map(lost_at)).chain(previews).min()
     }
 
     /// Whether there is nothing to remember.
     pub(super) fn is_empty(&self) -> bool {
-        self.devices.is_empty()
+        self.subscriptions.is_empty()
             && self.telling.is_empty()
             && self.unread.is_empty()
             && self.previews.is_empty()

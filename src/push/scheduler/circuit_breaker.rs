@@ -12,24 +12,24 @@ use crate::net::backoff::Backoff;
 const DOMAINS: usize = 32;
 const ACCOUNTS: usize = 32;
 const TOKENS: usize = 8;
-/// Devices that are looked at to tell a failure of one from a failure of the service, the last that it was asked
+/// Endpoints that are looked at to tell a failure of one from a failure of the service, the last that it was asked
 /// for; and how many of them must have failed at least.
-const DEVICES: usize = 16;
+const ENDPOINTS: usize = 16;
 const SEVERAL: usize = 3;
 /// Between two lines of the log that say so.
 const SAID: Duration = Duration::from_hours(1);
 
-/// Shut while nothing can be sent, or while pushes to several devices fail, which are most of the last
+/// Shut while nothing can be sent, or while pushes to several endpoints fail, which are most of the last
 /// ones. When the wait is over one push goes to try, and only after an answer to it the others follow.
-/// A device whose pushes fail alone is left alone, and no other.
+/// An endpoint whose pushes fail alone is left alone, and no other.
 #[derive(Default)]
 pub(super) struct CircuitBreaker {
     /// Tries in a row that failed.
     failures: u32,
     shut_until: Option<Instant>,
     trying: bool,
-    /// Whether the last push to each device failed.
-    devices: Votes<PushEndpoint, ()>,
+    /// Whether the last push to each endpoint failed.
+    endpoints: Votes<PushEndpoint, ()>,
 }
 
 /// Whose a failure may be.
@@ -37,7 +37,7 @@ pub(super) struct CircuitBreaker {
 pub(super) enum FailureScope<'a> {
     /// Nothing can be sent to anybody.
     Route,
-    /// A push to this device failed, perhaps as those to all others would.
+    /// A push to this endpoint failed, perhaps as those to all others would.
     One(&'a PushEndpoint),
 }
 
@@ -88,8 +88,8 @@ impl CircuitBreaker {
         }
     }
 
-    /// The service answered a push to this device, and takes pushes. Returns whether the breaker was shut.
-    pub(super) fn answered(&mut self, pass: BreakerPass, device: &PushEndpoint) -> bool {
+    /// The service answered a push to this endpoint, and takes pushes. Returns whether the breaker was shut.
+    pub(super) fn answered(&mut self, pass: BreakerPass, endpoint: &PushEndpoint) -> bool {
         let was_shut = self.shut_until.is_some();
         match pass {
             BreakerPass::Try => *self = Self::default(),
@@ -97,7 +97,7 @@ impl CircuitBreaker {
             // A late answer to a push of before does not say that things are well again.
             BreakerPass::Open | BreakerPass::Late => return false,
         }
-        self.devices.vote(device.clone(), DEVICES, |()| (false, ()));
+        self.endpoints.vote(endpoint.clone(), ENDPOINTS, |()| (false, ()));
         was_shut
     }
 
@@ -118,9 +118,9 @@ impl CircuitBreaker {
             return false;
         }
         self.trying = false;
-        if let FailureScope::One(device) = failure {
-            self.devices.vote(device.clone(), DEVICES, |()| (true, ()));
-            if self.devices.bad() < SEVERAL || !self.devices.are_mostly_bad() {
+        if let FailureScope::One(endpoint) = failure {
+            self.endpoints.vote(endpoint.clone(), ENDPOINTS, |()| (true, ()));
+            if self.endpoints.bad() < SEVERAL || !self.endpoints.are_mostly_bad() {
                 (self.failures, self.shut_until) = (0, None);
                 return false;
             }
@@ -146,9 +146,9 @@ impl CircuitBreaker {
         self.shut_until.is_none()
     }
 
-    /// Whether the last pushes failed to most devices, and to more than one.
+    /// Whether the last pushes failed to most endpoints, and to more than one.
     pub(super) fn fails_mostly(&self) -> bool {
-        !self.is_open() || (self.devices.bad() > 1 && self.devices.are_mostly_bad())
+        !self.is_open() || (self.endpoints.bad() > 1 && self.endpoints.are_mostly_bad())
     }
 }
 
@@ -268,15 +268,15 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_those_of_their_devices_until_several_and_most_of_the_last_fail() {
+    fn failures_are_those_of_their_endpoints_until_several_and_most_of_the_last_fail() {
         let mut breaker = CircuitBreaker::default();
         let now = Instant::now();
-        let shut_by = |breaker: &mut CircuitBreaker, mut devices: std::ops::Range<usize>| {
-            devices.find(|n| {
-                let device = token(*n);
+        let shut_by = |breaker: &mut CircuitBreaker, mut endpoints: std::ops::Range<usize>| {
+            endpoints.find(|n| {
+                let endpoint = token(*n);
                 breaker.failed(
                     BreakerPass::Open,
-                    FailureScope::One(&device),
+                    FailureScope::One(&endpoint),
                     now,
                     BACKOFF,
                     Duration::ZERO,
@@ -297,7 +297,7 @@ mod tests {
         for n in 0..100 {
             breaker.answered(BreakerPass::Open, &token(100 + n));
         }
-        assert_eq!(shut_by(&mut breaker, 0..100), Some(DEVICES / 2));
+        assert_eq!(shut_by(&mut breaker, 0..100), Some(ENDPOINTS / 2));
     }
 
     fn token(n: usize) -> PushEndpoint {

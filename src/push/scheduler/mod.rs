@@ -1,4 +1,4 @@
-//! The rules of the dispatcher: which device gets a push of what, when, how often, and when a row in the
+//! The rules of the dispatcher: which subscription gets a push of what, when, how often, and when a row in the
 //! database may move (DESIGN.md promise 2 and section 5).
 //!
 //! Pure: no socket, no database, no clock. What happened comes in with the time at which it did;
@@ -6,24 +6,24 @@
 //! none; [`Scheduler::wake_at`] says when time alone will bring another.
 //!
 //! ```text
-//!   Changed ─> unread ─[Read: whose devices?]─> waiting ─[Push]─> in flight ─┬─ accepted ─> row moves
+//!   Changed ─> unread ─[Read: to whom?]─> waiting ─[Push]─> in flight ─┬─ accepted ─> row moves
 //!   Rebased ───────────────── (its state) ────────┘ ^                        │
 //!                                                   └──── marked as owed <───┴─ failed
 //! ```
 //!
-//! A push goes by the registration as it is at that moment: where a device has its turn and was not
+//! A push goes by the registration as it is at that moment: where a subscription has its turn and was not
 //! read just now, it is read first.
 
 mod account;
 mod change_id;
 mod circuit_breaker;
-mod device;
 mod endpoint_limits;
 mod outbox;
 mod preview;
 mod rates;
 mod route_queue;
 mod schedule;
+mod subscription;
 #[cfg(test)]
 mod tests;
 
@@ -43,9 +43,6 @@ use crate::store::Target;
 use account::{AccountState, ReadState};
 pub(super) use change_id::ChangeId;
 use circuit_breaker::BreakerPass;
-use device::SendSlot;
-pub use device::follow_up::OWN_FAULT;
-use device::follow_up::{Circumstances, Doubts, FollowUp};
 use endpoint_limits::EndpointLimits;
 pub(super) use outbox::Batch;
 use outbox::Outbox;
@@ -54,8 +51,11 @@ use rates::Rates;
 pub(super) use rates::Waits;
 use route_queue::{PushAnswer, RouteQueue};
 use schedule::{Schedule, Tenant};
+use subscription::SendSlot;
+pub use subscription::follow_up::OWN_FAULT;
+use subscription::follow_up::{Circumstances, Doubts, FollowUp};
 
-/// How many accounts may wait for the database to say who their devices are; then no more changes
+/// How many accounts may wait for the database to say who their subscriptions are; then no more changes
 /// are taken in.
 const MAX_UNREAD: usize = 4096;
 /// How many of them are asked for at once.
@@ -67,7 +67,7 @@ const DATABASE: Backoff = Backoff::new(Duration::from_millis(500), Duration::fro
 const UNAVAILABLE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
 const TOO_MANY: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(300));
 const REFUSED: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(900));
-/// Most likely the device has to register anew, and then it does not wait.
+/// Most likely the subscription has to register anew, and then it does not wait.
 const OTHER_ROUTE: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(3600));
 
 /// What of the configuration the rules need; see [`crate::config::PushConfig`].
@@ -108,7 +108,7 @@ impl fmt::Debug for BackendOf {
 /// What is to be done next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// Read the account's devices, then [`Scheduler::read`].
+    /// Read the account's subscriptions, then [`Scheduler::read`].
     Read(Account),
     /// Send this, then [`Scheduler::answered`].
     Send(Delivery),
@@ -119,7 +119,7 @@ pub(super) enum Effect {
 /// A push to be sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Delivery {
-    pub(super) device: Arc<Subscription>,
+    pub(super) subscription: Arc<Subscription>,
     pub(super) mailboxes: Vec<MailboxChange>,
     /// What is known of the newest mail in them, for a transport that may carry it.
     pub(super) newest: Option<NewestMail>,
@@ -129,7 +129,7 @@ pub(super) struct Delivery {
     pub(super) seen_at: Instant,
 }
 
-/// What is pending for one device, at one moment.
+/// What is pending for one subscription, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct DeliveryView {
     /// For how long a push has been under way.
@@ -147,11 +147,11 @@ pub(super) struct DeliveryView {
     /// The service said more than once that it does not know the endpoint: it is left alone until it
     /// registers anew.
     pub(super) suspended: bool,
-    /// For how long all devices of this peer of the route wait; zero while one push tries.
+    /// For how long all subscriptions of this peer of the route wait; zero while one push tries.
     pub(super) shut: Option<Duration>,
 }
 
-/// All pushes that devices still have to get, and what is to be written about them.
+/// All pushes that subscriptions still have to get, and what is to be written about them.
 pub(super) struct Scheduler {
     rules: Rules,
     accounts: HashMap<Account, AccountState>,
@@ -159,12 +159,12 @@ pub(super) struct Scheduler {
     forgets: Schedule,
     /// Reads that are under way.
     reading: usize,
-    /// A device of another route sleeps.
+    /// A subscription of another route sleeps.
     queues: BTreeMap<RouteId, RouteQueue>,
     /// Pushes that had their turns.
     ready: VecDeque<Delivery>,
     endpoints: EndpointLimits,
-    /// How often a push was put off because its device was pushed for other accounts.
+    /// How often a push was put off because its subscription was pushed for other accounts.
     held: u64,
     rates: Rates,
     outbox: Outbox,
@@ -173,7 +173,7 @@ pub(super) struct Scheduler {
 // === impl Rules ===
 
 impl Rules {
-    /// Whether any device gets a push for a change of this kind.
+    /// Whether any subscription gets a push for a change of this kind.
     fn tells(&self, kind: ChangeKind) -> bool {
         match kind {
             ChangeKind::NewMail => self.events.new_mail,
@@ -207,7 +207,7 @@ impl Scheduler {
     }
 
     /// These are the routes from now on, open or not. An operator may have mended what was refused, so
-    /// each is tried at once; pushes to devices of a route that is gone are marked as owed.
+    /// each is tried at once; pushes to subscriptions of a route that is gone are marked as owed.
     /// `wall` is the time of day.
     pub(super) fn routes(
         &mut self,
@@ -223,16 +223,18 @@ impl Scheduler {
         let accounts: Vec<Account> = self.accounts.keys().cloned().collect();
         for account in accounts {
             let Some(state) = self.accounts.get_mut(&account) else { continue };
-            for device in &mut state.devices {
-                device.has_new_identity();
-                if !self.queues.contains_key(&device.route) {
-                    let key = device.key();
-                    for mailbox in device.owe_all(now) {
+            for subscription in &mut state.subscriptions {
+                subscription.has_new_identity();
+                if !self.queues.contains_key(&subscription.route) {
+                    let key = subscription.key();
+                    for mailbox in subscription.owe_all(now) {
                         self.outbox.owed(&key, mailbox, wall);
                     }
                 }
             }
-            state.devices.retain(|device| self.queues.contains_key(&device.route));
+            state
+                .subscriptions
+                .retain(|subscription| self.queues.contains_key(&subscription.route));
             self.reschedule(&account, now);
         }
     }
@@ -260,7 +262,7 @@ impl Scheduler {
                 account
             }
             WatchEvent::Registered { account } => {
-                // Where nothing is pending the next change has the devices read.
+                // Where nothing is pending the next change has the subscriptions read.
                 if let Some(state) = self.accounts.get_mut(&account) {
                     state.doubt(now);
                 }
@@ -274,8 +276,8 @@ impl Scheduler {
         self.reschedule(&account, now);
     }
 
-    /// These accounts have devices to which a push is owed since an earlier run, or by
-    /// another node; or somebody else has changed their devices.
+    /// These accounts have subscriptions to which a push is owed since an earlier run, or by
+    /// another node; or somebody else has changed their subscriptions.
     pub(super) fn owed(&mut self, accounts: Vec<Account>, now: Instant) {
         for account in accounts {
             self.accounts.entry(account.clone()).or_default().doubt(now);
@@ -284,7 +286,7 @@ impl Scheduler {
     }
 
     /// Accounts may have another backend now, which `home` says: what was seen at the former one is
-    /// not told, and no device is pushed before it has been read again.
+    /// not told, and no subscription is pushed before it has been read again.
     pub(super) fn backends_are_replaced(
         &mut self,
         home: impl Fn(&Account) -> Option<BackendId>,
@@ -304,7 +306,7 @@ impl Scheduler {
         }
     }
 
-    /// The account's devices were read, and are of another backend than it has now: they get nothing,
+    /// The account's subscriptions were read, and are of another backend than it has now: they get nothing,
     /// and its rows stay as they are until it has its former backend again.
     pub(super) fn set_aside(&mut self, account: &Account, now: Instant) {
         self.reading = self.reading.saturating_sub(1);
@@ -315,7 +317,7 @@ impl Scheduler {
         self.reschedule(account, now);
     }
 
-    /// The account's live devices, or `None` if the database could not say.
+    /// The account's live subscriptions, or `None` if the database could not say.
     /// `served` is the time of service.
     pub(super) fn read(
         &mut self,
@@ -342,8 +344,8 @@ impl Scheduler {
                 let Some(state) = self.accounts.get_mut(account) else { return };
                 let dead_before =
                     |route: &RouteId| Some(served.minus(self.queues.get(route)?.limits.silence));
-                for (device, registered_at) in state.take_dead(dead_before) {
-                    self.outbox.remove(device, registered_at);
+                for (subscription, registered_at) in state.take_dead(dead_before) {
+                    self.outbox.remove(subscription, registered_at);
                 }
             }
             None => {
@@ -355,7 +357,7 @@ impl Scheduler {
         self.reschedule(account, now);
     }
 
-    /// The account's devices whose turn it is are pushed, or leave their places to others.
+    /// The account's subscriptions whose turn it is are pushed, or leave their places to others.
     fn take_turns(&mut self, account: &Account, now: Instant) {
         let Some(state) = self.accounts.get_mut(account) else { return };
         let (pushes, left) = state.take_turns(now);
@@ -381,8 +383,9 @@ impl Scheduler {
         let queue = self.queues.get_mut(&route);
         let chance = (self.rules.chance)();
         let key = &SubscriptionKey::from(sent);
-        let device = self.accounts.get_mut(&key.account).and_then(|state| state.device(key));
-        let under_way = device.and_then(|device| device.in_flight.as_ref());
+        let subscription =
+            self.accounts.get_mut(&key.account).and_then(|state| state.subscription(key));
+        let under_way = subscription.and_then(|subscription| subscription.in_flight.as_ref());
         let under_way = under_way.map(|push| (push.pass, push.registered_at));
         let circumstances = queue.map(|queue| {
             let pass = under_way.map(|(pass, _)| pass);
@@ -396,24 +399,24 @@ impl Scheduler {
         let circumstances = circumstances.unwrap_or_default();
         let Some((_, registered_at)) = under_way else { return };
         let Some(state) = self.accounts.get_mut(&key.account) else { return };
-        let Some(device) = state.device(key) else { return };
-        let failing = device.fails(verdict, registered_at, circumstances.fault, wall, now);
-        let became = device.became(verdict, registered_at, circumstances);
+        let Some(subscription) = state.subscription(key) else { return };
+        let failing = subscription.fails(verdict, registered_at, circumstances.fault, wall, now);
+        let became = subscription.became(verdict, registered_at, circumstances);
         match became {
-            FollowUp::Delivered => self.outbox.accepted(key, device.accepted(now), wall),
+            FollowUp::Delivered => self.outbox.accepted(key, subscription.accepted(now), wall),
             FollowUp::Owed { backoff, heals } => {
                 if let Some(failing) = failing {
                     self.outbox.failing(key, failing);
                 }
                 let least = at_least(verdict);
                 let wait = |failures| backoff.wait(failures, chance).max(least);
-                for mailbox in device.failed(now, heals, wait) {
+                for mailbox in subscription.failed(now, heals, wait) {
                     self.outbox.owed(key, mailbox, wall);
                 }
             }
             FollowUp::Dead { not_after } => {
                 // Should it register before this is written, its row stays, and the marks tell it.
-                for mailbox in device.owe_all(now) {
+                for mailbox in subscription.owe_all(now) {
                     self.outbox.owed(key, mailbox, wall);
                 }
                 self.outbox.remove(key.clone(), not_after);
@@ -428,14 +431,16 @@ impl Scheduler {
         self.outbox.written(failed, now, (self.rules.chance)());
     }
 
-    /// It ends here: what devices have not been told of is marked as owed. Returns what is to be
+    /// It ends here: what subscriptions have not been told of is marked as owed. Returns what is to be
     /// written last; what it does not say will be found when the mailboxes are looked at again.
     pub(super) fn end(mut self, now: Instant, wall: Timestamp) -> Batch {
         let accounts: Vec<Account> = self.accounts.keys().cloned().collect();
         for account in accounts {
-            for device in self.accounts.get_mut(&account).iter_mut().flat_map(|s| &mut s.devices) {
-                let key = device.key();
-                for mailbox in device.owe_all(now) {
+            for subscription in
+                self.accounts.get_mut(&account).iter_mut().flat_map(|s| &mut s.subscriptions)
+            {
+                let key = subscription.key();
+                for mailbox in subscription.owe_all(now) {
                     self.outbox.owed(&key, mailbox, wall);
                 }
             }
@@ -509,17 +514,18 @@ impl Scheduler {
         [push, read, self.forgets.next(), self.outbox.next(now)].into_iter().flatten().min()
     }
 
-    /// What is pending for a device.
-    pub(super) fn view(&self, device: &Subscription, now: Instant) -> DeliveryView {
-        let key = SubscriptionKey::from(device);
-        let known = self.accounts.get(&key.account).into_iter().flat_map(|state| &state.devices);
+    /// What is pending for a subscription.
+    pub(super) fn view(&self, subscription: &Subscription, now: Instant) -> DeliveryView {
+        let key = SubscriptionKey::from(subscription);
+        let known =
+            self.accounts.get(&key.account).into_iter().flat_map(|state| &state.subscriptions);
         let view = known.map(|known| (known.key(), known)).find(|(other, _)| *other == key);
         let view = view.map(|(_, known)| known.view(&self.rules, now)).unwrap_or_default();
-        let queue = self.queues.get(&RouteId::of(device));
-        DeliveryView { shut: queue.and_then(|queue| queue.shut(device, now)), ..view }
+        let queue = self.queues.get(&RouteId::of(subscription));
+        DeliveryView { shut: queue.and_then(|queue| queue.shut(subscription, now)), ..view }
     }
 
-    /// Accounts with a device to be pushed, and pushes that are under way.
+    /// Accounts with a subscription to be pushed, and pushes that are under way.
     pub(super) fn to_push(&self) -> usize {
         self.queues.values().map(RouteQueue::to_push).sum()
     }
@@ -543,31 +549,31 @@ impl Scheduler {
                 |part| self.rates.wait(part, now),
             )?;
             let Some(state) = self.accounts.get_mut(&account) else { continue };
-            let Some(device) = state.next_push(route, &peer, &self.rules) else { continue };
-            let (token, distance) = (&device.device.endpoint, self.rules.min_interval);
+            let Some(subscription) = state.next_push(route, &peer, &self.rules) else { continue };
+            let (token, distance) = (&subscription.subscription.endpoint, self.rules.min_interval);
             let domain = account.domain().unwrap_or_default();
             if let Err(free_at) = self.endpoints.use_one(token, domain, distance, now) {
-                device.held_until = Some(free_at);
+                subscription.held_until = Some(free_at);
                 self.held += 1;
                 self.reschedule(&account, now);
                 continue;
             }
-            device.held_until = None;
+            subscription.held_until = None;
             let pass: BreakerPass = queue.begin(&peer, now)?;
             self.rates.use_one(share, now);
-            if device.is_fresh(now) {
-                let push = device.send(pass, queue.limits.mailboxes, now);
+            if subscription.is_fresh(now) {
+                let push = subscription.send(pass, queue.limits.mailboxes, now);
                 self.reschedule(&account, now);
                 return push;
             }
             let mailboxes = queue.limits.mailboxes;
-            device.turn = Some(SendSlot { route: route.clone(), peer, pass, mailboxes });
+            subscription.turn = Some(SendSlot { route: route.clone(), peer, pass, mailboxes });
             state.want_read(now);
             self.reschedule(&account, now);
         }
     }
 
-    /// How often pushes were put off since the last question, as their devices had been pushed for
+    /// How often pushes were put off since the last question, as their subscriptions had been pushed for
     /// other accounts.
     pub(super) fn take_held(&mut self) -> u64 {
         std::mem::take(&mut self.held)

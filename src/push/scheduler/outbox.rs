@@ -16,7 +16,7 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from
 #[derive(Default)]
 pub(super) struct Outbox {
     told: HashMap<(Account, Mailbox), (Snapshot, ChangeId)>,
-    devices: HashMap<SubscriptionKey, Marks>,
+    subscriptions: HashMap<SubscriptionKey, Marks>,
     removals: HashMap<SubscriptionKey, Timestamp>,
     writing: bool,
     failures: u32,
@@ -26,11 +26,11 @@ pub(super) struct Outbox {
 /// What is to be written at once: first the settlements, all or nothing, then the removals.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Batch {
-    /// A device's marks stand before the states that rely on them.
+    /// A subscription's marks stand before the states that rely on them.
     pub(crate) settlements: Vec<Settlement>,
     /// The change of each [`Settlement::Told`], in the same order.
     pub(crate) changes: Vec<ChangeId>,
-    /// The device, and when it registered last for the removal to be right.
+    /// The subscription, and when it registered last for the removal to be right.
     pub(crate) removals: Vec<(SubscriptionKey, Timestamp)>,
 }
 
@@ -54,29 +54,34 @@ impl Outbox {
         self.told.insert((account, mailbox), (snapshot, change));
     }
 
-    pub(super) fn owed(&mut self, device: &SubscriptionKey, mailbox: Mailbox, since: Timestamp) {
-        self.marks(device).mailboxes.insert(mailbox, Some(since));
+    pub(super) fn owed(
+        &mut self,
+        subscription: &SubscriptionKey,
+        mailbox: Mailbox,
+        since: Timestamp,
+    ) {
+        self.marks(subscription).mailboxes.insert(mailbox, Some(since));
     }
 
-    /// The device's pushes fail so, for a reason that lasts.
-    pub(super) fn failing(&mut self, device: &SubscriptionKey, failure: LastingFailure) {
-        self.marks(device).failing = Some(failure);
+    /// The subscription's pushes fail so, for a reason that lasts.
+    pub(super) fn failing(&mut self, subscription: &SubscriptionKey, failure: LastingFailure) {
+        self.marks(subscription).failing = Some(failure);
     }
 
     pub(super) fn accepted(
         &mut self,
-        device: &SubscriptionKey,
+        subscription: &SubscriptionKey,
         mailboxes: Vec<Mailbox>,
         at: Timestamp,
     ) {
-        let marks = self.marks(device);
+        let marks = self.marks(subscription);
         (marks.accepted_at, marks.failing) = (Some(at), None);
         marks.mailboxes.extend(mailboxes.into_iter().map(|mailbox| (mailbox, None)));
     }
 
-    /// The device is dead, if it has not registered after `not_after`.
-    pub(super) fn remove(&mut self, device: SubscriptionKey, not_after: Timestamp) {
-        self.removals.insert(device, not_after);
+    /// The subscription is dead, if it has not registered after `not_after`.
+    pub(super) fn remove(&mut self, subscription: SubscriptionKey, not_after: Timestamp) {
+        self.removals.insert(subscription, not_after);
     }
 
     /// All that there is to write, unless a write is under way or failed a moment ago. The answer
@@ -108,25 +113,30 @@ impl Outbox {
 
     /// Rows that wait.
     pub(super) fn len(&self) -> usize {
-        self.told.len() + self.devices.len() + self.removals.len()
+        self.told.len() + self.subscriptions.len() + self.removals.len()
     }
 
     /// Everything, whatever is under way or failed: the last write of all.
     pub(super) fn drain(&mut self) -> Batch {
         let mut settlements = Vec::new();
-        for (device, marks) in self.devices.drain() {
+        for (subscription, marks) in self.subscriptions.drain() {
             let (owed, settled): (Vec<_>, Vec<_>) =
                 marks.mailboxes.into_iter().partition(|(_, since)| since.is_some());
             if let Some(at) = marks.accepted_at {
                 let mailboxes = settled.into_iter().map(|(mailbox, _)| mailbox).collect();
-                let device = device.clone();
-                settlements.push(Settlement::Accepted { subscription: device, mailboxes, at });
+                let subscription = subscription.clone();
+                settlements.push(Settlement::Accepted { subscription, mailboxes, at });
             }
             if let Some(failure) = marks.failing {
-                settlements.push(Settlement::Failing { subscription: device.clone(), failure });
+                settlements
+                    .push(Settlement::Failing { subscription: subscription.clone(), failure });
             }
             settlements.extend(owed.into_iter().filter_map(|(mailbox, since)| {
-                Some(Settlement::Owed { subscription: device.clone(), mailbox, since: since? })
+                Some(Settlement::Owed {
+                    subscription: subscription.clone(),
+                    mailbox,
+                    since: since?,
+                })
             }));
         }
         let mut changes = Vec::new();
@@ -146,17 +156,17 @@ impl Outbox {
                     let Some(change) = changes.next() else { continue };
                     self.told.entry((account, mailbox)).or_insert((snapshot, change));
                 }
-                Settlement::Owed { subscription: device, mailbox, since } => {
-                    self.marks(&device).mailboxes.entry(mailbox).or_insert(Some(since));
+                Settlement::Owed { subscription, mailbox, since } => {
+                    self.marks(&subscription).mailboxes.entry(mailbox).or_insert(Some(since));
                 }
-                Settlement::Failing { subscription: device, failure } => {
-                    let marks = self.marks(&device);
+                Settlement::Failing { subscription, failure } => {
+                    let marks = self.marks(&subscription);
                     if marks.accepted_at.is_none_or(|accepted| accepted <= failure.since) {
                         marks.failing.get_or_insert(failure);
                     }
                 }
-                Settlement::Accepted { subscription: device, mailboxes, at } => {
-                    let marks = self.marks(&device);
+                Settlement::Accepted { subscription, mailboxes, at } => {
+                    let marks = self.marks(&subscription);
                     marks.accepted_at.get_or_insert(at);
                     for mailbox in mailboxes {
                         marks.mailboxes.entry(mailbox).or_insert(None);
@@ -164,16 +174,16 @@ impl Outbox {
                 }
             }
         }
-        for (device, not_after) in batch.removals {
-            self.removals.entry(device).or_insert(not_after);
+        for (subscription, not_after) in batch.removals {
+            self.removals.entry(subscription).or_insert(not_after);
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.told.is_empty() && self.devices.is_empty() && self.removals.is_empty()
+        self.told.is_empty() && self.subscriptions.is_empty() && self.removals.is_empty()
     }
 
-    fn marks(&mut self, device: &SubscriptionKey) -> &mut Marks {
-        self.devices.entry(device.clone()).or_default()
+    fn marks(&mut self, subscription: &SubscriptionKey) -> &mut Marks {
+        self.subscriptions.entry(subscription.clone()).or_default()
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::{Change, ChangeKind, Mailbox, PREVIEW_WAIT, Preview};
 
-/// For how long a preview is kept for devices that cannot be read.
+/// For how long a preview is kept for subscriptions that cannot be read.
 const KEPT: Duration = Duration::from_secs(30);
 
 /// The newest mail that a push is about.
@@ -66,12 +66,12 @@ impl Previews {
         }
     }
 
-    /// The devices have it, or know that there is none.
+    /// The subscriptions have it, or know that there is none.
     pub(super) fn told(&mut self, mailbox: &Mailbox) {
         self.0.remove(mailbox);
     }
 
-    /// The devices have it, if it has come.
+    /// The subscriptions have it, if it has come.
     pub(super) fn told_if_known(&mut self, mailbox: &Mailbox) {
         if let Some(PreviewState::Known(..)) = self.0.get(mailbox) {
             self.0.remove(mailbox);

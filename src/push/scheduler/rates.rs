@@ -1,4 +1,4 @@
-//! How many pushes a second the devices of one domain, and of one backend, may have.
+//! How many pushes a second the subscriptions of one domain, and of one backend, may have.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;

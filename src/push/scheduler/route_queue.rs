@@ -308,7 +308,7 @@ impl PeerQueue {
                 route = %route.name,
                 peer,
                 outcome = verdict.name(),
-                "pushes of this route fail, to more than one device; mailchime holds them back and \
+                "pushes of this route fail, to more than one subscription; mailchime holds them back and \
                  tries one at a time"
             );
         }

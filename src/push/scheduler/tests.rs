@@ -32,7 +32,7 @@ struct Simulation {
     id: u64,
     /// The watcher asks for the sender and the subject of new mail.
     previews: bool,
-    /// Whether lines say since when a device fails.
+    /// Whether lines say since when a subscription fails.
     shows_failing: bool,
     lines: Vec<String>,
 }
@@ -66,7 +66,7 @@ fn account() -> Account {
     Account::from_login("alice@example.org")
 }
 
-/// A device whose endpoint begins with `name`, for INBOX and Notes.
+/// A subscription whose endpoint begins with `name`, for INBOX and Notes.
 fn phone(name: &str) -> Target {
     phone_of(&account(), name)
 }
@@ -189,7 +189,7 @@ impl Simulation {
             }
             Effect::Send(push) => {
                 let names: Vec<_> = push.mailboxes.iter().map(|it| it.mailbox.as_str()).collect();
-                let name = name(&push.device.endpoint);
+                let name = name(&push.subscription.endpoint);
                 let newest = push.newest.map_or_else(String::new, |it| {
                     let sender = it.preview.sender().unwrap_or_default();
                     format!(": {sender} in {}, {}", it.mailbox, it.preview.messages)
@@ -198,9 +198,9 @@ impl Simulation {
                 let fails = self.failing.contains(&name).then(|| self.trouble.clone());
                 match fails.or_else(|| self.service.clone()) {
                     Some(outcome) => {
-                        self.scheduler.answered(&push.device, &outcome, self.now, NOW, NOW)
+                        self.scheduler.answered(&push.subscription, &outcome, self.now, NOW, NOW)
                     }
-                    None => self.under_way.push(push.device),
+                    None => self.under_way.push(push.subscription),
                 }
             }
             Effect::Write(batch) if self.database => {
@@ -219,8 +219,8 @@ impl Simulation {
 
     /// The service answers the push that has been under way for longest.
     fn answer(&mut self, outcome: Verdict) {
-        let device = self.under_way.remove(0);
-        self.scheduler.answered(&device, &outcome, self.now, NOW, NOW);
+        let subscription = self.under_way.remove(0);
+        self.scheduler.answered(&subscription, &outcome, self.now, NOW, NOW);
     }
 
     fn say(&mut self, line: String) {
@@ -286,18 +286,18 @@ fn written(batch: &Batch) -> Vec<String> {
         Settlement::Told { mailbox, snapshot, .. } => {
             format!("told {mailbox} {}", snapshot.uid_next.unwrap())
         }
-        Settlement::Owed { subscription: device, mailbox, .. } => {
-            format!("owed {} {mailbox}", name(&device.endpoint))
+        Settlement::Owed { subscription, mailbox, .. } => {
+            format!("owed {} {mailbox}", name(&subscription.endpoint))
         }
-        Settlement::Failing { subscription: device, failure } => {
+        Settlement::Failing { subscription, failure } => {
             let own_fault = failure.own_fault.as_secs();
             let by_itself = if own_fault > 0 { format!(" {own_fault} s") } else { String::new() };
-            format!("failing {}{by_itself}", name(&device.endpoint))
+            format!("failing {}{by_itself}", name(&subscription.endpoint))
         }
-        Settlement::Accepted { subscription: device, mailboxes, .. } => {
+        Settlement::Accepted { subscription, mailboxes, .. } => {
             let mut names: Vec<_> = mailboxes.iter().map(Mailbox::as_str).collect();
             names.sort_unstable();
-            format!("accepted {} {}", name(&device.endpoint), names.join("+"))
+            format!("accepted {} {}", name(&subscription.endpoint), names.join("+"))
         }
     };
     let mut lines: Vec<_> = batch.settlements.iter().map(settlement).collect();
@@ -312,7 +312,7 @@ fn written(batch: &Batch) -> Vec<String> {
 }
 
 #[test]
-fn new_mail_goes_at_once_and_its_row_moves_when_all_devices_have_accepted() {
+fn new_mail_goes_at_once_and_its_row_moves_when_all_subscriptions_have_accepted() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);
     sim.service = None;
     sim.mail("INBOX", 7);
@@ -323,7 +323,7 @@ fn new_mail_goes_at_once_and_its_row_moves_when_all_devices_have_accepted() {
     assert_eq!(sim.until(99.0), ["1 accepted b INBOX", "1 told INBOX 7"]);
     assert!(
         sim.scheduler.accounts.is_empty(),
-        "the scheduler forgets the accounts of devices that it pushed"
+        "the scheduler forgets the accounts of subscriptions that it pushed"
     );
 }
 
@@ -341,7 +341,7 @@ fn a_quiet_change_waits_and_new_mail_takes_it_along() {
 }
 
 #[test]
-fn a_device_that_hears_of_new_mail_alone_holds_up_no_quiet_change_and_is_owed_none() {
+fn a_subscription_that_hears_of_new_mail_alone_holds_up_no_quiet_change_and_is_owed_none() {
     let mut quiet = phone("a");
     quiet.subscription.options = OF_NEW_MAIL_ALONE.into();
     let mut sim = Simulation::with([quiet, phone("b")]);
@@ -528,7 +528,7 @@ fn a_state_that_is_being_pushed_is_not_pushed_again() {
 }
 
 #[test]
-fn only_devices_of_this_route_and_mailbox_are_pushed_and_the_others_hold_up_nothing() {
+fn only_subscriptions_of_this_route_and_mailbox_are_pushed_and_the_others_hold_up_nothing() {
     let mut asleep = phone("a");
     asleep.subscription.route = "old".into();
     let mut other = phone("b");

@@ -126,7 +126,9 @@ fn each_part_may_name_those_below_it_and_no_other() {
 
 #[test]
 fn what_is_pure_reaches_nothing_outside() {
-    for pure in ["imap", "imap/relay", "watch/ledger", "push/scheduler", "push/scheduler/device"] {
+    for pure in
+        ["imap", "imap/relay", "watch/ledger", "push/scheduler", "push/scheduler/subscription"]
+    {
         for outside in [
             "use tokio::sync::mpsc;",
             "use tokio_util::sync::CancellationToken;",

@@ -1,4 +1,4 @@
-//! What lasts: reads, marks and rows, devices that change, and what can be seen of them.
+//! What lasts: reads, marks and rows, subscriptions that change, and what can be seen of them.
 
 use super::*;
 
@@ -42,7 +42,7 @@ fn pushes_owed_since_an_earlier_run_are_sent_at_once() {
 
 /// The watching side has marked it, so that the user logs in.
 #[test]
-fn what_others_have_marked_is_pushed_to_a_device_that_is_known() {
+fn what_others_have_marked_is_pushed_to_a_subscription_that_is_known() {
     let mut sim = Simulation::with([phone("aa")]);
     sim.mail("INBOX", 5);
     let before = sim.until(1.0);
@@ -77,7 +77,7 @@ fn at_the_end_unsent_pushes_are_marked_as_owed() {
 }
 
 #[test]
-fn a_device_is_read_again_before_it_is_pushed_late() {
+fn a_subscription_is_read_again_before_it_is_pushed_late() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);
     sim.service = Some(refused());
     sim.mail("INBOX", 7);
@@ -88,8 +88,8 @@ fn a_device_is_read_again_before_it_is_pushed_late() {
     sim.service = None;
     assert_eq!(sim.until(60.0), ["60 push a INBOX"]);
     let state = &sim.scheduler.accounts[&account()];
-    let known = &state.devices[0].device.options;
-    assert_eq!((state.devices.len(), &**known), (1, "NEW"));
+    let known = &state.subscriptions[0].subscription.options;
+    assert_eq!((state.subscriptions.len(), &**known), (1, "NEW"));
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_push_names_the_changes_that_it_tells_of() {
         push.changes.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [format!("#{first}")]
     );
-    sim.scheduler.answered(&push.device, &accepted(), sim.now, NOW, NOW);
+    sim.scheduler.answered(&push.subscription, &accepted(), sim.now, NOW, NOW);
     let Some(Effect::Write(batch)) = sim.scheduler.next(sim.now) else { panic!("no write") };
     assert_eq!(batch.changes, push.changes);
     // What could not be written keeps its number.
@@ -187,29 +187,29 @@ fn a_push_names_the_changes_that_it_tells_of() {
 }
 
 #[test]
-fn what_is_pending_for_a_device_can_be_seen() {
+fn what_is_pending_for_a_subscription_can_be_seen() {
     let mut sim = Simulation::with([phone("a")]);
-    let device = sim.targets[0].subscription.clone();
-    assert_eq!(sim.scheduler.view(&device, sim.now), DeliveryView::default());
+    let subscription = sim.targets[0].subscription.clone();
+    assert_eq!(sim.scheduler.view(&subscription, sim.now), DeliveryView::default());
     sim.quiet("Notes", 3);
     sim.until(10.0);
-    let view = sim.scheduler.view(&device, sim.now);
+    let view = sim.scheduler.view(&subscription, sim.now);
     assert_eq!((view.waiting, view.due_in), (vec![Mailbox::new("Notes")], Some(seconds(20.0))));
     sim.service = None;
     sim.until(31.0);
-    assert_eq!(sim.scheduler.view(&device, sim.now).under_way, Some(seconds(1.0)));
+    assert_eq!(sim.scheduler.view(&subscription, sim.now).under_way, Some(seconds(1.0)));
     sim.answer(accepted());
-    assert_eq!(sim.scheduler.view(&device, sim.now).too_soon, Some(seconds(4.0)));
+    assert_eq!(sim.scheduler.view(&subscription, sim.now).too_soon, Some(seconds(4.0)));
     sim.service = Some(down(Some(seconds(60.0))));
     sim.mail("INBOX", 7);
     sim.until(40.0);
-    let view = sim.scheduler.view(&device, sim.now);
+    let view = sim.scheduler.view(&subscription, sim.now);
     let expected = (Some(seconds(55.0)), Some(seconds(55.0)), 1);
     assert_eq!((view.shut, view.backs_off, view.failures), expected);
 }
 
 #[test]
-fn what_a_device_is_not_to_get_any_more_is_not_pushed_when_its_time_comes() {
+fn what_a_subscription_is_not_to_get_any_more_is_not_pushed_when_its_time_comes() {
     let mut sim = Simulation::with([phone("a"), phone("b"), phone("c")]);
     sim.quiet("INBOX", 2);
     sim.quiet("Notes", 3);
@@ -261,7 +261,7 @@ fn a_push_says_of_each_mailbox_what_changed_and_its_state() {
             effect = sim.scheduler.next(sim.now);
         }
         let Some(Effect::Send(push)) = effect else { panic!("no push: {effect:?}") };
-        sim.scheduler.answered(&push.device, &accepted(), sim.now, NOW, NOW);
+        sim.scheduler.answered(&push.subscription, &accepted(), sim.now, NOW, NOW);
         let told = |it: MailboxChange| (it.mailbox.to_string(), it.kind, it.state.uid_next);
         push.mailboxes.into_iter().map(told).collect()
     };

@@ -153,7 +153,7 @@ fn what_is_written_of_a_failure_is_for_how_long_it_was_its_own_fault() {
 }
 
 #[test]
-fn a_device_that_registers_by_itself_is_left_to_its_silence() {
+fn a_subscription_that_registers_by_itself_is_left_to_its_silence() {
     let browsers = [("a", "one.example"), ("b", "one.example"), ("c", "other.example")];
     let mut sim = Simulation::of_browsers(of_key(), browsers);
     sim.targets[0].renews = true;

@@ -14,7 +14,7 @@ fn one_route_that_is_refused_holds_up_no_other() {
     let mut lines = sim.until(0.0);
     lines.sort();
     assert_eq!(lines, ["0 push a INBOX", "0 push b INBOX"]);
-    sim.under_way.sort_by_key(|device| device.route.clone());
+    sim.under_way.sort_by_key(|subscription| subscription.route.clone());
     sim.answer(refused());
     sim.answer(accepted());
     sim.service = Some(accepted());
@@ -189,7 +189,7 @@ fn a_host_that_refuses_all_is_paused_alone() {
 }
 
 #[test]
-fn a_device_that_moves_to_another_route_is_that_routes_from_then_on() {
+fn a_subscription_that_moves_to_another_route_is_that_routes_from_then_on() {
     let mut sim = Simulation::with([phone("a")]);
     sim.scheduler.routes([route(ROUTE, 500), route("other", 500)], sim.now, NOW);
     sim.quiet("INBOX", 7);

@@ -28,7 +28,7 @@ fn an_outage_is_marked_the_row_moves_and_one_push_after_another_tries() {
 }
 
 #[test]
-fn one_device_whose_pushes_fail_delays_no_other() {
+fn one_subscription_whose_pushes_fail_delays_no_other() {
     let bob = Account::from_login("bob");
     let mut sim = Simulation::with([phone("a"), phone_of(&bob, "b")]);
     sim.failing = vec!["a"];
@@ -136,7 +136,7 @@ fn a_tenant_with_many_accounts_delays_no_other() {
     let of = |login: &str, name: &str| phone_of(&Account::from_login(login), name);
     let crowd = (0..40).flat_map(|number| {
         let login = format!("m{number}@tenant.example");
-        (0..5).map(move |device| of(&login, &format!("{number:02x}{device}f")))
+        (0..5).map(move |subscription| of(&login, &format!("{number:02x}{subscription}f")))
     });
     let mut sim = Simulation::with(crowd.chain([of("alice@example.org", "a11ce")]));
     sim.scheduler.routes([route(ROUTE, 2)], sim.now, NOW);
@@ -157,7 +157,7 @@ fn a_tenant_with_many_accounts_delays_no_other() {
 }
 
 #[test]
-fn a_device_under_many_accounts_is_pushed_as_often_as_one_under_few() {
+fn a_subscription_under_many_accounts_is_pushed_as_often_as_one_under_few() {
     let of = |login: &str| phone_of(&Account::from_login(login), "a11ce");
     let logins: Vec<_> = (0..20).map(|number| format!("m{number}@tenant.example")).collect();
     let mut sim = Simulation::with(logins.iter().map(|login| of(login)));
@@ -223,7 +223,7 @@ fn a_certificate_of_another_kind_is_tried_with_tokens_that_were_bad_twice() {
 }
 
 #[test]
-fn a_device_that_is_removed_elsewhere_gets_no_more_pushes() {
+fn a_subscription_that_is_removed_elsewhere_gets_no_more_pushes() {
     let mut sim = Simulation::with([phone("a")]);
     sim.mail("INBOX", 7);
     sim.until(1.0);
@@ -235,7 +235,7 @@ fn a_device_that_is_removed_elsewhere_gets_no_more_pushes() {
 }
 
 #[test]
-fn a_device_that_does_not_take_the_route_is_owed_its_push_until_it_does() {
+fn a_subscription_that_does_not_take_the_route_is_owed_its_push_until_it_does() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);
     sim.service = None;
     sim.mail("INBOX", 7);
@@ -295,7 +295,7 @@ fn a_turn_that_cannot_be_used_goes_to_others() {
     sim.quiet("INBOX", 2);
     sim.change_of(bob.clone(), "INBOX", ChangeKind::Quiet, Some(state(2)));
     sim.until(10.0);
-    // Each way in which there is nothing to push when it is a device's turn.
+    // Each way in which there is nothing to push when it is a subscription's turn.
     sim.targets.remove(0);
     sim.database = false;
     assert_eq!(
@@ -310,7 +310,7 @@ fn a_turn_that_cannot_be_used_goes_to_others() {
 }
 
 #[test]
-fn too_many_pushes_pause_that_device_and_keep_its_mark() {
+fn too_many_pushes_pause_that_subscription_and_keep_its_mark() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);
     sim.service = None;
     sim.mail("INBOX", 7);

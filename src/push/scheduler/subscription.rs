@@ -1,4 +1,4 @@
-//! One device of an account: which pushes it has to get, and when.
+//! One subscription of an account: which pushes it has to get, and when.
 //!
 //! Nothing here sends, writes or reads a clock.
 
@@ -19,19 +19,19 @@ use crate::model::{
 };
 use crate::store::Target;
 
-/// For how long what was read of a device is believed when it is to be pushed: long enough for a push
+/// For how long what was read of a subscription is believed when it is to be pushed: long enough for a push
 /// at once to be one read. Of a registration in between comes word (`AccountState::doubt`).
 const FRESH: Duration = Duration::from_secs(1);
 /// Word of a registration comes no later than this after it is on disk; a push that was accepted
-/// meanwhile for what the device was before has told it nothing.
+/// meanwhile for what the subscription was before has told it nothing.
 pub(super) const WORD: Duration = Duration::from_secs(10);
 /// After so many answers that there is no such token, one is left alone until it registers anew.
 const BAD_ANSWERS: u32 = 2;
-/// How often a device that is left alone so is looked at: has it registered?
+/// How often a subscription that is left alone so is looked at: has it registered?
 const RECHECK: Duration = Duration::from_mins(15);
 
-pub(super) struct DeviceState {
-    pub(super) device: Arc<Subscription>,
+pub(super) struct SubscriptionQueue {
+    pub(super) subscription: Arc<Subscription>,
     pub(super) route: RouteId,
     /// Of that route.
     pub(super) peer: Arc<str>,
@@ -68,7 +68,7 @@ pub(super) struct DeviceState {
     bad_answers: u32,
 }
 
-/// A device's place among those that are pushed at this moment.
+/// A subscription's place among those that are pushed at this moment.
 #[derive(Clone, Debug)]
 pub(super) struct SendSlot {
     pub(super) route: RouteId,
@@ -84,7 +84,7 @@ pub(super) struct LastDelivery {
     pub(super) accepted_at: Instant,
 }
 
-/// A mailbox for which a device has to get a push.
+/// A mailbox for which a subscription has to get a push.
 #[derive(Clone, Copy)]
 struct Due {
     /// A mark on disk says that it is owed.
@@ -97,7 +97,7 @@ struct Due {
     state: Option<Snapshot>,
 }
 
-/// The next push of a device.
+/// The next push of a subscription.
 pub(super) struct Backlog {
     mailboxes: BTreeMap<Mailbox, Due>,
     newest: Option<NewestMail>,
@@ -112,20 +112,20 @@ pub(super) struct InFlight {
     mailboxes: BTreeMap<Mailbox, Due>,
     newest: Option<NewestMail>,
     pub(super) pass: BreakerPass,
-    /// When the device that it was sent to had registered.
+    /// When the subscription that it was sent to had registered.
     pub(super) registered_at: Timestamp,
-    /// The device listens elsewhere since.
+    /// The subscription listens elsewhere since.
     in_vain: bool,
     sent_at: Instant,
     seen_at: Instant,
 }
 
-// === impl DeviceState ===
+// === impl SubscriptionQueue ===
 
 /// A push that failed says for so long what is known of the newest mail.
 const NEWEST_KEPT: Duration = Duration::from_mins(5);
 
-impl DeviceState {
+impl SubscriptionQueue {
     pub(super) fn new(
         target: &Target,
         peer: Arc<str>,
@@ -133,7 +133,7 @@ impl DeviceState {
         now: Instant,
     ) -> Self {
         Self {
-            device: Arc::new(target.subscription.clone()),
+            subscription: Arc::new(target.subscription.clone()),
             route: RouteId::of(&target.subscription),
             peer,
             registered_at: target.registered_at,
@@ -158,27 +158,27 @@ impl DeviceState {
     }
 
     pub(super) fn key(&self) -> SubscriptionKey {
-        (&*self.device).into()
+        (&*self.subscription).into()
     }
 
-    pub(super) fn is(&self, device: &Subscription) -> bool {
-        self.device.is(&device.into())
+    pub(super) fn is(&self, subscription: &Subscription) -> bool {
+        self.subscription.is(&subscription.into())
     }
 
     /// It is registered so now; `transport` is that of its route.
     pub(super) fn refresh(&mut self, target: &Target, transport: &dyn Transport, now: Instant) {
         let new = &target.subscription;
-        if *self.device != *new {
-            if self.device.route != new.route || !transport.covers(&self.device, new) {
+        if *self.subscription != *new {
+            if self.subscription.route != new.route || !transport.covers(&self.subscription, new) {
                 self.tell_again(now);
             }
-            self.device = Arc::new(new.clone());
+            self.subscription = Arc::new(new.clone());
             (self.route, self.peer) = (RouteId::of(new), transport.peer(new));
         }
         if self.registered_at < target.registered_at {
             (self.failing, self.at_fault_at) = (target.failing.clone(), None);
             if self.heals {
-                // The device lives, and so may its token.
+                // The subscription lives, and so may its token.
                 self.try_anew();
             }
         }
@@ -215,7 +215,7 @@ impl DeviceState {
         (self.departed, self.waiting) = (true, None);
     }
 
-    /// The device has to get the push that the marks on disk owe it. A mark that is only read
+    /// The subscription has to get the push that the marks on disk owe it. A mark that is only read
     /// may be about to be taken away, so it does not count as one here.
     pub(super) fn owed(&mut self, target: &Target, now: Instant, rules: &Rules) {
         for (mailbox, _) in target.mailboxes.iter().filter(|(_, owed)| *owed) {
@@ -223,7 +223,7 @@ impl DeviceState {
         }
     }
 
-    /// The device has to get a push of those of the changes that it registered for; `transport` is that of its
+    /// The subscription has to get a push of those of the changes that it registered for; `transport` is that of its
     /// route.
     pub(super) fn tell(
         &mut self,
@@ -404,7 +404,7 @@ impl DeviceState {
             self.waiting = Some(Backlog { mailboxes, newest, since: now, until: now, seen_at });
         }
         let push = Delivery {
-            device: self.device.clone(),
+            subscription: self.subscription.clone(),
             mailboxes: mailboxes.iter().map(|(mailbox, due)| due.told_of(mailbox)).collect(),
             newest: newest.clone(),
             changes: mailboxes.values().filter_map(|due| due.change).collect(),
@@ -440,7 +440,7 @@ impl DeviceState {
     }
 
     /// The push failed, and another goes after `wait`, which is given the number of failures in a row.
-    /// With `heals` it goes as soon as the device has registered anew. As [`DeviceState::owe`].
+    /// With `heals` it goes as soon as the subscription has registered anew. As [`SubscriptionQueue::owe`].
     pub(super) fn failed(
         &mut self,
         now: Instant,
@@ -465,7 +465,7 @@ impl DeviceState {
         unmarked
     }
 
-    /// The device has to get a push of these after all, now; `marked`: marks on disk say so, too.
+    /// The subscription has to get a push of these after all, now; `marked`: marks on disk say so, too.
     fn put_back(
         &mut self,
         (mailboxes, newest): (BTreeMap<Mailbox, Due>, Option<NewestMail>),
@@ -516,7 +516,7 @@ impl DeviceState {
         }
     }
 
-    /// Marks everything that the device has not been told of; as [`DeviceState::owe`].
+    /// Marks everything that the subscription has not been told of; as [`SubscriptionQueue::owe`].
     pub(super) fn owe_all(&mut self, now: Instant) -> Vec<Mailbox> {
         let mut unmarked = self.owe(now);
         for (mailbox, due) in self.waiting.iter_mut().flat_map(|waiting| &mut waiting.mailboxes) {

@@ -1,4 +1,4 @@
-//! What follows for a device from the verdict on its push, and what is said of it in the log.
+//! What follows for a subscription from the verdict on its push, and what is said of it in the log.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use tracing::{error, info, warn};
 
 use super::super::route_queue::Fault;
 use super::super::{OTHER_ROUTE, REFUSED, TOO_MANY, UNAVAILABLE};
-use super::DeviceState;
+use super::SubscriptionQueue;
 use crate::model::{LastingFailure, Timestamp};
 use crate::net::backoff::Backoff;
 use crate::push::transport::Verdict;
@@ -38,18 +38,18 @@ pub(in super::super) struct Doubts {
 /// What follows from a verdict.
 pub(in super::super) enum FollowUp {
     Delivered,
-    /// It is tried again, later and later, or with `heals` as soon as the device registers anew.
+    /// It is tried again, later and later, or with `heals` as soon as the subscription registers anew.
     Owed {
         backoff: Backoff,
         heals: bool,
     },
-    /// There is no such device, unless it has registered after this.
+    /// There is no such subscription, unless it has registered after this.
     Dead {
         not_after: Timestamp,
     },
 }
 
-impl DeviceState {
+impl SubscriptionQueue {
     /// Takes note of whether its pushes fail for a reason that lasts, by a verdict on a push to the registration of
     /// `registered_at`; `wall` is the time of day. Returns what is to be written of that, if it is not written yet.
     pub(in super::super) fn fails(
@@ -85,21 +85,22 @@ impl DeviceState {
     }
 
     /// What follows from a verdict on the push that is under way, which was sent to the registration of
-    /// `registered_at`, after [`DeviceState::fails`].
+    /// `registered_at`, after [`SubscriptionQueue::fails`].
     pub(in super::super) fn became(
         &mut self,
         verdict: &Verdict,
         registered_at: Timestamp,
         Circumstances { doubts, fault, by_users }: Circumstances,
     ) -> FollowUp {
-        // Since the push was sent: what was said of the device was said of the registration before.
+        // Since the push was sent: what was said of the subscription was said of the registration before.
         let renewed = registered_at < self.registered_at;
         let soon_if_renewed = |backoff| if renewed { UNAVAILABLE } else { backoff };
         if !renewed && fault == Some(Fault::Subscription) && self.is_given_up(verdict) {
             return FollowUp::Dead { not_after: registered_at };
         }
-        let DeviceState { device, .. } = self;
-        let (account, endpoint, route) = (&device.account, &device.endpoint, &self.route.name);
+        let SubscriptionQueue { subscription, .. } = self;
+        let (account, endpoint, route) =
+            (&subscription.account, &subscription.endpoint, &self.route.name);
         match verdict {
             Verdict::Accepted { .. } => FollowUp::Delivered,
             Verdict::Gone { since } => {
@@ -135,7 +136,7 @@ impl DeviceState {
                     target: "mailchime::push::other_route",
                     %account, %endpoint, %route,
                     "the push service says that the endpoint belongs to another route; mailchime keeps the \
-                     push, and tries again once the device has registered anew, and from time to time"
+                     push, and tries again once its client has registered anew, and from time to time"
                 );
                 FollowUp::Owed { backoff: soon_if_renewed(OTHER_ROUTE), heals: true }
             }
@@ -170,14 +171,14 @@ impl DeviceState {
 
     /// Whether it has failed by its own fault for as long as one is kept; then the log says so.
     fn is_given_up(&self, verdict: &Verdict) -> bool {
-        let DeviceState { device, failing, .. } = self;
+        let SubscriptionQueue { subscription, failing, .. } = self;
         let given_up =
             verdict.lasts() && failing.as_ref().is_some_and(|it| it.own_fault >= OWN_FAULT);
         if given_up {
             info!(
                 target: "mailchime::push::subscription_given_up",
                 outcome = verdict.name(), why = verdict.detail(),
-                account = %device.account, endpoint = %device.endpoint, route = %self.route.name,
+                account = %subscription.account, endpoint = %subscription.endpoint, route = %self.route.name,
                 "for seven days the push service has refused the pushes of a subscription and accepted others; \
                  mailchime removes the subscription"
             );
@@ -186,8 +187,9 @@ impl DeviceState {
     }
 
     fn say_refused(&self, verdict: &Verdict, fault: Option<Fault>, by_users: bool) {
-        let DeviceState { device, .. } = self;
-        let (account, endpoint, route) = (&device.account, &device.endpoint, &self.route.name);
+        let SubscriptionQueue { subscription, .. } = self;
+        let (account, endpoint, route) =
+            (&subscription.account, &subscription.endpoint, &self.route.name);
         let (outcome, why) = (verdict.name(), verdict.detail());
         if let Verdict::Refused { .. } = verdict
             && fault != Some(Fault::Subscription)
