@@ -151,8 +151,7 @@ impl Facts<'_> {
         wall: Timestamp,
         served: Timestamp,
     ) -> Explanation {
-        let Target { subscription, registered_at, heard_at, pushed_at, failing, mailboxes, .. } =
-            self.target;
+        let Target { subscription, registered_at, pushed_at, failing, mailboxes, .. } = self.target;
         let DeliveryView {
             under_way,
             waiting,
@@ -164,28 +163,7 @@ impl Facts<'_> {
             suspended,
             shut,
         } = &self.pending;
-        let mut reasons = Vec::new();
-        match self.target.state {
-            SubscriptionState::Pending => reasons.push(Reason::Pending),
-            SubscriptionState::Active if !self.opened => reasons.push(Reason::Sealed),
-            SubscriptionState::Active => {}
-        }
-        let alive = Alive::at(served, self.config);
-        if *heard_at < alive.registered_since && self.target.renews {
-            let since = served.0.saturating_sub(heard_at.0);
-            reasons.push(Reason::Expired { since: since.unsigned_abs() });
-        }
-        let outdated_at = self.target.outdated_since.and(self.target.outdated_at);
-        if let Some(at) = outdated_at.filter(|at| *at <= alive.outdated_after) {
-            let since = served.0.saturating_sub(at.0).unsigned_abs();
-            reasons.push(Reason::OldPassword { since });
-        }
-        if let Some(home) = self.home
-            && let Some(recorded) = self.target.elsewhere(home)
-        {
-            let (registered_at, now) = (recorded.to_owned(), home.to_string());
-            reasons.push(Reason::OtherBackend { registered_at, now });
-        }
+        let mut reasons = self.reasons_of_registration(served);
         if let Some(mailbox) = mailbox {
             if !mailboxes.iter().any(|(registered, _)| registered == mailbox) {
                 reasons.push(Reason::OtherMailbox { mailbox: mailbox.as_str().to_owned() });
@@ -234,6 +212,33 @@ impl Facts<'_> {
             would_push: reasons.is_empty(),
             reasons,
         }
+    }
+
+    /// Why it gets no push for any mailbox, by what the database has of it.
+    fn reasons_of_registration(&self, served: Timestamp) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        match self.target.state {
+            SubscriptionState::Pending => reasons.push(Reason::Pending),
+            SubscriptionState::Active if !self.opened => reasons.push(Reason::Sealed),
+            SubscriptionState::Active => {}
+        }
+        let alive = Alive::at(served, self.config);
+        if self.target.heard_at < alive.registered_since && self.target.renews {
+            let since = served.0.saturating_sub(self.target.heard_at.0);
+            reasons.push(Reason::Expired { since: since.unsigned_abs() });
+        }
+        let outdated_at = self.target.outdated_since.and(self.target.outdated_at);
+        if let Some(at) = outdated_at.filter(|at| *at <= alive.outdated_after) {
+            let since = served.0.saturating_sub(at.0).unsigned_abs();
+            reasons.push(Reason::OldPassword { since });
+        }
+        if let Some(home) = self.home
+            && let Some(recorded) = self.target.elsewhere(home)
+        {
+            let (registered_at, now) = (recorded.to_owned(), home.to_string());
+            reasons.push(Reason::OtherBackend { registered_at, now });
+        }
+        reasons
     }
 
     fn carries_preview(&self) -> bool {
