@@ -199,7 +199,9 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names the key, and says what is wrong and what is allowed.
     pub fn parse(text: &str, origin: &Path) -> Result<Self, ConfigError> {
-        let config = checked(raw::parse(text, origin)?, origin)?;
+        let raw = raw::parse(text, origin)
+            .map_err(|fault| fault.explained(|quoted| Self::parse(quoted, origin).err()))?;
+        let config = checked(raw, origin)?;
         // Last, since most keys have more to say of what is allowed.
         raw::refuse_empty(text, origin)?;
         Ok(config)

@@ -283,7 +283,7 @@ mod tests {
             ("[push]\nquiet_delay = \"soon\"", "[push] quiet_delay: \"soon\" is no duration"),
             (
                 "[push]\nquiet_delay = 30",
-                "[push] quiet_delay: invalid type: integer `30`, expected a string (line 5)",
+                "[push] quiet_delay: \"30\" is no duration (time unit needed",
             ),
             ("[push]\nquiet_delay = \"30\"", "[push] quiet_delay: \"30\" is no duration"),
             (

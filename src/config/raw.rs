@@ -55,19 +55,64 @@ table!(RawConfig {
 /// Keys of `[credentials]` in earlier versions.
 const MOVED: [&str; 3] = ["master_user", "master_password_file", "login_template"];
 
+/// Tables that can be given several times.
+const LISTS: [&str; 6] = ["listener", "route", "tls.sni", "events.source", "fcm", "webhook"];
+
+/// Tables of which there is one.
+const SINGLES: [&str; 16] = [
+    "tls",
+    "auth",
+    "backend",
+    "store",
+    "credentials",
+    "watch",
+    "push",
+    "webpush",
+    "limits",
+    "resolver",
+    "admin",
+    "api",
+    "events",
+    "node",
+    "log",
+    "record",
+];
+
+/// What is wrong with the text of a file.
+pub(super) struct RawFault {
+    pub(super) error: ConfigError,
+    /// Where a value should be a text: the file with quotes around it, which says more of what is allowed.
+    pub(super) quoted: Option<String>,
+}
+
+impl RawFault {
+    /// The error; or the one of `quoted`, by `parse`, where it is about the same key.
+    pub(super) fn explained(self, parse: impl FnOnce(&str) -> Option<ConfigError>) -> ConfigError {
+        let Some(quoted) = self.quoted else { return self.error };
+        match parse(&quoted) {
+            Some(error) if error.key == self.error.key => error,
+            _ => self.error,
+        }
+    }
+}
+
 /// Reads `text`, the content of the file `origin`.
-pub(super) fn parse(text: &str, origin: &Path) -> Result<RawConfig, ConfigError> {
+pub(super) fn parse(text: &str, origin: &Path) -> Result<RawConfig, Box<RawFault>> {
     toml::from_str(text).map_err(|mut error| {
-        let line = error.span().map(|span| {
-            let before = text.get(..span.start).unwrap_or(text);
-            before.matches('\n').count() + 1
-        });
+        let span = error.span();
+        let line = span.clone().map(|span| line_at(text, span.start));
         // Without its input the error shows no excerpt of the file but the path of the key, in a
         // last line "in `watch.idle_renewal`". An unknown key's path ends at its table.
         error.set_input(None);
         let shown = error.to_string();
         let path =
             shown.lines().last().and_then(|line| line.strip_prefix("in `")?.strip_suffix('`'));
+        let refused = |key, problem| ConfigError { file: origin.to_owned(), key, problem };
+        if let Some((table, line, remedy)) = misbracketed(text) {
+            let problem = format!("{remedy} (line {line})");
+            let error = refused(Some(table), problem);
+            return Box::new(RawFault { error, quoted: None });
+        }
         let mut problem = error.message().replacen("unknown field", "unknown key", 1);
         let moved = MOVED.iter().find(|key| {
             path == Some("credentials") && problem.starts_with(&format!("unknown key `{key}`"))
@@ -79,11 +124,75 @@ pub(super) fn parse(text: &str, origin: &Path) -> Result<RawConfig, ConfigError>
                  watched"
             );
         }
+        if let Some(twice) = span.clone().and_then(|span| twice(text, span.start, &problem)) {
+            problem = twice;
+        }
+        let quoted = span.and_then(|span| quoted(text, span, &problem));
         if let Some(line) = line {
             problem.push_str(&format!(" (line {line})"));
         }
-        ConfigError { file: origin.to_owned(), key: path.map(bracketed), problem }
+        Box::new(RawFault { error: refused(path.map(bracketed), problem), quoted })
     })
+}
+
+/// The number of the line with this byte.
+fn line_at(text: &str, at: usize) -> usize {
+    text.get(..at).unwrap_or(text).matches('\n').count() + 1
+}
+
+/// The first table that has one pair of brackets and should have two, or the reverse: its name as it should be,
+/// its line, and what to do.
+fn misbracketed(text: &str) -> Option<(String, usize, String)> {
+    text.lines().enumerate().find_map(|(at, line)| {
+        let header = line.split('#').next().unwrap_or_default().trim();
+        let double = header.strip_prefix("[[").and_then(|rest| rest.strip_suffix("]]"));
+        let single = header.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let (table, remedy) = match (double, single) {
+            (Some(name), _) if SINGLES.contains(&name) => (
+                format!("[{name}]"),
+                format!("is written [[{name}]]; there is one, so write [{name}]"),
+            ),
+            (None, Some(name)) if LISTS.contains(&name) => (
+                format!("[[{name}]]"),
+                format!("is written [{name}]; it can be given several times, so write [[{name}]]"),
+            ),
+            _ => return None,
+        };
+        Some((table, at + 1, remedy))
+    })
+}
+
+/// What to do about a table or a key that is given a second time at this byte.
+fn twice(text: &str, at: usize, problem: &str) -> Option<String> {
+    if !problem.starts_with("duplicate key") {
+        return None;
+    }
+    let start = text.get(..at)?.rfind('\n').map_or(0, |before| before + 1);
+    let line = text.get(start..)?.lines().next()?;
+    let line = line.split('#').next().unwrap_or_default().trim();
+    Some(match (line.starts_with('['), line) {
+        (true, "[apns]") => {
+            "[apns] is given twice; put its keys into one table, or write [[apns]] each \
+                             time for several certificates"
+                .to_owned()
+        }
+        (true, table) => format!("{table} is given twice; put all its keys into one table"),
+        (false, line) => {
+            let key = line.split('=').next().unwrap_or_default().trim();
+            format!("{key} is given twice in its table; remove one")
+        }
+    })
+}
+
+/// The text with quotes around a number or a truth value that stands where a text should.
+fn quoted(text: &str, span: std::ops::Range<usize>, problem: &str) -> Option<String> {
+    let value = text.get(span.clone())?;
+    let is_bare = value.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._:".contains(&b));
+    let is_no_text = ["invalid type: ", "wanted "].iter().any(|start| problem.starts_with(start));
+    if value.is_empty() || !is_bare || !is_no_text || !problem.contains("string") {
+        return None;
+    }
+    Some(format!("{}\"{value}\"{}", text.get(..span.start)?, text.get(span.end..)?))
 }
 
 /// No key has a meaning with an empty text: a path would name the folder of the configuration, a name
@@ -112,7 +221,7 @@ pub(super) fn refuse_empty(text: &str, origin: &Path) -> Result<(), ConfigError>
 
 /// `watch.idle_renewal` as an administrator sees it: `[watch] idle_renewal`.
 fn bracketed(path: &str) -> String {
-    for table in ["listener", "route", "tls.sni", "events.source", "fcm", "webhook"] {
+    for table in LISTS {
         match path.strip_prefix(table) {
             Some("") => return format!("[[{table}]]"),
             Some(key) if key.starts_with('.') => return format!("[[{table}]] {}", &key[1..]),

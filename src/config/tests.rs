@@ -187,7 +187,40 @@ fn a_refused_value_names_its_key_and_what_is_allowed() {
     for (text, expected) in [
         ("[wach]", "unknown key `wach`, expected one of `listener`, `tls`,"),
         ("[watch", "unclosed table"),
-        ("[watch]\n[watch]", "duplicate key"),
+        ("[watch]\n[watch]", "[watch] is given twice; put all its keys into one table (line 5)"),
+        (
+            "[apns]\n[apns] # of the other",
+            "[apns] is given twice; put its keys into one table, or write [[apns]]",
+        ),
+        (
+            "[watch]\nretry_min = \"1s\"\nretry_min = \"2s\"",
+            "retry_min is given twice in its table; remove one (line 6)",
+        ),
+        (
+            "[listener]",
+            "[[listener]]: is written [listener]; it can be given several times, so write [[listener]]",
+        ),
+        ("[listener] # one\n[listener]", "[[listener]]: is written [listener]"),
+        ("[events.source]\nname = \"a\"", "[[events.source]]: is written [events.source]"),
+        ("[[push]]", "[push]: is written [[push]]; there is one, so write [push] (line 3)"),
+        (
+            "[backend]\naddress = \"a:1\"\ntls = false",
+            "[backend] tls: unknown variant `false`, expected one of `none`, `starttls`, `implicit` (line 5)",
+        ),
+        (
+            "[limits]\nlogin_timeout = 60",
+            "[limits] login_timeout: \"60\" is no duration (time unit needed",
+        ),
+        (
+            "[limits]\ncommand_size = 65536",
+            "[limits] command_size: \"65536\" is no size with a unit; allowed is",
+        ),
+        ("[watch]\nsweep = 0.5", "[watch] sweep: \"0.5\" is no duration"),
+        ("[api]\naddress = 8443", "[api] address: \"8443\" is"),
+        (
+            "[limits]\nsessions = \"many\"",
+            "[limits] sessions: invalid type: string \"many\", expected",
+        ),
     ] {
         refused_with(text, expected);
     }

@@ -78,7 +78,11 @@ async fn a_bad_configuration_is_refused_in_one_line() {
                 "\"no\"",
                 ["[backend] tls:", "`no`", "one of `none`, `starttls`, `implicit`"],
             ),
-            ("\"none\"", "7", ["[backend] tls", "line 8", "wanted string or table"]),
+            (
+                "\"none\"",
+                "7",
+                ["[backend] tls:", "`7`", "one of `none`, `starttls`, `implicit` (line 8)"],
+            ),
             ("[tls]", "[tls", ["proxy.toml", "line 3", "expected `]`"]),
             ("127.0.0.1:0", "localhost", ["[[listener]] address:", "localhost", "[::]:993"]),
             ("127.0.0.1:1", "imap", ["[backend] address:", "\"imap\"", "imap.example.org:993"]),
