@@ -7,6 +7,7 @@ use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
 use super::check::{Check, CheckResult, host_and_port, is_loopback};
+use super::pin::PublicKeyPin;
 use crate::model::BackendId;
 
 /// `[backend]` or `[[route]]`: an IMAP server that holds the mail.
@@ -20,6 +21,8 @@ pub struct BackendConfig {
     pub port: u16,
     /// How TLS begins.
     pub tls: BackendTls,
+    /// With TLS: the certificate counts by its public key alone, which is this one.
+    pub pin: Option<PublicKeyPin>,
     /// Each connection begins with a PROXY header, version 2.
     pub proxy_protocol: bool,
     /// The client's ID goes there, with its address.
@@ -84,6 +87,7 @@ table!(RawBackend {
     tls: Option<RawBackendTls>,
     ca: Option<String>,
     server_name: Option<String>,
+    tls_pin_sha256: Option<String>,
     proxy_protocol: Option<bool>,
     send_id: Option<bool>,
     checks_token_name: Option<bool>,
@@ -112,6 +116,7 @@ impl BackendConfig {
             host: host.into(),
             port,
             tls,
+            pin: None,
             proxy_protocol: false,
             send_id: false,
             checks_token_name: false,
@@ -174,9 +179,14 @@ impl Check<'_> {
             }
             Ok(TrustConfig { ca: self.file(&key("ca"), ca)?, server_name })
         };
+        let pin = self.pin(table, raw.tls_pin_sha256.as_deref(), raw.ca.is_some())?;
         let tls = match raw.tls.unwrap_or(RawBackendTls::Implicit) {
             RawBackendTls::None => {
-                for (name, value) in [("ca", &raw.ca), ("server_name", &raw.server_name)] {
+                for (name, value) in [
+                    ("ca", &raw.ca),
+                    ("server_name", &raw.server_name),
+                    ("tls_pin_sha256", &raw.tls_pin_sha256),
+                ] {
                     if value.is_some() {
                         let problem = "has no meaning with tls = \"none\"; remove one of the two";
                         return Err(self.refusal(&key(name), problem));
@@ -188,6 +198,7 @@ impl Check<'_> {
             RawBackendTls::Implicit => BackendTls::Implicit(trust(raw.ca, raw.server_name)?),
         };
         let mut backend = BackendConfig::new(host, port, tls);
+        backend.pin = pin;
         backend.name = self.backend_name(&key("name"), raw.name)?;
         backend.proxy_protocol = raw.proxy_protocol.unwrap_or(backend.proxy_protocol);
         backend.send_id = raw.send_id.unwrap_or(backend.send_id);
@@ -197,6 +208,26 @@ impl Check<'_> {
         backend.master = self.master(table, master)?;
         backend.doveadm = self.doveadm(table, raw.doveadm_url, raw.doveadm_key_file)?;
         Ok(backend)
+    }
+
+    fn pin(
+        &self,
+        table: &str,
+        text: Option<&str>,
+        has_ca: bool,
+    ) -> CheckResult<Option<PublicKeyPin>> {
+        let Some(text) = text else { return Ok(None) };
+        let key = format!("{table} tls_pin_sha256");
+        if has_ca {
+            let problem = "has no meaning with ca, since a pinned key needs no authority; remove one of the two";
+            return Err(self.refusal(&key, problem));
+        }
+        let pin = text.parse().map_err(|_| {
+            let allowed = "allowed is the SHA-256 of a public key in base64, of 44 characters; \
+                           `mailchime check` shows that of the server, if it does not trust it";
+            self.refusal(&key, format!("{text:?} is no pin; {allowed}"))
+        })?;
+        Ok(Some(pin))
     }
 
     /// No address is a name: it has a colon.
@@ -333,6 +364,20 @@ mod tests {
             (
                 "[backend]\naddress = \"localhost:1\"\nserver_name = \"a:b\"",
                 "[backend] server_name: \"a:b\" cannot be",
+            ),
+            (
+                "[backend]\naddress = \"localhost:1\"\ntls_pin_sha256 = \"abc=\"",
+                "[backend] tls_pin_sha256: \"abc=\" is no pin; allowed is the SHA-256 of a public key in base64",
+            ),
+            (
+                "[backend]\naddress = \"localhost:1\"\nca = \"certs/ca.pem\"\n\
+                 tls_pin_sha256 = \"47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\"",
+                "[backend] tls_pin_sha256: has no meaning with ca",
+            ),
+            (
+                "[backend]\naddress = \"localhost:1\"\ntls = \"none\"\n\
+                 tls_pin_sha256 = \"47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\"",
+                "[backend] tls_pin_sha256: has no meaning with tls = \"none\"",
             ),
             (
                 "[backend]\naddress = \"localhost:1\"\ntls = \"none\"\nca = \"certs/ca.pem\"",

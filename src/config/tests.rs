@@ -60,7 +60,9 @@ fn manual_uncommented() -> String {
 /// The key of a line `key = value` that begins in its first column.
 fn key_of(line: &str) -> Option<&str> {
     let (key, _) = line.split_once(" = ")?;
-    key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_').then_some(key)
+    let is_in_keys = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    let is_key = key.starts_with(|c: char| c.is_ascii_lowercase()) && key.bytes().all(is_in_keys);
+    is_key.then_some(key)
 }
 
 /// The table that a line begins, effective or example.

@@ -3,6 +3,7 @@
 mod dial;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -195,8 +196,13 @@ impl Backend {
         connect_timeout: Duration,
         resolver: &NameResolver,
     ) -> Result<Self, (&'static str, BackendError)> {
+        let verifier = |ca: Option<&Path>| match config.pin {
+            Some(pin) => Ok(tls::key_verifier(vec![pin])),
+            None => tls::verifier(ca).map_err(|error| ("ca", BackendError::from(error))),
+        };
         let trust = |trust: &TrustConfig| -> Result<_, (&'static str, BackendError)> {
-            let client = tls::client(trust.ca.as_deref()).map_err(|error| ("ca", error.into()))?;
+            let client = tls::client_with(verifier(trust.ca.as_deref())?);
+            let client = client.map_err(|error| ("tls", error.into()))?;
             let name = trust.server_name.as_str();
             let name = ServerName::try_from(name)
                 .map_err(|_| ("server_name", TlsError::NoName(name.to_owned()).into()))?;
@@ -223,7 +229,7 @@ impl Backend {
                 BackendTls::None => None,
                 BackendTls::StartTls(trust) | BackendTls::Implicit(trust) => trust.ca.as_deref(),
             };
-            let doveadm = Doveadm::new(doveadm, key, ca, resolver);
+            let doveadm = Doveadm::new(doveadm, key, verifier(ca)?, resolver);
             doveadm.map(Arc::new).map_err(|error| ("ca", BackendError::from(error)))
         });
         let way = Way {

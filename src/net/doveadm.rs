@@ -1,7 +1,8 @@
 //! doveadm's HTTP API: Dovecot says the state of any user's mailboxes, of many users in one call, and nobody logs
 //! in (<https://doc.dovecot.org/2.3/admin_manual/doveadm_http_api/>).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -9,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, StatusCode, Uri};
+use rustls::client::danger::ServerCertVerifier;
 use serde_json::{Value, json};
 
 use super::dial::Dialer;
@@ -110,10 +112,10 @@ impl Doveadm {
     pub fn new(
         config: &config::DoveadmConfig,
         authorization: HeaderValue,
-        ca: Option<&Path>,
+        verifier: Arc<dyn ServerCertVerifier>,
         resolver: &NameResolver,
     ) -> Result<Self, TlsError> {
-        let dialer = Dialer::new(resolver.clone(), None, https::client_tls(ca)?);
+        let dialer = Dialer::new(resolver.clone(), None, https::client_tls_with(verifier)?);
         let client = HttpsClient::or_plain_here(dialer, LIMIT).reading(LONGEST);
         Ok(Self { client, url: config.url.clone(), authorization })
     }

@@ -23,6 +23,7 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
+use rustls::client::danger::ServerCertVerifier;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
@@ -93,10 +94,20 @@ struct Counted {
 /// # Errors
 /// When there is nobody to trust, or TLS cannot be set up.
 pub fn client_tls(ca: Option<&std::path::Path>) -> Result<Arc<ClientConfig>, TlsError> {
+    client_tls_with(tls::verifier(ca)?)
+}
+
+/// The TLS of a client that verifies servers by this.
+///
+/// # Errors
+/// When TLS cannot be set up.
+pub fn client_tls_with(
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> Result<Arc<ClientConfig>, TlsError> {
     let mut tls = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(tls::verifier(ca)?)
+        .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(tls))

@@ -1,5 +1,6 @@
 //! TLS configurations from PEM files.
 
+mod pin;
 mod verify;
 
 use std::collections::HashMap;
@@ -17,7 +18,10 @@ use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use secrecy::zeroize::Zeroizing;
 
 use self::verify::PinningVerifier;
+use self::pin::KeyVerifier;
 use crate::files;
+pub use self::verify::{RefusedCertificate, pin_of};
+use crate::config::PublicKeyPin;
 
 /// From so many days before its end a certificate is warned of: one that clients are shown, and one that
 /// mailchime shows.
@@ -240,7 +244,7 @@ pub fn client(ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(verifier(ca)?)
+        .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
     Ok(Arc::new(config))
 }
@@ -278,6 +282,14 @@ pub fn verifier(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, TlsErr
 /// # Errors
 /// [`TlsError`] when the file cannot be read or has no certificate.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    client_with(verifier(ca)?)
+}
+
+/// What connects to a backend that this verifies.
+///
+/// # Errors
+/// [`TlsError::Setup`] when TLS cannot be set up.
+pub fn client_with(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>, TlsError> {
     let pem = read(path)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let chain = chain.map_err(|_| TlsError::Malformed { path: path.into() })?;
@@ -286,6 +298,11 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErro
     }
     Ok(chain)
 }
+/// What verifies a server's certificate by its public key, which must be one of these, and by nothing else.
+pub fn key_verifier(pins: Vec<PublicKeyPin>) -> Arc<dyn ServerCertVerifier> {
+    Arc::new(KeyVerifier::new(pins))
+}
+
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     let read = files::read(path, files::LARGEST);

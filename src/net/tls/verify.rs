@@ -4,15 +4,19 @@
 //! themselves that they are an authority's (CA:TRUE, RFC 5280 section 4.2.1.9). WebPKI accepts no such
 //! certificate from a server. The administrator who names just that certificate has said that it is trusted.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use aws_lc_rs::digest;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
+
+use crate::config::PublicKeyPin;
 
 /// Takes what WebPKI takes, and a self-signed certificate that is, byte for byte, one of those named.
 #[derive(Debug)]
@@ -20,6 +24,64 @@ pub(super) struct PinningVerifier {
     by_authorities: Arc<WebPkiServerVerifier>,
     named: Vec<CertificateDer<'static>>,
 }
+
+/// A server's certificate that is not believed, inside of [`CertificateError::Other`]: why, and what an
+/// administrator can go by who knows better. `Display` is the reason.
+#[derive(Debug)]
+pub struct RefusedCertificate {
+    /// Why it is not believed.
+    pub why: CertificateError,
+    /// Its public key; `None` where it cannot be read.
+    pub pin: Option<PublicKeyPin>,
+    /// It is its own issuer.
+    pub is_self_issued: bool,
+    /// It is of X.509 version 1 or 2, which WebPKI does not read.
+    pub is_outdated: bool,
+}
+
+/// The pin of a certificate's public key; `None` where it cannot be read.
+pub fn pin_of(certificate: &CertificateDer<'_>) -> Option<PublicKeyPin> {
+    let key = public_key(certificate)?;
+    let digest = digest::digest(&digest::SHA256, &key);
+    digest.as_ref().try_into().ok().map(PublicKeyPin)
+}
+
+/// The public key of a certificate, if it can be read.
+pub(super) fn public_key<'a>(
+    certificate: &'a CertificateDer<'_>,
+) -> Option<SubjectPublicKeyInfoDer<'a>> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.tbs_certificate.subject_pki.raw.into())
+}
+
+impl RefusedCertificate {
+    pub(super) fn of(certificate: &CertificateDer<'_>, why: CertificateError) -> Error {
+        let parsed = X509Certificate::from_der(certificate).ok().map(|(_, parsed)| parsed);
+        let refused = Self {
+            why,
+            pin: pin_of(certificate),
+            is_self_issued: parsed.as_ref().is_some_and(is_self_issued),
+            is_outdated: parsed.is_some_and(|parsed| parsed.version() != X509Version::V3),
+        };
+        CertificateError::Other(OtherError(Arc::new(refused))).into()
+    }
+
+    /// What is known of the certificate, where it is the reason for an error of TLS.
+    pub fn behind(error: &Error) -> Option<&Self> {
+        match error {
+            Error::InvalidCertificate(CertificateError::Other(other)) => other.0.downcast_ref(),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for RefusedCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.why.fmt(f)
+    }
+}
+
+impl std::error::Error for RefusedCertificate {}
 
 impl PinningVerifier {
     pub(super) fn new(
@@ -47,15 +109,19 @@ impl ServerCertVerifier for PinningVerifier {
             now,
         );
         let Err(refusal) = by_authorities else { return by_authorities };
+        let refuse = |refusal| match refusal {
+            Error::InvalidCertificate(why) => Err(RefusedCertificate::of(end_entity, why)),
+            other => Err(other),
+        };
         if !self.named.contains(end_entity) {
-            return Err(refusal);
+            return refuse(refusal);
         }
         match X509Certificate::from_der(end_entity) {
             Ok((_, certificate)) if is_for_pinning(&certificate) => {
                 verify_pinned(end_entity, &certificate, server_name, now)?;
                 Ok(ServerCertVerified::assertion())
             }
-            _ => Err(refusal),
+            _ => refuse(refusal),
         }
     }
 
@@ -85,8 +151,11 @@ impl ServerCertVerifier for PinningVerifier {
 /// Whether a certificate is its own issuer, and one that WebPKI takes for no server's: an authority's, or
 /// one without alternative names.
 fn is_for_pinning(certificate: &X509Certificate<'_>) -> bool {
-    let self_issued = certificate.issuer().as_raw() == certificate.subject().as_raw();
-    self_issued && (certificate.is_ca() || has_no_names(certificate))
+    is_self_issued(certificate) && (certificate.is_ca() || has_no_names(certificate))
+}
+
+fn is_self_issued(certificate: &X509Certificate<'_>) -> bool {
+    certificate.issuer().as_raw() == certificate.subject().as_raw()
 }
 
 /// All that WebPKI looks at but who has signed it: which certificate it is is known.
