@@ -16,12 +16,13 @@ use rustls::server::{ClientHello, ParsedCertificate, ProducesTickets, ResolvesSe
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use secrecy::zeroize::Zeroizing;
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
-use self::verify::PinningVerifier;
 use self::pin::KeyVerifier;
-use crate::files;
+use self::verify::PinningVerifier;
 pub use self::verify::{RefusedCertificate, pin_of};
 use crate::config::PublicKeyPin;
+use crate::files;
 
 /// From so many days before its end a certificate is warned of: one that clients are shown, and one that
 /// mailchime shows.
@@ -57,6 +58,27 @@ pub enum TlsError {
         path = path.display()
     )]
     NoKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A private key is encrypted.
+    #[error(
+        "{path}: its private key is encrypted with a passphrase, which nobody can type at a start; write \
+         one without: openssl pkey -in {path} -out KEY, and restrict that file to its owner",
+        path = path.display()
+    )]
+    EncryptedKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A certificate is of a version that no client takes.
+    #[error(
+        "{path}: is a certificate of X.509 version 1, which has no subject alternative names and which \
+         clients refuse; make one of version 3 (openssl req -x509 -addext subjectAltName=DNS:HOST), or \
+         have your authority make one",
+        path = path.display()
+    )]
+    OutdatedCertificate {
         /// The file.
         path: PathBuf,
     },
@@ -124,6 +146,8 @@ impl TlsError {
             Self::Unreadable { path, .. }
             | Self::NoCertificate { path }
             | Self::NoKey { path }
+            | Self::EncryptedKey { path }
+            | Self::OutdatedCertificate { path }
             | Self::Malformed { path }
             | Self::BadCertificate { path, .. }
             | Self::BadKey { path }
@@ -144,7 +168,13 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// [`TlsError`] names the file that cannot be read or used.
 pub fn identity(certificate: &Path, private_key: &Path) -> Result<CertifiedKey, TlsError> {
     let chain = certificates(certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(&read(private_key)?).map_err(|why| match why {
+    let outdated = |(_, leaf): (&[u8], X509Certificate<'_>)| leaf.version() != X509Version::V3;
+    if chain.first().is_some_and(|leaf| X509Certificate::from_der(leaf).is_ok_and(outdated)) {
+        return Err(TlsError::OutdatedCertificate { path: certificate.into() });
+    }
+    let pem = read(private_key)?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|why| match why {
+        _ if is_encrypted(&pem) => TlsError::EncryptedKey { path: private_key.into() },
         rustls::pki_types::pem::Error::NoItemsFound => TlsError::NoKey { path: private_key.into() },
         _ => TlsError::Malformed { path: private_key.into() },
     })?;
@@ -156,6 +186,17 @@ pub fn identity(certificate: &Path, private_key: &Path) -> Result<CertifiedKey, 
             TlsError::BadCertificate { path: certificate.into(), why }
         }
         _ => TlsError::BadKey { path: private_key.into() },
+    })
+}
+
+/// Whether a PEM file has an encrypted private key, in the form of PKCS #8 (RFC 7468 section 11) or in that of
+/// before (RFC 1421 section 4.6.1.1).
+fn is_encrypted(pem: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(pem);
+    text.lines().any(|line| {
+        let line = line.trim();
+        line == "-----BEGIN ENCRYPTED PRIVATE KEY-----"
+            || line.strip_prefix("Proc-Type:").is_some_and(|rest| rest.contains("ENCRYPTED"))
     })
 }
 
@@ -241,12 +282,25 @@ impl ResolvesServerCert for Certificates {
 /// # Errors
 /// [`TlsError`] when the authorities cannot be read or used.
 pub fn client(ca: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
+    client_with(verifier(ca)?)
+}
+
+/// What connects to a backend that this verifies.
+///
+/// # Errors
+/// [`TlsError::Setup`] when TLS cannot be set up.
+pub fn client_with(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>, TlsError> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+/// What verifies a server's certificate by its public key, which must be one of these, and by nothing else.
+pub fn key_verifier(pins: Vec<PublicKeyPin>) -> Arc<dyn ServerCertVerifier> {
+    Arc::new(KeyVerifier::new(pins))
 }
 
 /// What verifies a server's certificate: by the authorities in the file `ca`, or the system's. A
@@ -264,9 +318,7 @@ pub fn verifier(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, TlsErr
                 added.map_err(|_| TlsError::Malformed { path: path.into() })?;
             }
         }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
+        None => roots = system_roots(),
     }
     if roots.is_empty() {
         return Err(TlsError::NoRoots);
@@ -277,19 +329,18 @@ pub fn verifier(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, TlsErr
     Ok(Arc::new(PinningVerifier::new(by_authorities, named)))
 }
 
+/// The authorities that the system trusts.
+pub fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
+}
+
 /// The certificates of a PEM file, of which there is at least one.
 ///
 /// # Errors
 /// [`TlsError`] when the file cannot be read or has no certificate.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    client_with(verifier(ca)?)
-}
-
-/// What connects to a backend that this verifies.
-///
-/// # Errors
-/// [`TlsError::Setup`] when TLS cannot be set up.
-pub fn client_with(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>, TlsError> {
     let pem = read(path)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let chain = chain.map_err(|_| TlsError::Malformed { path: path.into() })?;
@@ -298,11 +349,6 @@ pub fn client_with(verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientCo
     }
     Ok(chain)
 }
-/// What verifies a server's certificate by its public key, which must be one of these, and by nothing else.
-pub fn key_verifier(pins: Vec<PublicKeyPin>) -> Arc<dyn ServerCertVerifier> {
-    Arc::new(KeyVerifier::new(pins))
-}
-
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, TlsError> {
     let read = files::read(path, files::LARGEST);
