@@ -17,7 +17,7 @@ use self::dial::DialFailure;
 use super::account_connections::ConnectionPermit;
 use super::doveadm::{Doveadm, KeyFileError};
 use super::master::{MasterCredentials, PasswordFileError};
-use super::proxy_protocol::Addresses;
+use super::proxy_protocol::ProxiedClient;
 use super::resolve::NameResolver;
 use super::stream::Stream;
 use super::tls::{self, TlsError};
@@ -326,7 +326,7 @@ impl Backend {
     /// refusal.
     pub async fn connect(
         &self,
-        client: Option<Addresses>,
+        client: Option<ProxiedClient>,
         longest: usize,
     ) -> Result<Connected, ConnectError> {
         let Way { host, port, connect_timeout: limit, .. } = &*self.way;
@@ -390,7 +390,29 @@ impl Backend {
     /// # Errors
     /// [`LoginError`]: no connection, or no answer in time.
     pub async fn probe(&self, limit: Duration, longest: usize) -> Result<(), LoginError> {
-        let Connected { mut stream, heard, greeted } = self.connect(None, longest).await?;
+        self.ask_offer(None, limit, longest).await
+    }
+
+    /// As [`Backend::probe`], on a connection for this client.
+    ///
+    /// # Errors
+    /// As [`Backend::probe`].
+    pub async fn probe_for(
+        &self,
+        client: ProxiedClient,
+        limit: Duration,
+        longest: usize,
+    ) -> Result<(), LoginError> {
+        self.ask_offer(Some(client), limit, longest).await
+    }
+
+    async fn ask_offer(
+        &self,
+        client: Option<ProxiedClient>,
+        limit: Duration,
+        longest: usize,
+    ) -> Result<(), LoginError> {
+        let Connected { mut stream, heard, greeted } = self.connect(client, longest).await?;
         let told = Told::new(heard, longest);
         let offered = tokio::time::timeout(limit, offered(&mut stream, told, greeted))
             .await

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::account_connections::{AccountConnections, ConnectionPermit};
 use super::backend::{Backend, BackendError, ConnectError, Connected, LoggedIn, LoginError};
 use super::counters::LimitCounters;
-use super::proxy_protocol::Addresses;
+use super::proxy_protocol::ProxiedClient;
 use super::resolve::NameResolver;
 use crate::config::{self, Config};
 use crate::imap::login::LoginKinds;
@@ -212,7 +212,7 @@ impl Backends {
     pub async fn connect(
         &self,
         backend: &Backend,
-        client: Addresses,
+        client: ProxiedClient,
         longest: usize,
     ) -> Result<Connected, ConnectError> {
         backend.connect(Some(client), longest).await.inspect_err(|error| self.count(error))

@@ -17,6 +17,26 @@ pub struct Addresses {
     pub destination: SocketAddr,
 }
 
+/// A client as a backend is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxiedClient {
+    /// Both ends of its connection.
+    pub addresses: Addresses,
+    /// How it is protected.
+    pub tls: ClientTls,
+}
+
+/// How a client's connection is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientTls {
+    /// It is not.
+    None,
+    /// By TLS of this version, as `TLSv1.3`.
+    Version(&'static str),
+    /// By TLS of a version that is not known.
+    Unknown,
+}
+
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// The shortest header there is: `PROXY UNKNOWN` and its line end (section 2.1). One of version 2 is
@@ -25,6 +45,14 @@ const SHORTEST: usize = 15;
 
 /// The longest line of version 1, CR LF included (section 2.1).
 const LONGEST_LINE: usize = 107;
+
+/// The low byte of the length in version 2 (section 2.2).
+const LENGTH_AT: usize = 15;
+
+// Section 2.2.6.
+const PP2_TYPE_SSL: u8 = 0x20;
+const PP2_SUBTYPE_SSL_VERSION: u8 = 0x21;
+const PP2_CLIENT_SSL: u8 = 0x01;
 
 /// Two IPv6 addresses and two ports, the most of version 2 that is looked at.
 const IPV6_BLOCK: usize = 36;
@@ -166,6 +194,28 @@ pub fn header(addresses: Option<Addresses>) -> Vec<u8> {
     header
 }
 
+/// As [`header`], with how the client's connection is protected: behind a proxy with TLS a server may take passwords
+/// that it takes from nobody in the clear.
+pub fn header_for(client: Option<ProxiedClient>) -> Vec<u8> {
+    let mut header = header(client.map(|client| client.addresses));
+    let version = match client.map(|client| client.tls) {
+        None | Some(ClientTls::None) => return header,
+        Some(ClientTls::Version(version)) => Some(version),
+        Some(ClientTls::Unknown) => None,
+    };
+    // Section 2.2.6: the client used TLS and showed no certificate, of which there is nothing to verify.
+    let mut tls = vec![PP2_CLIENT_SSL, 0, 0, 0, 1];
+    if let Some(version) = version {
+        tls.extend_from_slice(&[PP2_SUBTYPE_SSL_VERSION, 0, version.len() as u8]);
+        tls.extend_from_slice(version.as_bytes());
+    }
+    header.extend_from_slice(&[PP2_TYPE_SSL, 0, tls.len() as u8]);
+    header.extend_from_slice(&tls);
+    // No more than some dozens, as all of it.
+    header[LENGTH_AT] = (header.len() - LENGTH_AT - 1) as u8;
+    header
+}
+
 /// An IPv4 address in its IPv6 form is an IPv4 address.
 fn address(ip: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(ip.to_canonical(), port)
@@ -281,6 +331,22 @@ mod tests {
         for length in 0..whole.len() {
             let (read, _) = reading(&whole[..length]).await;
             assert_eq!(read.unwrap_err().kind(), io::ErrorKind::UnexpectedEof, "{length}");
+        }
+    }
+
+    #[tokio::test]
+    async fn tls_of_a_client_is_told_behind_the_addresses() {
+        let addresses = addresses("192.0.2.1:56324", "198.51.100.2:993").unwrap();
+        let with = |tls| header_for(Some(ProxiedClient { addresses, tls }));
+        assert_eq!(with(ClientTls::None), header(Some(addresses)));
+        assert_eq!(header_for(None), header(None));
+        let told = b"\x20\x00\x0f\x01\x00\x00\x00\x01\x21\x00\x07TLSv1.3";
+        let whole = with(ClientTls::Version("TLSv1.3"));
+        assert!(whole.ends_with(told), "{}", whole.escape_ascii());
+        assert!(with(ClientTls::Unknown).ends_with(b"\x20\x00\x05\x01\x00\x00\x00\x01"));
+        for header in [whole, with(ClientTls::Unknown)] {
+            let (read, left) = reading(&header).await;
+            assert_eq!((read.unwrap(), left), (Some(addresses), 0));
         }
     }
 

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustls::ProtocolVersion;
 use secrecy::zeroize::Zeroize;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
@@ -14,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
 use super::deflate::{self, Deflated};
+use super::proxy_protocol::ClientTls;
 
 /// Finds a peer that is gone without a word within some minutes, well below what NAT boxes keep.
 const KEEPALIVE: TcpKeepalive =
@@ -78,6 +80,19 @@ impl Stream {
     /// Whether it is under DEFLATE.
     pub fn is_deflated(&self) -> bool {
         matches!(self, Self::Deflated(_))
+    }
+
+    /// How the connection of a client is protected. Clients in this process are those of HTTPS.
+    pub fn client_tls(&self) -> ClientTls {
+        match self {
+            Self::Server(stream) => match stream.get_ref().1.protocol_version() {
+                Some(ProtocolVersion::TLSv1_3) => ClientTls::Version("TLSv1.3"),
+                Some(ProtocolVersion::TLSv1_2) => ClientTls::Version("TLSv1.2"),
+                _ => ClientTls::Unknown,
+            },
+            Self::Local(_) | Self::Client(_) => ClientTls::Unknown,
+            Self::Plain(_) | Self::Deflated(_) | Self::Taken => ClientTls::None,
+        }
     }
 
     /// Memory that is held for DEFLATE, in bytes.

@@ -16,7 +16,7 @@ use crate::imap::peek::{self, Response, Status};
 use crate::imap::responses::Responses;
 use crate::imap::responses::printable;
 use crate::net::dial::{self, AddressTurn};
-use crate::net::proxy_protocol::{self, Addresses};
+use crate::net::proxy_protocol::{self, ProxiedClient};
 use crate::net::stream::Stream;
 
 /// What is kept of a response before STARTTLS, in bytes.
@@ -53,7 +53,7 @@ impl Backend {
         &self,
         addresses: &[SocketAddr],
         deadline: Instant,
-        client: Option<Addresses>,
+        client: Option<ProxiedClient>,
         longest: usize,
     ) -> Result<Connected, DialFailure> {
         let mut failure = DialFailure::Io(dial::no_address());
@@ -84,7 +84,7 @@ impl Backend {
     async fn open(
         &self,
         address: SocketAddr,
-        client: Option<Addresses>,
+        client: Option<ProxiedClient>,
         longest: usize,
         missing: &mut &'static str,
     ) -> Result<Connected, DialFailure> {
@@ -92,7 +92,7 @@ impl Backend {
         const HANDSHAKE: &str = "TLS handshake";
         let mut stream = dial::address(address).await?;
         if self.way.proxy_protocol {
-            stream.write_all(&proxy_protocol::header(client)).await?;
+            stream.write_all(&proxy_protocol::header_for(client)).await?;
         }
         let (mut stream, greeted) = match &self.way.security {
             Security::None => (Stream::Plain(stream), false),
@@ -204,6 +204,7 @@ mod tests {
     use super::*;
     use crate::config::{self, BackendTls, TrustConfig};
     use crate::demo::pki::Pki;
+    use crate::net::proxy_protocol::{Addresses, ClientTls};
     use crate::net::resolve::NameResolver;
 
     /// For what is expected to come about at once.
@@ -352,10 +353,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_header_comes_before_anything_else() {
-        let client = Addresses {
+        let addresses = Addresses {
             source: "192.0.2.1:1234".parse().unwrap(),
             destination: "198.51.100.1:993".parse().unwrap(),
         };
+        let client = ProxiedClient { addresses, tls: ClientTls::Version("TLSv1.3") };
         let mut config = backend(BackendTls::None);
         config.proxy_protocol = true;
         for told in [Some(client), None] {
@@ -374,7 +376,8 @@ mod tests {
             };
             let ((), heard) = tokio::join!(dialling, greeting);
             let mut rest = &heard[..];
-            assert_eq!(proxy_protocol::read(&mut rest).await.unwrap(), told);
+            let read = proxy_protocol::read(&mut rest).await.unwrap();
+            assert_eq!(read, told.map(|client| client.addresses));
             assert_eq!(rest, b"");
         }
     }

@@ -20,6 +20,7 @@ use crate::imap::contract::{BackendTraits, NOT_TAKEN, UNAVAILABLE};
 use crate::imap::refusal::Refusal;
 use crate::model::Account;
 use crate::net::backend::{ConnectError, Connected};
+use crate::net::proxy_protocol::ProxiedClient;
 
 /// For the backend to decide on a login whose client is gone. It must be longer than a backend waits
 /// before it refuses a wrong password: Dovecot up to 17 seconds.
@@ -119,10 +120,11 @@ impl SessionTask {
                 self.attempt = Some(attempt);
                 self.tried_at = Some(Instant::now());
                 let (context, backend) = (Arc::clone(&self.context), self.chosen.clone());
-                let addresses = self.addresses;
+                let tls = self.duplex.client.stream.client_tls();
+                let client = ProxiedClient { addresses: self.addresses, tls };
                 let longest = context.limits.capability_size;
                 self.side_task = Some(SideTask::Connect(Box::pin(async move {
-                    context.backends.connect(&backend, addresses, longest).await
+                    context.backends.connect(&backend, client, longest).await
                 })));
             }
             Err(over) => self.session.turned_away(over.answer()),
