@@ -7,7 +7,7 @@
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -150,6 +150,22 @@ pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         }
     }
     File::open(folder)?.sync_all()
+}
+
+/// Gives a file that root has just made at `path` to the owner of its folder: root's one start must not lock out the
+/// user that mailchime runs as from then on.
+///
+/// # Errors
+/// As the system says.
+pub(crate) fn give_to_owner_of_folder(file: &File, folder: &Path) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = fs::metadata(folder)?;
+    match owner.uid() {
+        0 => Ok(()),
+        uid => fchown(file, Some(uid), Some(owner.gid())),
+    }
 }
 
 fn fill(mut file: &File, bytes: &[u8], mode: u32) -> io::Result<()> {

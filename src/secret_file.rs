@@ -112,6 +112,8 @@ impl Successor {
             if (made.uid(), made.gid()) != (replaced.uid(), replaced.gid()) {
                 fchown(&self.file, Some(replaced.uid()), Some(replaced.gid()))?;
             }
+        } else {
+            files::give_to_owner_of_folder(&self.file, folder(&self.path))?;
         }
         self.file.write_all(text.as_bytes())?;
         self.file.sync_all()?;

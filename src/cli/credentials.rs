@@ -33,7 +33,12 @@ pub(super) fn run(path: &Path) -> Result<(), CommandFailure> {
         rotated
     });
     let rotated = rotated.map_err(|error| match error {
-        RotationError::Store(StoreError::Unusable { .. } | StoreError::Newer { .. })
+        RotationError::Store(
+            StoreError::Unusable { .. }
+            | StoreError::NoTables { .. }
+            | StoreError::Older { .. }
+            | StoreError::Newer { .. },
+        )
         | RotationError::NothingSealed { .. } => usage("[store] url", &error),
         RotationError::Vault(VaultError::KeyFile { .. } | VaultError::WrongKeyFile { .. }) => {
             usage("[credentials] key_file", &error)

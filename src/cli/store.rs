@@ -26,7 +26,12 @@ pub(super) fn run(options: &CopyOptions) -> Result<(), CommandFailure> {
     let patience = StoreConfig::default().busy_timeout;
     let copied =
         runtime()?.block_on(copy(&from, &to, patience, takeover)).map_err(|error| match error {
-            CopyError::Store(StoreError::Unusable { .. } | StoreError::Newer { .. })
+            CopyError::Store(
+                StoreError::Unusable { .. }
+                | StoreError::NoTables { .. }
+                | StoreError::Older { .. }
+                | StoreError::Newer { .. },
+            )
             | CopyError::NotEmpty { .. } => CommandFailure::Usage(error.to_string()),
             error => CommandFailure::failed(error),
         })?;

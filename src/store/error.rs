@@ -23,6 +23,28 @@ pub enum StoreError {
         /// What to do.
         remedy: &'static str,
     },
+    /// It has none of mailchime's tables: it is empty, or another program's.
+    #[error(
+        "{database}: is no database of mailchime; name the one that mailchime uses, or start mailchime to \
+         have it made"
+    )]
+    NoTables {
+        /// The database, without its password.
+        database: Arc<str>,
+    },
+    /// An older mailchime wrote this database.
+    #[error(
+        "{database}: has an older schema ({found}, this program's is {known}); mailchime brings it up to \
+         date when it is started, after a backup say"
+    )]
+    Older {
+        /// The database, without its password.
+        database: Arc<str>,
+        /// What was found.
+        found: i64,
+        /// The newest version that this program knows.
+        known: i64,
+    },
     /// A newer mailchime wrote this database. Nothing was changed.
     #[error(
         "{database} was written by a newer mailchime (schema {found}, this program knows up to \
@@ -171,6 +193,8 @@ impl fmt::Debug for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self {
             Self::Unusable { .. } => "Unusable",
+            Self::NoTables { .. } => "NoTables",
+            Self::Older { .. } => "Older",
             Self::Newer { .. } => "Newer",
             Self::InUse { .. } => "InUse",
             Self::Replaced { .. } => "Replaced",

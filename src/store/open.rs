@@ -80,8 +80,8 @@ impl Store {
     /// program that serves.
     ///
     /// # Errors
-    /// [`StoreError::Unusable`] when there is none, or it has another schema, [`StoreError::Newer`] when a
-    /// newer program wrote it, else as any call.
+    /// [`StoreError::Unusable`] when there is none, [`StoreError::NoTables`] when it is empty or another's,
+    /// [`StoreError::Older`] and [`StoreError::Newer`] when another version wrote it, else as any call.
     pub async fn open_existing(
         url: &DatabaseUrl,
         busy_timeout: Duration,
@@ -163,19 +163,14 @@ impl Store {
 
     /// The schema is that of this program.
     pub(super) async fn expect_schema(&self) -> Result<(), StoreError> {
-        let unusable = |problem: String, remedy| StoreError::Unusable {
-            database: Arc::clone(&self.database),
-            problem,
-            remedy,
-        };
+        let database = || Arc::clone(&self.database);
         let newest = async {
             let sql = "select max(version) as version from _sqlx_migrations";
             sql::query(sql).fetch_one_in(&mut self.begin_read().await?).await
         };
         let row = newest.await.map_err(|error| {
             if error::is_no_table(&error) {
-                let remedy = "name the one that mailchime uses, or start mailchime to have it made";
-                return unusable("is no database of mailchime".to_owned(), remedy);
+                return StoreError::NoTables { database: database() };
             }
             match error::is_refusal(&error) {
                 true => error::unusable_server(&self.database, error),
@@ -186,12 +181,11 @@ impl Store {
         let found = self.named(version)?.unwrap_or_default();
         match (found, schema::known()) {
             (found, known) if found > known => {
-                Err(StoreError::Newer { database: Arc::clone(&self.database), found, known })
+                Err(StoreError::Newer { database: database(), found, known })
             }
-            (found, known) if found < known => Err(unusable(
-                format!("has an older schema ({found}, this program's is {known})"),
-                "mailchime brings it up to date when it is started, after a backup say",
-            )),
+            (found, known) if found < known => {
+                Err(StoreError::Older { database: database(), found, known })
+            }
             _ => Ok(()),
         }
     }

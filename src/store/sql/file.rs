@@ -22,6 +22,8 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 
+use crate::files;
+use crate::secret_file::folder;
 use crate::store::StoreError;
 
 /// Read and write by the owner only.
@@ -252,6 +254,10 @@ impl Lock {
             let ours = file.metadata()?;
             match fs::symlink_metadata(path) {
                 Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
+                    // One that a killed process of root leaves behind would shut out the next one.
+                    if ours.uid() == 0 {
+                        files::give_to_owner_of_folder(&file, folder(path))?;
+                    }
                     return Ok(Ok(Self { file, owner: owner(), path: Some(path.to_owned()) }));
                 }
                 // Its process took it away when it stopped, after this one had opened it.

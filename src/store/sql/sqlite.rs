@@ -21,6 +21,7 @@ use super::file::DatabaseFile;
 use super::schema;
 use super::work::{BEGIN_WRITE, Connections, TransactionKind, Work};
 use crate::files;
+use crate::secret_file::folder;
 use crate::store::StoreError;
 use crate::store::error::{CANNOT_OPEN, sqlite_code};
 
@@ -49,6 +50,7 @@ pub(in crate::store) async fn open(
     busy_timeout: Duration,
 ) -> Result<Opened, StoreError> {
     let path = make(path, database)?;
+    expect_database(&path, database)?;
     let file = DatabaseFile::locked(&path, database)?;
     make_private(&path, database)?;
     // SQLite does not wait where two programs turn a new database to WAL at once.
@@ -77,6 +79,7 @@ pub(in crate::store) async fn open_existing(
         problem: error.to_string(),
         remedy: "mailchime makes it at its first start",
     })?;
+    expect_database(&path, database)?;
     let file = DatabaseFile::shared(&path, database)?;
     let opened = pools(file, database, busy_timeout).await?;
     // One without a log is none of mailchime's, which is found out next.
@@ -151,7 +154,10 @@ fn unusable(database: &Arc<str>, error: &io::Error) -> StoreError {
 fn make(path: &Path, database: &Arc<str>) -> Result<PathBuf, StoreError> {
     match OpenOptions::new().write(true).create_new(true).mode(MODE).open(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => fs::canonicalize(path),
+        Err(_) => fs::canonicalize(path),
+        // SQLite gives -wal and -shm to the owner of the file.
+        Ok(file) => files::give_to_owner_of_folder(&file, folder(path))
+            .and_then(|()| fs::canonicalize(path)),
     }
     .map_err(|error| unusable(database, &error))
 }
@@ -172,10 +178,6 @@ fn make_private(path: &Path, database: &Arc<str>) -> Result<(), StoreError> {
             Err(error) => return Err(unusable(error)),
         };
         if mode & 0o077 != 0 {
-            // A URL may name the wrong file, and that is not ours to change.
-            if suffix.is_empty() && !is_database(&file).map_err(unusable)? {
-                return Err(unusable(io::Error::other("is not an SQLite database")));
-            }
             fs::set_permissions(&file, Permissions::from_mode(MODE)).map_err(unusable)?;
             tracing::warn!(
                 target: "mailchime::store::file_mode_corrected",
@@ -186,6 +188,19 @@ fn make_private(path: &Path, database: &Arc<str>) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// A URL may name the wrong file, and that is not ours to change. What else is wrong with the file is found out later.
+fn expect_database(path: &Path, database: &Arc<str>) -> Result<(), StoreError> {
+    match is_database(path) {
+        Ok(false) => Err(StoreError::Unusable {
+            database: Arc::clone(database),
+            problem: "is no SQLite database".to_owned(),
+            remedy: "correct the path in the URL; or, if it was mailchime's database and is damaged, restore a \
+                     backup, or move it away and let devices register again",
+        }),
+        Ok(true) | Err(_) => Ok(()),
+    }
 }
 
 /// Whether a file is one of SQLite's (<https://www.sqlite.org/fileformat.html> section 1.3) or empty.
