@@ -22,7 +22,7 @@ use crate::push::dispatcher::{self, DispatcherHandle};
 use crate::push::explain::Explanation;
 use crate::push::transport::{Routes, Verdict};
 use crate::store::{Alive, Store, Target};
-use crate::watch;
+use crate::watch::{self, WatcherStatus};
 
 /// For a backend that is asked whether it is there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -216,8 +216,22 @@ async fn explain(
     mailbox: Option<Mailbox>,
 ) -> Result<Value, String> {
     let watcher = watchers.watchers(Some(account.clone())).await.ok_or(PUSH_OFF)?;
-    let devices = pushes.explain(account.clone(), mailbox).await.ok_or(PUSH_OFF)?;
-    let devices = devices.map_err(|error| error.to_string())?;
+    let devices = pushes.explain(account.clone(), mailbox.clone()).await.ok_or(PUSH_OFF)?;
+    let mut devices = devices.map_err(|error| error.to_string())?;
+    let watcher = watcher.into_iter().next();
+    // Nobody watches an account without devices.
+    let owner = {
+        let assignment = assignment.borrow();
+        let owner = assignment.owner(&account).filter(|_| !devices.is_empty());
+        owner.map(str::to_owned)
+    };
+    let here = assignment.borrow().here().to_owned();
+    // What another node knows of it is not known here.
+    if owner.as_deref().is_none_or(|owner| owner == here)
+        && let Some(why) = unwatched(watcher.as_ref(), mailbox.as_ref())
+    {
+        devices.iter_mut().for_each(|device| device.hinder(&why));
+    }
     let device = |explanation: &Explanation| {
         let obstacles: Vec<_> = explanation.reasons.iter().map(ToString::to_string).collect();
         let mut device = json!(explanation);
@@ -225,21 +239,35 @@ async fn explain(
         device
     };
     let devices: Vec<Value> = devices.iter().map(device).collect();
-    let watcher = watcher.into_iter().next();
-    // Nobody watches an account without devices.
-    let owner = |assignment: &Assignment| {
-        let owner = assignment.owner(&account).filter(|_| !devices.is_empty());
-        owner.map(str::to_owned)
-    };
-    let assignment = assignment.borrow();
-    let here = assignment.here();
     Ok(json!({
         "account": account.as_str(),
-        "node": here,
-        "watched_by": if watcher.is_some() { Some(here.to_owned()) } else { owner(&assignment) },
+        "node": &here,
+        "watched_by": if watcher.is_some() { Some(here) } else { owner },
         "watcher": watcher,
         "devices": devices,
     }))
+}
+
+/// Why new mail in the mailbox, or in any, is not seen at the moment.
+fn unwatched(watcher: Option<&WatcherStatus>, mailbox: Option<&Mailbox>) -> Option<String> {
+    let Some(watcher) = watcher else {
+        return Some("its account is not watched, so no new mail is seen".to_owned());
+    };
+    let why = watcher.reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+    match watcher.state {
+        "watching" => {
+            let mailbox = mailbox?.as_str();
+            let left_out = watcher.left_out.iter().find(|it| it.mailbox == mailbox)?;
+            Some(format!("the mailbox is not watched for now: {}", left_out.reason))
+        }
+        "starting" => {
+            Some("its account is not watched yet; mailchime is about to log in".to_owned())
+        }
+        "parked" => Some(format!(
+            "its account is parked, so no new mail is seen until its user logs in{why}"
+        )),
+        _ => Some(format!("its account is not watched until the next try{why}")),
+    }
 }
 
 /// Sends a push to each device of the account, whatever is or is not due, all at once: they are few.

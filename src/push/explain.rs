@@ -115,6 +115,11 @@ pub enum Reason {
         /// In how many milliseconds the next try is.
         tries_in: u64,
     },
+    /// Nobody sees new mail of its account.
+    Unwatched {
+        /// What is wrong.
+        why: String,
+    },
     /// A push is under way; the next one waits for its answer.
     UnderWay {
         /// For how many milliseconds.
@@ -140,6 +145,14 @@ pub(super) struct Facts<'a> {
     /// On which it would be pushed, if there is such a route.
     pub(super) route: Option<&'a Route>,
     pub(super) pending: DeliveryView,
+}
+
+impl Explanation {
+    /// The same of an account whose new mail nobody sees, and why.
+    pub fn hinder(&mut self, why: &str) {
+        self.reasons.insert(0, Reason::Unwatched { why: why.to_owned() });
+        self.would_push = false;
+    }
 }
 
 impl Facts<'_> {
@@ -286,7 +299,9 @@ impl fmt::Display for Reason {
             Self::OtherRoute => f.write_str(
                 "it listens to another route than there are, and sleeps until it registers again",
             ),
-            Self::Withheld { why } | Self::RouteClosed { why } => f.write_str(why),
+            Self::Unwatched { why } | Self::Withheld { why } | Self::RouteClosed { why } => {
+                f.write_str(why)
+            }
             Self::RoutePaused { tries_in: 0 } => {
                 f.write_str("the push service did not answer or refused us; one push is trying now")
             }
