@@ -31,8 +31,8 @@ const BETWEEN_LINES: Duration = Duration::from_hours(1);
 pub(super) struct Renewal {
     server: RenewedFiles,
     push: RenewedFiles,
-    /// The certificates that clients are shown, and when each ends, in seconds since 1970.
-    ends: Vec<(PathBuf, i64)>,
+    /// The certificates that clients are shown, and when each begins and ends, in seconds since 1970.
+    terms: Vec<(PathBuf, i64, i64)>,
     /// For how many days each was said to be good.
     said: HashMap<PathBuf, i64>,
 }
@@ -111,19 +111,32 @@ impl Renewal {
     /// Takes note of when the certificates that clients are shown end.
     pub(super) fn read_ends(&mut self, tls: &config::TlsConfig) {
         let certificates = tls.all_certificates().map(|it| &it.certificate);
-        let ends = certificates.filter_map(|path| Some((path.clone(), end(path)?)));
-        self.ends = ends.collect();
+        let terms = certificates.filter_map(|path| {
+            let (begin, end) = term(path)?;
+            Some((path.clone(), begin, end))
+        });
+        self.terms = terms.collect();
     }
 
     /// Says what ends soon, once a day.
     fn say(&mut self, now: i64) {
-        for (path, end) in &self.ends {
+        for (path, begin, end) in &self.terms {
             let days = (end - now).div_euclid(DAY);
             let before = self.said.insert(path.clone(), days);
-            if days >= EXPIRY_WARNING_DAYS || before == Some(days) {
+            if before == Some(days) {
                 continue;
             }
             let certificate = path.display();
+            if now < *begin {
+                tracing::error!(
+                    target: "mailchime::app::certificate_not_valid_yet",
+                    %certificate,
+                    "a server certificate is not valid yet, and clients refuse to connect; is the clock right?"
+                );
+            }
+            if days >= EXPIRY_WARNING_DAYS {
+                continue;
+            }
             match days {
                 ..0 => tracing::error!(
                     target: "mailchime::app::certificate_expired",
@@ -141,11 +154,12 @@ impl Renewal {
     }
 }
 
-/// When the certificate in a file ends, in seconds since 1970.
-fn end(path: &Path) -> Option<i64> {
+/// When the certificate in a file begins and ends, in seconds since 1970.
+fn term(path: &Path) -> Option<(i64, i64)> {
     let chain = tls::certificates(path).ok()?;
     let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
-    Some(leaf.validity().not_after.timestamp())
+    let validity = leaf.validity();
+    Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
 impl Server {
@@ -197,8 +211,8 @@ impl Server {
     /// In the metrics and the log.
     pub(super) fn tell_of_certificates(&mut self) {
         let at = |seconds: i64| UNIX_EPOCH + Duration::from_secs(seconds.unsigned_abs());
-        let ends = self.renewal.ends.iter();
-        let ends = ends.map(|(path, end)| (path.display().to_string(), at(*end))).collect();
+        let ends = self.renewal.terms.iter();
+        let ends = ends.map(|(path, _, end)| (path.display().to_string(), at(*end))).collect();
         let unfit = [&self.renewal.server, &self.renewal.push];
         let unread = unfit.iter().filter(|files| files.unfit.is_some()).count();
         self.metrics.server_certificates(ends, unread);

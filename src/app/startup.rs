@@ -18,7 +18,7 @@ use super::tasks::{StopStage, Tasks};
 use super::webhook::{Enrolment, EnrolmentParts};
 use super::webpush::{self, WebPushSetup};
 use super::{MailPushSetup, Server, StartError, admin, api, intake};
-use crate::config::{Config, WebhookConfig};
+use crate::config::{Config, CredentialsMode, WebhookConfig};
 use crate::files;
 use crate::imap::contract::PushOffer;
 use crate::intake::KnownSources;
@@ -34,7 +34,7 @@ use crate::push::dispatcher::{self, DispatcherHandle};
 use crate::push::transport::enrol::Transports;
 use crate::push::transport::{self, Routes};
 use crate::registrar::Registrar;
-use crate::store::{CredentialSource, Shares, Store};
+use crate::store::{CredentialSource, Shares, Store, unreadable};
 use crate::{proxy, record, watch};
 
 /// Events that may wait between two parts; then the one that sends them waits.
@@ -100,6 +100,7 @@ impl Built {
         let event_sources = KnownSources::new(event_sources);
         let event_sockets = intake::EventSockets::open(&config.events, &metrics).await?;
         let store = open_store(config, &metrics).await?;
+        keep_key(config, &store).await?;
         let credentials =
             CredentialSource::open(config.credentials, &config.key_file, store.clone())
                 .map_err(|error| StartError::key("[credentials] key_file", error))?;
@@ -511,6 +512,27 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, St
     });
     let store = store.counting(Arc::clone(metrics)).of_node(nodes::incarnation().into());
     Ok(store.serving().await)
+}
+
+/// No key is made in the place of one that is missing: what that one sealed could not be read any more, and the new
+/// one would hide why. Of a database that does not answer nothing is known.
+async fn keep_key(config: &Config, store: &Store) -> Result<(), StartError> {
+    let is_there = std::fs::symlink_metadata(&config.key_file).is_ok();
+    if config.credentials != CredentialsMode::Stored || is_there {
+        return Ok(());
+    }
+    match unreadable(store, None).await {
+        Ok(0) | Err(_) => Ok(()),
+        Ok(accounts) => {
+            let file = config.key_file.display();
+            let problem = format!(
+                "{file} is not there, and was the key that sealed what is stored of {accounts} accounts; put it \
+                 back from a copy. If there is none, make a new one, and each of them is watched again when \
+                 its user has logged in: (umask 077; openssl rand -base64 32 > {file})"
+            );
+            Err(StartError::key("[credentials] key_file", problem))
+        }
+    }
 }
 
 /// Takes what comes until nobody is left to send.

@@ -1,6 +1,6 @@
 //! `mailchime serve`: the daemon.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::TcpListener;
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use tokio::time::MissedTickBehavior;
 use super::{CommandFailure, Signals, logging, runtime};
 use crate::app::{self, StartError, renewal, systemd};
 use crate::config::Config;
-use crate::net::listen;
+use crate::net::{descriptors, listen};
 
 /// `secluded` tells whether the process could be shut to others.
 pub(super) fn run(path: &Path, secluded: io::Result<()>) -> Result<(), CommandFailure> {
@@ -24,6 +24,7 @@ pub(super) fn run(path: &Path, secluded: io::Result<()>) -> Result<(), CommandFa
             "could not protect the memory of this process; other processes of this user can read it"
         );
     }
+    descriptors::raise();
     // Before there are threads.
     let sockets = listen::inherited().map_err(|error| {
         CommandFailure::Failed(format!("systemd's sockets are unusable: {error}"))
@@ -43,6 +44,7 @@ async fn serve(
 ) -> Result<(), CommandFailure> {
     let mut signals = Signals::new(&[SignalKind::terminate(), SignalKind::interrupt()])?;
     let mut hangups = Signals::new(&[SignalKind::hangup()])?;
+    let terminals = terminals();
     let started = tokio::select! {
         started = app::start_with(config, sockets) => started,
         () = signals.next() => return Ok(()),
@@ -53,6 +55,13 @@ async fn serve(
         }
         other => CommandFailure::failed(other),
     })?;
+    if let Some(shortage) = descriptors::shortage(&config.limits) {
+        tracing::warn!(
+            target: "mailchime::app::few_files",
+            shortage,
+            "the system allows fewer open files than [limits] needs; clients are refused before that"
+        );
+    }
     systemd::ready();
     let watchdog = tokio::spawn(systemd::watchdog());
     let mut looks = tokio::time::interval(renewal::LOOK);
@@ -61,7 +70,16 @@ async fn serve(
         tokio::select! {
             () = signals.next() => break,
             _ = looks.tick() => running.look_at_certificates(),
-            () = hangups.next() => reload(path, &mut running, log),
+            () = hangups.next() => {
+                if terminals.iter().zip(self::terminals()).any(|(was, is)| *was && !is) {
+                    tracing::info!(
+                        target: "mailchime::app::terminal_closed",
+                        "the terminal that mailchime was started in is closed; mailchime stops"
+                    );
+                    break;
+                }
+                reload(path, &mut running, log);
+            }
         }
     }
     systemd::stopping();
@@ -75,6 +93,12 @@ async fn serve(
     }
     watchdog.abort();
     Ok(())
+}
+
+/// Which of standard input and error are terminals. One that was closed is none any more, and its SIGHUP does not mean
+/// a reload.
+fn terminals() -> [bool; 2] {
+    [io::stdin().is_terminal(), io::stderr().is_terminal()]
 }
 
 /// Reads the configuration again; if it cannot be used, all stays as it was.

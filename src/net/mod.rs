@@ -10,6 +10,7 @@ pub mod backends;
 pub mod backoff;
 pub mod counters;
 pub mod deflate;
+pub mod descriptors;
 pub mod dial;
 pub mod door;
 pub mod doveadm;
