@@ -86,7 +86,7 @@ async fn deliver(address: &str) -> Result<(), CommandFailure> {
 }
 
 async fn show(folder: &Path, once: bool) -> Result<(), CommandFailure> {
-    let paint = Paint { colours: std::io::stdout().is_terminal() };
+    let paint = Paint { colours: logging::colours(std::io::stdout().is_terminal()) };
     let mut signals =
         Signals::new(&[SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()])?;
     let world = World::start(folder).await?;

@@ -72,7 +72,7 @@ impl Level {
 pub fn init(format: LogFormat, level: &str) -> Result<Level, LoggingError> {
     let filter = filter(std::env::var(VARIABLE).ok().as_deref(), level)?;
     let (filter, level) = reload::Layer::new(filter);
-    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colours = colours(io::stderr().is_terminal());
     let form =
         LineForm::new(format, is_journal(std::env::var_os(JOURNAL).as_deref(), io::stderr()));
     subscriber(form, filter, colours, io::stderr).try_init().map_err(LoggingError::Twice)?;
@@ -85,6 +85,15 @@ fn is_journal(variable: Option<&OsStr>, stream: impl AsFd) -> bool {
         fstat(stream).is_ok_and(|file| name == format!("{}:{}", file.st_dev, file.st_ino).as_str())
     };
     variable.is_some_and(named)
+}
+
+/// Whether colours are wanted on an output. `NO_COLOR` (<https://no-color.org>) forbids them where it is not empty.
+pub fn colours(is_terminal: bool) -> bool {
+    wants_colours(is_terminal, std::env::var_os("NO_COLOR").as_deref())
+}
+
+fn wants_colours(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 fn filter(variable: Option<&str>, level: &str) -> Result<EnvFilter, LoggingError> {
@@ -384,6 +393,15 @@ mod tests {
         assert!(named(file.st_dev, file.st_ino));
         assert!(!named(file.st_dev, file.st_ino + 1));
         assert!(!is_journal(Some(OsStr::new("")), &writer) && !is_journal(None, &writer));
+    }
+
+    #[test]
+    fn no_color_forbids_colours_on_a_terminal_where_it_is_not_empty() {
+        let wants = |is_terminal, no_color: Option<&str>| {
+            wants_colours(is_terminal, no_color.map(OsStr::new))
+        };
+        assert!(wants(true, None) && wants(true, Some("")));
+        assert!(!wants(true, Some("1")) && !wants(false, None) && !wants(false, Some("")));
     }
 
     #[test]

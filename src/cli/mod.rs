@@ -22,7 +22,7 @@ mod watchers;
 use std::fmt::Display;
 use std::future::poll_fn;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::task::Poll;
 
@@ -35,8 +35,7 @@ use crate::config::Config;
 
 /// A TLS IMAP proxy that gives any mail server native push to iOS Mail, browsers, Android apps and web hooks.
 #[derive(Debug, Parser)]
-#[command(name = "mailchime", version, about, disable_help_subcommand = true)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(name = "mailchime", version, about)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<CliCommand>,
@@ -53,9 +52,23 @@ fn not_empty() -> NonEmptyStringValueParser {
 /// What each command takes that has to do with a configured mailchime.
 #[derive(Debug, clap::Args)]
 struct Configured {
-    /// The configuration; proxy.toml in the source tree is its manual
-    #[arg(long, value_name = "FILE", default_value = "proxy.toml")]
+    /// The configuration; without this option MAILCHIME_CONFIG names it, else it is proxy.toml in this folder, else
+    /// /etc/mailchime/proxy.toml
+    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(default_value_os_t = default_config(), hide_default_value = true)]
     config: PathBuf,
+}
+
+/// Which configuration it is where the command line names none.
+fn default_config() -> PathBuf {
+    const HERE: &str = "proxy.toml";
+    const INSTALLED: &str = "/etc/mailchime/proxy.toml";
+    let named = std::env::var_os("MAILCHIME_CONFIG").filter(|name| !name.is_empty());
+    match named {
+        Some(named) => named.into(),
+        None if !Path::new(HERE).exists() && Path::new(INSTALLED).exists() => INSTALLED.into(),
+        None => HERE.into(),
+    }
 }
 
 #[derive(Debug, Subcommand)]
