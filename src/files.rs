@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 use secrecy::zeroize::Zeroizing;
 
@@ -41,14 +41,26 @@ pub fn to_be_made(path: &Path) -> Result<String, String> {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let shown = path.display();
-    match fs::metadata(folder) {
-        Ok(found) if found.is_dir() => Ok(format!("{shown}: is made at the first start")),
+    let (shown, folder_shown) = (path.display(), folder.display());
+    match (fs::metadata(folder), takes_new_files(folder)) {
+        (Ok(found), Ok(())) if found.is_dir() => Ok(format!("{shown}: is made at the first start")),
+        (Ok(found), Err(error)) if found.is_dir() => Err(format!(
+            "{shown}: cannot be made in the folder {folder_shown} ({error}); make that writable for the \
+             user that mailchime runs as"
+        )),
         _ => Err(format!(
             "{shown}: there is no folder {}; make it, writable for the user that mailchime runs as",
             folder.display()
         )),
     }
+}
+
+/// Whether this user can make files in a folder.
+///
+/// # Errors
+/// As the system says, where it cannot.
+pub fn takes_new_files(folder: &Path) -> io::Result<()> {
+    Ok(rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
 /// Opens a regular file for reading.

@@ -16,6 +16,7 @@ mod admin;
 mod api;
 mod apns;
 mod background;
+mod examine;
 mod intake;
 mod listeners;
 mod reload;
@@ -40,6 +41,7 @@ use tokio::sync::watch;
 
 use self::apns::MailPushSetup;
 pub use self::apns::push_offer;
+pub use self::examine::examine;
 pub use self::intake::sources as event_sources;
 use self::listeners::Listening;
 use self::renewal::Renewal;

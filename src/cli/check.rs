@@ -2,16 +2,28 @@
 //! wrong with it and what to do. Nothing is changed: no file is made, no database brought up to date.
 
 mod api;
+mod chain;
 mod doveadm;
 mod events;
 mod files;
+mod limits;
 mod peers;
+mod ports;
+mod remedies;
+mod user;
 
 use std::fmt::Display;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::{CommandFailure, Configured, configuration, not_empty, runtime, say};
+use crate::app;
 use crate::config::Config;
+use crate::net::resolve::NameResolver;
+
+/// For a backend's answers.
+const ANSWER_TIME: Duration = Duration::from_secs(15);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckOptions {
@@ -25,6 +37,11 @@ pub(super) struct CheckOptions {
     #[arg(long, value_name = "FILE", requires = "login")]
     password_file: Option<PathBuf>,
 
+    /// As root, look at files as this user does, whom mailchime runs as; where the configuration is below /etc
+    /// it is mailchime, if there is such a user
+    #[arg(long, value_name = "NAME", value_parser = not_empty())]
+    user: Option<String>,
+
     #[command(flatten)]
     configured: Configured,
 }
@@ -33,6 +50,8 @@ pub(super) struct CheckOptions {
 #[derive(Debug, Default)]
 struct Report {
     failed: usize,
+    /// Of these, what `serve` does not start with because the configuration is at fault.
+    refused: usize,
 }
 
 pub(super) fn run(options: &CheckOptions) -> Result<(), CommandFailure> {
@@ -46,15 +65,28 @@ pub(super) fn run(options: &CheckOptions) -> Result<(), CommandFailure> {
     for warning in &config.warnings {
         report.warning("configuration", warning);
     }
+    // Ports are root's matter or the unit's, which gives the right to use them.
+    let as_caller = runtime()?;
+    as_caller.block_on(ports::listeners(&config, &mut report));
+    as_caller.shutdown_background();
+    if let Some(user) = user::become_service(options.user.as_deref(), &options.configured.config)? {
+        report.ok("user", format_args!("files are looked at as {} does", user.escape_debug()));
+        // The file itself, too.
+        configuration(&options.configured)?;
+    }
     let runtime = runtime()?;
     runtime.block_on(check(&config, options.login.as_deref(), password, &mut report));
     // The look-up of a name cannot be ended, and is not waited for.
     runtime.shutdown_background();
-    match report.failed {
-        0 => Ok(()),
-        1 => Err(CommandFailure::Failed("one check failed".to_owned())),
-        failed => Err(CommandFailure::Failed(format!("{failed} checks failed"))),
-    }
+    let told = match report.failed {
+        0 => return Ok(()),
+        1 => "one check failed".to_owned(),
+        failed => format!("{failed} checks failed"),
+    };
+    Err(match report.refused {
+        0 => CommandFailure::Failed(told),
+        _ => CommandFailure::Usage(told),
+    })
 }
 
 async fn check(
@@ -80,6 +112,18 @@ async fn check(
     }
     events::events(config, report);
     api::api(config, report);
+    limits::open_files(config, report);
+    // What is wrong between the parts. Of what is wrong with one of them enough was said.
+    if report.refused == 0
+        && let Err(error) = app::examine(config)
+    {
+        report.refused("configuration", error);
+    }
+}
+
+/// Looks names up as the program does.
+fn resolver(config: &Config) -> NameResolver {
+    NameResolver::new(&config.resolver, Arc::default())
 }
 
 impl Report {
@@ -89,6 +133,13 @@ impl Report {
 
     fn warning(&mut self, part: &str, text: impl Display) {
         say(format_args!("warning  {part}: {text}"));
+    }
+
+    /// As [`Report::failed`], of what `serve` does not start with either, with the status of a bad
+    /// configuration.
+    fn refused(&mut self, part: &str, text: impl Display) {
+        self.refused += 1;
+        self.failed(part, text);
     }
 
     /// `text` says what is wrong and what to do.

@@ -21,3 +21,4 @@ mod setup;
 mod stop;
 mod store;
 mod tls;
+mod traps;

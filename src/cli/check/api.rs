@@ -1,46 +1,22 @@
-//! `[api]`: its address, and whether browsers take its certificate.
-
-use std::io;
-use std::net::SocketAddr;
+//! `[api]`: whether browsers take its certificate.
 
 use super::Report;
 use crate::config::{CertificateFiles, Config, PublicUrl, TlsConfig};
-use crate::net::{listen, tls};
+use crate::net::tls;
 
 const PART: &str = "[api]";
 
-/// Listens for a moment, and reads certificates. Nothing where `[api]` is off.
+/// Reads certificates. Nothing where `[api]` is off.
 pub(super) fn api(config: &Config, report: &mut Report) {
-    let Some(wanted) = config.api.address else { return };
-    address(wanted, report);
+    if config.api.address.is_none() {
+        return;
+    }
     match &config.api.public_url {
         Some(url) => public_url(url, &config.tls, report),
         None => report.warning(
             PART,
             "there is no public_url, so requests for any host are answered; set it to the URL that users open",
         ),
-    }
-}
-
-fn address(wanted: SocketAddr, report: &mut Report) {
-    match listen::bind(wanted) {
-        Ok(_) => report.ok(PART, format_args!("{wanted}: is free")),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => report.warning(
-            PART,
-            format_args!(
-                "{wanted}: a program listens there; if that is not mailchime, give [api] another address"
-            ),
-        ),
-        Err(error) => {
-            let remedy = match error.kind() {
-                io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
-                io::ErrorKind::PermissionDenied => {
-                    "; ports below 1024 need root or CAP_NET_BIND_SERVICE"
-                }
-                _ => "",
-            };
-            report.failed(PART, format_args!("{wanted}: cannot listen: {error}{remedy}"));
-        }
     }
 }
 

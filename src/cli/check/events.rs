@@ -16,7 +16,7 @@ pub(super) fn events(config: &Config, report: &mut Report) {
                 Some(folder) if folder.is_dir() => report.ok(&part, path.display()),
                 _ => {
                     let problem = format!("{} is in no folder; make it", path.display());
-                    report.failed(&part, problem);
+                    report.refused(&part, problem);
                 }
             }
         }
@@ -39,6 +39,6 @@ pub(super) fn events(config: &Config, report: &mut Report) {
                 }
             }
         }
-        Err(why) => report.failed("[events]", why),
+        Err(why) => report.refused("[events]", why),
     }
 }

@@ -1,41 +1,51 @@
 //! What lies on this machine: certificates, the key of the credentials, the database.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use rustls::RootCertStore;
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::Report;
+use super::chain::{self, ChainEnd};
 use crate::config::{self, Config, CredentialsMode, DatabaseKind, TlsConfig};
 use crate::files;
 use crate::model::Timestamp;
 use crate::net::tls::{self, EXPIRY_WARNING_DAYS};
-use crate::store::{Store, Vault, unreadable};
+use crate::secret_file::folder;
+use crate::store::{Store, StoreError, Vault, unreadable};
 
 const DAY: i64 = 24 * 3600;
 
 pub(super) fn certificates(tls: &TlsConfig, report: &mut Report) {
     const DEFAULT: &str = "[tls]";
+    let trusted = tls::system_roots();
     for config::CertificateFiles { certificate: file, private_key } in &tls.certificates {
         match tls::identity(file, private_key) {
-            Ok(identity) => certificate(DEFAULT, file, &identity, report),
-            Err(error) => report.failed(DEFAULT, error),
+            Ok(identity) => certificate(DEFAULT, file, (&identity, &trusted), report),
+            Err(error) => report.refused(DEFAULT, error),
         }
     }
     for config::Sni { name, certificates } in &tls.sni {
         let part = format!("[[tls.sni]] {name}");
         for config::CertificateFiles { certificate: file, private_key } in certificates {
             match tls::identity_for(name, file, private_key) {
-                Ok(identity) => certificate(&part, file, &identity, report),
-                Err(error) => report.failed(&part, error),
+                Ok(identity) => certificate(&part, file, (&identity, &trusted), report),
+                Err(error) => report.refused(&part, error),
             }
         }
     }
 }
 
-fn certificate(part: &str, file: &Path, identity: &CertifiedKey, report: &mut Report) {
+fn certificate(
+    part: &str,
+    file: &Path,
+    (identity, trusted): (&CertifiedKey, &RootCertStore),
+    report: &mut Report,
+) {
     let file = file.display();
     let leaf = identity.cert.first().and_then(|der| X509Certificate::from_der(der).ok());
     let Some((_, leaf)) = leaf else {
@@ -47,6 +57,15 @@ fn certificate(part: &str, file: &Path, identity: &CertifiedKey, report: &mut Re
         return report.failed(part, format_args!("{file}: {remedy}"));
     }
     let names = names.join(", ");
+    // Where the system trusts nobody, nothing can be said of it.
+    let end = chain::end(&identity.cert, trusted).filter(|_| !trusted.is_empty());
+    if let Some(ChainEnd::Missing(authority)) = &end {
+        let problem = format!(
+            "{file}: lacks the certificate of its authority ({authority}), without which phones refuse it; \
+             append it (from certbot take fullchain.pem, not cert.pem)"
+        );
+        report.failed(part, problem);
+    }
     let validity = leaf.validity();
     let now = Timestamp::now().0 / 1000;
     let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
@@ -61,7 +80,26 @@ fn certificate(part: &str, file: &Path, identity: &CertifiedKey, report: &mut Re
         days @ 0..EXPIRY_WARNING_DAYS => {
             report.warning(part, format_args!("{file}: expires in {days} days; renew it"));
         }
+        _ if matches!(end, Some(ChainEnd::Missing(_))) => {}
         _ => report.ok(part, format_args!("{file}: for {names}, until {until}")),
+    }
+    match end {
+        Some(ChainEnd::OwnAuthority(authority)) => report.warning(
+            part,
+            format_args!(
+                "{file}: goes back to an authority that this system does not trust ({authority}); phones \
+                 take it only where that one is installed on them"
+            ),
+        ),
+        Some(ChainEnd::Unknown(authority)) => report.warning(
+            part,
+            format_args!(
+                "{file}: goes back to an authority that is neither in the file nor trusted by this system \
+                 ({authority}); if it is an intermediate one, append its certificate; else phones take it \
+                 only where that authority is installed on them"
+            ),
+        ),
+        Some(ChainEnd::Trusted | ChainEnd::Missing(_)) | None => {}
     }
 }
 
@@ -116,7 +154,7 @@ pub(super) async fn credentials(config: &Config, store: Option<&Store>, report: 
     let shown = key_file.display();
     let vault = match files::exists(key_file).then(|| Vault::open_existing(key_file)).transpose() {
         Ok(vault) => vault,
-        Err(error) => return report.failed(PART, error),
+        Err(error) => return report.refused(PART, error),
     };
     let unreadable = match store {
         Some(store) => unreadable(store, vault.as_ref()).await,
@@ -126,13 +164,15 @@ pub(super) async fn credentials(config: &Config, store: Option<&Store>, report: 
         (Err(error), _) => report.failed(PART, error),
         (Ok(accounts @ 1..), vault) => {
             let is = if vault.is_some() { "not the one" } else { "not there, and was the one" };
-            report.failed(
-                PART,
-                format_args!(
-                    "{shown}: is {is} that sealed what is stored of {accounts} accounts; put back the \
-                     key file of that time, or each of them is watched again when its user has logged in"
-                ),
+            let problem = format!(
+                "{shown}: is {is} that sealed what is stored of {accounts} accounts; put back the \
+                 key file of that time, or each of them is watched again when its user has logged in"
             );
+            // `serve` makes no key where one is missing.
+            match (vault, &config.credentials) {
+                (None, CredentialsMode::Stored) => report.refused(PART, problem),
+                _ => report.failed(PART, problem),
+            }
         }
         (Ok(0), Some(_)) => report.ok(PART, format_args!("{shown}: can be used")),
         (Ok(0), None) if config.credentials == CredentialsMode::Stored => {
@@ -151,10 +191,43 @@ pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) 
         to_be_made(PART, path, report);
         return None;
     }
+    if let DatabaseKind::Sqlite(path) = config.url.kind() {
+        let folder = folder(path);
+        let shut = fs::OpenOptions::new().write(true).open(path).err();
+        let shut = shut.or_else(|| files::takes_new_files(folder).err());
+        if let Some(error) = shut.filter(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+            let (file, folder) = (path.display(), folder.display());
+            let problem = format!(
+                "{file}: {error}; the user that mailchime runs as must be able to write the file, those \
+                 beside it that end in -wal and -shm, and the folder {folder}"
+            );
+            report.refused(PART, problem);
+            return None;
+        }
+    }
     let store = match Store::open_existing(&config.url, config.busy_timeout).await {
         Ok(store) => store,
         Err(error) => {
-            report.failed(PART, error);
+            match error {
+                // What `serve` makes, or waits for.
+                StoreError::NoTables { .. }
+                    if !matches!(config.url.kind(), DatabaseKind::Sqlite(_)) =>
+                {
+                    let text = format_args!(
+                        "{}: has no tables yet; the first start makes them",
+                        config.url
+                    );
+                    report.ok(PART, text);
+                }
+                StoreError::NoTables { .. } => {
+                    let what = "is empty or another program's database; mailchime makes its tables there at \
+                                its start";
+                    report.warning(PART, format_args!("{}: {what}", config.url));
+                }
+                StoreError::Older { .. } => report.warning(PART, error),
+                error if error.is_temporary() => report.failed(PART, error),
+                error => report.refused(PART, error),
+            }
             return None;
         }
     };
@@ -171,6 +244,6 @@ pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) 
 fn to_be_made(part: &str, file: &Path, report: &mut Report) {
     match files::to_be_made(file) {
         Ok(well) => report.ok(part, well),
-        Err(problem) => report.failed(part, problem),
+        Err(problem) => report.refused(part, problem),
     }
 }

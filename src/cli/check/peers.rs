@@ -2,38 +2,32 @@
 
 use std::fmt;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
-use std::time::Duration;
 
 use secrecy::zeroize::Zeroizing;
 use tokio::io::AsyncWriteExt;
 
-use super::Report;
 use super::doveadm::doveadm;
+use super::{ANSWER_TIME, Report, remedies, resolver};
 use crate::cli::CommandFailure;
 use crate::config::{self, BackendTls, Config};
 use crate::imap::capability::Capabilities;
+use crate::imap::peek::{self, Response, Status};
 use crate::imap::refusal::Refusal;
+use crate::imap::responses::printable;
 use crate::model::{Account, Credentials};
-use crate::net::backend::{Backend, ConnectError, LoginError};
+use crate::net::backend::{Backend, Connected, LoginError};
 use crate::net::backends::{Backends, Table};
-use crate::net::resolve::NameResolver;
+use crate::net::proxy_protocol::{Addresses, ClientTls, ProxiedClient};
 use crate::push::transport::check::{self, CheckLine, CheckOutcome};
 use crate::store::Store;
-
-/// For a backend's answers.
-const ANSWER_TIME: Duration = Duration::from_secs(15);
 
 /// The environment variable with the password for `--login`.
 const VARIABLE: &str = "MAILCHIME_PASSWORD";
 
 /// What is worth telling of what a backend offers.
 const TOLD: [&str; 6] = ["IDLE", "NOTIFY", "CONDSTORE", "LIST-STATUS", "ID", "LOGINDISABLED"];
-
-/// Looks names up as the program does.
-pub(super) fn resolver(config: &Config) -> NameResolver {
-    NameResolver::new(&config.resolver, std::sync::Arc::default())
-}
 
 /// A user's password. `Debug` does not show it.
 pub(super) struct Password(Zeroizing<Vec<u8>>);
@@ -74,7 +68,7 @@ pub(super) fn password(
 pub(super) async fn backends(config: &Config, report: &mut Report) {
     let table = match Table::new(config, &resolver(config)) {
         Ok(table) => table,
-        Err(error) => return report.failed("[backend]", error),
+        Err(error) => return report.refused("[backend]", error),
     };
     let backends = Backends::new(table, std::sync::Arc::default());
     backend("[backend]", &backends.default(), &config.backend, config, report).await;
@@ -104,16 +98,113 @@ async fn backend(
                 BackendTls::Implicit(_) => "TLS, its certificate is good",
             };
             let offered = told(backend.seen().as_deref());
-            report.ok(part, format_args!("{name}: {tls}; before login it offers {offered}"));
+            match backend.logins().passwords {
+                true => {
+                    report
+                        .ok(part, format_args!("{name}: {tls}; before login it offers {offered}"));
+                }
+                false => no_passwords(part, (&name, tls), how, report),
+            }
             tokens(part, backend, report);
         }
-        Err(error) => report.failed(part, format_args!("{error}; {}", remedy(&error))),
+        Err(error) => {
+            let remedy = remedies::of_backend(&error, how, config).await;
+            report.failed(part, format_args!("{error}; {remedy}"));
+        }
+    }
+    if how.proxy_protocol {
+        as_of_a_client(part, backend, config, report).await;
     }
     if let Some(api) = backend.doveadm() {
         doveadm(part, api, report).await;
     }
     if let Some(master) = backend.master() {
         report.ok(part, format_args!("{name}: accounts are watched as the master user {master}"));
+    }
+}
+
+/// A backend that lets nobody in by password on such a connection (RFC 9051 section 6.2.3).
+fn no_passwords(
+    part: &str,
+    (name, tls): (&str, &str),
+    how: &config::BackendConfig,
+    report: &mut Report,
+) {
+    let remedy = match how.tls {
+        BackendTls::None => {
+            "set tls = \"starttls\" or \"implicit\"; or have the server take them from mailchime without TLS \
+             (Dovecot: login_trusted_networks)"
+        }
+        BackendTls::StartTls(_) | BackendTls::Implicit(_) => {
+            "see by which means the server lets users log in"
+        }
+    };
+    // Clients have another header.
+    let so = match how.proxy_protocol {
+        true => "of mailchime itself (LOGINDISABLED), so no account can be watched",
+        false => "on such a connection (LOGINDISABLED), so nobody can log in",
+    };
+    report.failed(part, format_args!("{name}: {tls}; it takes no passwords {so}; {remedy}"));
+}
+
+/// What the backend offers a client somewhere else, of whom the PROXY header tells.
+async fn as_of_a_client(part: &str, backend: &Backend, config: &Config, report: &mut Report) {
+    // Addresses for documentation (RFC 5737).
+    let addresses = Addresses {
+        source: (Ipv4Addr::new(192, 0, 2, 1), 50_000).into(),
+        destination: (Ipv4Addr::new(192, 0, 2, 2), 993).into(),
+    };
+    let client = ProxiedClient { addresses, tls: ClientTls::Version("TLSv1.3") };
+    let name = backend.name();
+    let longest = config.limits.capability_size;
+    let taken = tokio::time::timeout(ANSWER_TIME, takes_header(backend, client, longest)).await;
+    if let Ok(Ok(Some(said))) = taken {
+        let remedy = "it takes the PROXY header for a command, so nobody can log in: have it expect one (Dovecot: \
+                      haproxy = yes in its inet_listener, and mailchime's address in haproxy_trusted_networks), \
+                      or set send_id = true in place of proxy_protocol";
+        return report.failed(part, format_args!("{name}: \"{said}\": {remedy}"));
+    }
+    match backend.probe_for(client, ANSWER_TIME, longest).await {
+        Ok(()) if backend.logins().passwords => {
+            report
+                .ok(part, format_args!("{name}: it takes a PROXY header, and lets clients log in"));
+        }
+        Ok(()) => {
+            let remedy = "it takes no passwords from clients of whom the PROXY header tells (LOGINDISABLED), \
+                          so nobody can log in; set tls = \"starttls\" or \"implicit\", or send_id = true in \
+                          place of proxy_protocol";
+            report.failed(part, format_args!("{name}: {remedy}"));
+        }
+        // It was said of the connection before.
+        Err(_) => {}
+    }
+}
+
+/// What a backend says that does not expect a PROXY header and answers it; `None` where it is content.
+async fn takes_header(
+    backend: &Backend,
+    client: ProxiedClient,
+    longest: usize,
+) -> Result<Option<String>, LoginError> {
+    let unavailable = |error: io::Error| LoginError::Unavailable(error.to_string());
+    let Connected { mut stream, mut heard, .. } = backend.connect(Some(client), longest).await?;
+    stream.write_all(b"m1 NOOP\r\n").await.map_err(unavailable)?;
+    stream.flush().await.map_err(unavailable)?;
+    loop {
+        let whole = heard.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        for line in heard.drain(..whole).collect::<Vec<_>>().split_inclusive(|byte| *byte == b'\n')
+        {
+            match peek::response(line) {
+                Some(Response::Status { status: Status::Bad | Status::Bye, .. }) => {
+                    return Ok(Some(printable(line)));
+                }
+                Some(Response::Status { tag: Some(_), .. }) => return Ok(None),
+                _ => {}
+            }
+        }
+        if heard.len() > longest || stream.fill(&mut heard).await.map_err(unavailable)? == 0 {
+            return Ok(None);
+        }
     }
 }
 
@@ -148,44 +239,11 @@ fn told(offered: Option<&Capabilities>) -> String {
     offered.map_or_else(|| "nothing".to_owned(), told)
 }
 
-/// What to do about a backend that cannot be used.
-fn remedy(error: &LoginError) -> &'static str {
-    match error {
-        LoginError::Connect(ConnectError::Io { source, .. }) => match source.kind() {
-            io::ErrorKind::ConnectionRefused => "is it running, and are host and port right?",
-            // What rustls says of a certificate, or of an answer that is no TLS.
-            io::ErrorKind::InvalidData => {
-                "name the authority in `ca` or the certificate's name in `server_name`, and see \
-                 whether the port speaks TLS from the first byte"
-            }
-            _ => "see whether host and port are right and this machine reaches them",
-        },
-        LoginError::Connect(ConnectError::Timeout { missing: "greeting", .. }) => {
-            "it takes connections and says nothing: see whether it is an IMAP server, and whether it wants \
-             another `tls`"
-        }
-        LoginError::Connect(ConnectError::Unfit { .. }) => {
-            "see whether it is an IMAP server, and what its own log says"
-        }
-        LoginError::Connect(_) => "see whether this machine reaches it, a firewall may be between",
-        LoginError::Refused { refusal: Refusal::Temporary, .. } => {
-            "the server has trouble of its own, which may pass: see what it logs"
-        }
-        LoginError::Refused { refusal: Refusal::Barred, .. } => {
-            "name and password are not the reason: see what the server allows this user"
-        }
-        LoginError::Refused { .. } => "see whether login name and password are right",
-        LoginError::Unavailable(_) => {
-            "see whether it is an IMAP server, and whether it wants another `tls`"
-        }
-    }
-}
-
 /// Logs in as the user does.
 pub(super) async fn log_in(config: &Config, user: &str, password: Password, report: &mut Report) {
     let part = format!("login {}", user.escape_debug());
     let credentials = Credentials::password(user, password.0.to_vec());
-    try_login(config, &part, user, credentials, remedy, report).await;
+    try_login(config, &part, user, credentials, remedies::of_login, report).await;
 }
 
 /// Logs in as the watcher of the user does, where that needs no password of theirs.
@@ -216,7 +274,7 @@ pub(super) async fn watch(config: &Config, user: &str, report: &mut Report) {
             "see whether the user exists, master_user and its password are right, the server lets it \
              act as others, and whether it wants a login_template"
         }
-        other => remedy(other),
+        other => remedies::of_login(other),
     };
     try_login(config, &part, user, credentials, master_remedy, report).await;
 }
@@ -264,6 +322,7 @@ pub(super) async fn push(config: &Config, store: Option<&Store>, report: &mut Re
         CheckOutcome::Ok => report.ok(&line.part, line.text),
         CheckOutcome::Warning => report.warning(&line.part, line.text),
         CheckOutcome::Failed => report.failed(&line.part, line.text),
+        CheckOutcome::Refused => report.refused(&line.part, line.text),
     };
     check::run(config, store, &resolver(config), report_line).await;
 }

@@ -25,6 +25,8 @@ pub enum CheckOutcome {
     Warning,
     /// It does not work.
     Failed,
+    /// mailchime does not start with it.
+    Refused,
 }
 
 /// The lines about one part of the configuration.
@@ -74,6 +76,11 @@ impl<'a> CheckLines<'a> {
 
     pub(super) fn failed(&mut self, text: impl ToString) {
         self.say(CheckOutcome::Failed, &text);
+    }
+
+    /// mailchime does not start with it.
+    pub(super) fn refused(&mut self, text: impl ToString) {
+        self.say(CheckOutcome::Refused, &text);
     }
 
     fn say(&mut self, result: CheckOutcome, text: &impl ToString) {

@@ -289,7 +289,7 @@ async fn what_is_wrong_is_found_and_named_with_what_to_do() {
         database.execute(newer).await.unwrap();
         database.close().await.unwrap();
         let said = world.command(&["check"]).await;
-        assert_eq!(said.code, 1, "{}", said.stdout);
+        assert_eq!(said.code, 64, "{}", said.stdout);
         for (start, text) in [
             ("FAILED   [tls] private_key: ", "chmod o="),
             ("FAILED   [credentials]: ", "chmod 600"),
@@ -316,7 +316,7 @@ async fn a_key_file_that_did_not_seal_what_is_stored_is_named() {
         let (key, aside) = (world.file("mailchime.key"), world.file("aside.key"));
         fs::rename(&key, &aside).unwrap();
         let said = world.command(&["check"]).await;
-        assert_eq!(said.code, 1, "{}", said.stdout);
+        assert_eq!(said.code, 64, "{}", said.stdout);
         let line = said.line("FAILED   [credentials]: ");
         for part in ["mailchime.key", "is not there", "of 1 accounts", "put back"] {
             assert!(line.contains(part), "{part} is not in {line}");

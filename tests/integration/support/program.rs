@@ -40,7 +40,9 @@ pub(crate) fn mailchime_after(first: &str, arguments: &[&str]) -> Command {
 }
 
 fn cleared(mut command: Command) -> Command {
-    for variable in ["RUST_LOG", "RUST_BACKTRACE", "NO_COLOR", "TMPDIR"] {
+    for variable in
+        ["RUST_LOG", "RUST_BACKTRACE", "NO_COLOR", "TMPDIR", "MAILCHIME_CONFIG", "SSL_CERT_FILE"]
+    {
         command.env_remove(variable);
     }
     command

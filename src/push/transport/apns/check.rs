@@ -30,7 +30,7 @@ pub(in crate::push::transport) async fn run(
                     Err(error) => lines.failed(error),
                 }
             }
-            Err(error) => lines.failed(error),
+            Err(error) => lines.refused(error),
         }
     }
 }

@@ -20,12 +20,12 @@ pub(in crate::push::transport) async fn run(
     let Some(web_push) = &config.web_push else { return };
     let guard = Arc::new(Guard::new(&web_push.hosts, &web_push.allow_private));
     if let Err(error) = super::client(web_push, guard, &NameResolver::default()) {
-        lines.failed(error);
+        lines.refused(error);
     }
     let file = &web_push.key_file;
     let key = match files::exists(file).then(|| VapidKey::open_existing(file, &web_push.contact)) {
         Some(Ok(key)) => Some(key),
-        Some(Err(error)) => return lines.failed(error),
+        Some(Err(error)) => return lines.refused(error),
         None => None,
     };
     let routes = match store {
@@ -51,7 +51,7 @@ pub(in crate::push::transport) async fn run(
         }
         None if routes.is_empty() => match files::to_be_made(file) {
             Ok(well) => lines.ok(well),
-            Err(problem) => lines.failed(problem),
+            Err(problem) => lines.refused(problem),
         },
         None => {}
     }

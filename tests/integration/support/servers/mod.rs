@@ -69,7 +69,7 @@ fn users() -> impl Iterator<Item = User<'static>> {
 }
 
 /// Number of the user `nobody` and of its group; servers read mail as this user.
-const NOBODY: u32 = 65_534;
+pub(crate) const NOBODY: u32 = 65_534;
 
 /// The certificates of all servers: `pki().server`, signed by `pki().ca`.
 pub(crate) fn pki() -> &'static Pki {

@@ -1,0 +1,318 @@
+//! `mailchime check` is not content where `serve` would fail or nobody could log in, and ends as `serve` does.
+
+use std::fs::{self, Permissions};
+use std::net::SocketAddr;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::time::Duration;
+
+use mailchime::store::Store;
+use sqlx::{Connection, Executor, SqliteConnection};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
+use crate::support::program::Process;
+use crate::support::servers::mariadb::MariaDb;
+use crate::support::servers::postgres::Postgres;
+use crate::support::servers::{DatabaseServer, NOBODY};
+use crate::support::world::World;
+use crate::support::{limited, listener};
+
+/// The address of a server that says this on each connection and answers each line of the client with the next one.
+pub(super) async fn server_that_says(lines: &'static [&'static str]) -> SocketAddr {
+    let listener = listener().await;
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(say_to_all(listener, lines));
+    address
+}
+
+async fn say_to_all(listener: TcpListener, lines: &'static [&'static str]) {
+    while let Ok((stream, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let mut stream = tokio::io::BufStream::new(stream);
+            for (at, line) in lines.iter().enumerate() {
+                let mut heard = String::new();
+                if at > 0
+                    && tokio::io::AsyncBufReadExt::read_line(&mut stream, &mut heard).await? == 0
+                {
+                    break;
+                }
+                stream.write_all(line.as_bytes()).await?;
+                stream.flush().await?;
+            }
+            // It stays, as long as the client does.
+            tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut Vec::new()).await
+        });
+    }
+}
+
+/// An address that nobody else has: no test but these uses this one of loopback.
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.77.3.1:0").unwrap().local_addr().unwrap()
+}
+
+/// The status of `serve`, which does not start.
+async fn serve_ends(world: &World) -> i32 {
+    let mut process = Process::spawn(world.program());
+    process.end().await.code().unwrap()
+}
+
+#[tokio::test]
+async fn a_backend_that_takes_no_passwords_in_the_clear_is_not_ok() {
+    limited(async {
+        let world = World::new().await;
+        let disabled: &[&str] =
+            &["* OK [CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED IDLE] hello\r\n"];
+        world.in_front_of(server_that_says(disabled).await);
+        let said = world.command(&["check"]).await;
+        assert_eq!(said.code, 1, "{}", said.stdout);
+        let line = said.line("FAILED   [backend]: ");
+        for part in
+            ["LOGINDISABLED", "nobody can log in", "tls = \"starttls\"", "login_trusted_networks"]
+        {
+            assert!(line.contains(part), "{part:?} is not in {line}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_backend_that_has_another_way_for_passwords_is_ok() {
+    limited(async {
+        let world = World::new().await;
+        let plain: &[&str] = &["* OK [CAPABILITY IMAP4rev1 LOGINDISABLED AUTH=PLAIN] hello\r\n"];
+        world.in_front_of(server_that_says(plain).await);
+        let said = world.command(&["check"]).await;
+        assert_eq!(said.code, 0, "{}", said.stdout);
+        said.line("ok       [backend]: ");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_port_that_another_program_has_is_not_ok_and_one_of_mailchime_is() {
+    limited(async {
+        let world = World::new().await;
+        let other = server_that_says(&["* OK Another server ready\r\n"]).await;
+        world.configure(
+            "address = \"127.0.0.1:0\"",
+            &format!("address = \"{other}\"\ntls = \"starttls\""),
+        );
+        let said = world.command(&["check"]).await;
+        assert_eq!(said.code, 1, "{}", said.stdout);
+        let line =
+            said.line(&format!("FAILED   [[listener]]: {other}: another program listens there"));
+        for part in ["says \"* OK Another server ready\"", "change [[listener]] address"] {
+            assert!(line.contains(part), "{part:?} is not in {line}");
+        }
+        assert_eq!(serve_ends(&world).await, 1);
+
+        // One that speaks no TLS where mailchime would.
+        world.configure("\ntls = \"starttls\"", "");
+        let said = world.command(&["check"]).await;
+        said.line(&format!("FAILED   [[listener]]: {other}: another program listens there"));
+
+        // Beside mailchime itself.
+        let free = free_address();
+        world.configure(&other.to_string(), &free.to_string());
+        let said = world.command(&["check"]).await;
+        assert!(said.line("ok       [[listener]]: ").contains("is free"), "{}", said.stdout);
+        let server = world.serve().await;
+        let said = world.command(&["check"]).await;
+        assert_eq!(said.code, 0, "{}", said.stdout);
+        let line = said.line(&format!("ok       [[listener]]: {}", server.address));
+        assert!(line.contains("mailchime serves there already"), "{line}");
+    })
+    .await;
+}
+
+/// A folder of root that the user of the service can enter.
+fn open_folder(world: &World) {
+    fs::set_permissions(world.folder(), Permissions::from_mode(0o755)).unwrap();
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[tokio::test]
+async fn files_that_the_user_of_the_service_cannot_read_are_not_ok() {
+    if !is_root() {
+        return crate::support::skip::report(
+            "files_that_the_user…",
+            "only root can look as another user",
+        );
+    }
+    limited(async {
+        let world = World::new().await;
+        open_folder(&world);
+        let check = async || world.command(&["check", "--user", "nobody"]).await;
+        // Root can read all of them, and nobody the keys not.
+        assert_eq!(world.command(&["check"]).await.code, 0);
+        let said = check().await;
+        assert_eq!(said.code, 64, "{}\n{}", said.stdout, said.stderr);
+        let said = [&*said.stdout, &*said.stderr].concat();
+        assert!(said.contains("server.key") && said.contains("cannot be read"), "{said}");
+
+        let give = |name: &str| chown(world.file(name), Some(NOBODY), None).unwrap();
+        ["server.key", "apns.key"].into_iter().for_each(give);
+        let said = check().await;
+        assert_eq!(said.code, 64, "{}", said.stdout);
+        said.line("ok       user: files are looked at as nobody does");
+        // Nothing can be made in root's folder.
+        for part in ["[store]", "[credentials]"] {
+            let line = said.line(&format!("FAILED   {part}: "));
+            assert!(line.contains("make that writable"), "{line}");
+        }
+        chown(world.folder(), Some(NOBODY), None).unwrap();
+        let said = check().await;
+        assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
+
+        let said = world.command(&["check", "--user", "no-such-user"]).await;
+        assert_eq!(said.code, 64);
+        assert!(said.stderr.contains("no such user"), "{}", said.stderr);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_database_that_the_user_of_the_service_cannot_write_is_not_ok() {
+    if !is_root() {
+        return crate::support::skip::report(
+            "a_database_that…",
+            "only root can look as another user",
+        );
+    }
+    limited(async {
+        let world = World::new().await;
+        open_folder(&world);
+        ["server.key", "apns.key"]
+            .into_iter()
+            .for_each(|name| chown(world.file(name), Some(NOBODY), None).unwrap());
+        // As a start by root left it, in a folder of root.
+        let server = world.serve().await;
+        server.process.kill();
+        chown(world.folder(), Some(NOBODY), None).unwrap();
+        let said = world.command(&["check", "--user", "nobody"]).await;
+        assert_eq!(said.code, 64, "{}", said.stdout);
+        let line = said.line("FAILED   [store]: ");
+        for part in ["mailchime.db", "Permission denied", "-wal"] {
+            assert!(line.contains(part), "{part:?} is not in {line}");
+        }
+    })
+    .await;
+}
+
+/// An empty database on a server is what the first start wants to have.
+async fn an_empty_database_is_ok(world: &World, url: &str) {
+    world.configure("[store]\n", &format!("[store]\nurl = \"{url}\"\n"));
+    // It has a password in it.
+    fs::set_permissions(world.file("proxy.toml"), Permissions::from_mode(0o600)).unwrap();
+    let said = world.command(&["check"]).await;
+    assert_eq!(said.code, 0, "{}", said.stdout);
+    let line = said.line("ok       [store]: ");
+    assert!(line.contains("has no tables yet; the first start makes them"), "{line}");
+    // It is right.
+    let server = world.serve().await;
+    drop(server);
+    let said = world.command(&["check"]).await;
+    assert!(said.line("ok       [store]: ").contains("0 accounts"), "{}", said.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_database_of_postgresql_is_ok() {
+    let test = "program::traps::an_empty_database_of_postgresql_is_ok";
+    let Some(postgres) = Postgres::start(test) else { return };
+    limited(async { an_empty_database_is_ok(&World::new().await, &postgres.url()).await }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_database_of_mariadb_is_ok() {
+    let test = "program::traps::an_empty_database_of_mariadb_is_ok";
+    let Some(mariadb) = MariaDb::start(test) else { return };
+    limited(async { an_empty_database_is_ok(&World::new().await, &mariadb.database_url()).await })
+        .await;
+}
+
+#[tokio::test]
+async fn a_database_of_the_version_before_is_ok_since_a_start_updates_it() {
+    limited(async {
+        let world = World::new().await;
+        let url = format!("sqlite://{}", world.file("mailchime.db").display());
+        let patience = Duration::from_secs(5);
+        Store::open(&url.parse().unwrap(), patience).await.unwrap().close().await;
+        let mut database = SqliteConnection::connect(&url).await.unwrap();
+        let older = "delete from _sqlx_migrations where version = \
+                     (select max(version) from _sqlx_migrations)";
+        database.execute(older).await.unwrap();
+        database.close().await.unwrap();
+        let said = world.command(&["check"]).await;
+        assert_eq!(said.code, 0, "{}", said.stdout);
+        let line = said.line("warning  [store]: ");
+        assert!(line.contains("has an older schema"), "{line}");
+    })
+    .await;
+}
+
+/// What is changed in the configuration, by which `check` and `serve` end alike.
+#[tokio::test]
+async fn check_ends_with_the_status_of_serve() {
+    limited(async {
+        let folder = World::new().await;
+        fs::write(folder.file("bad.key"), "not a key\n").unwrap();
+        fs::set_permissions(folder.file("bad.key"), Permissions::from_mode(0o600)).unwrap();
+        fs::write(folder.file("text.db"), "Dear administrator,\n".repeat(1000)).unwrap();
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let other = mailchime::demo::pki::Pki::generate(None).unwrap();
+        other.write_to(&folder.file("other")).unwrap();
+        for (old, new, status) in [
+            ("private_key = \"server.key\"", "private_key = \"bad.key\"", 64),
+            ("private_key = \"apns.key\"", "private_key = \"bad.key\"", 64),
+            ("ca = \"ca.pem\"", "ca = \"bad.key\"", 64),
+            ("[log]", "[credentials]\nkey_file = \"bad.key\"\n[log]", 64),
+            ("[log]", "[credentials]\nkey_file = \"none/new.key\"\n[log]", 64),
+            ("[store]\n", "[store]\nurl = \"sqlite://text.db\"\n", 64),
+            ("[store]\n", "[store]\nurl = \"sqlite://none/new.db\"\n", 64),
+            ("[log]", "[record]\nfolder = \"/proc\"\n[log]", 64),
+            ("[log]", "[webpush]\ncontact = \"mailto:a@example.org\"\nkey_file = \"bad.key\"\n[log]", 64),
+            // Each of them is well, and both together are not.
+            (
+                "[log]",
+                "[[apns]]\ndomains = [\"b.example\"]\ncertificate = \"apns.pem\"\nprivate_key = \"apns.key\"\n[log]",
+                64,
+            ),
+            ("address = \"127.0.0.1:0\"", &format!("address = \"{address}\""), 1),
+            ("address = \"127.0.0.1:0\"", "address = \"192.0.2.1:993\"", 1),
+            ("[log]", &format!("[admin]\naddress = \"{address}\"\n[log]"), 64),
+        ] {
+            let world = &folder;
+            let before = fs::read_to_string(world.file("proxy.toml")).unwrap();
+            world.configure(old, new);
+            if new.starts_with("[[apns]]") {
+                world.configure("[apns]\nend", "[[apns]]\nend");
+            }
+            if new.contains("[admin]") {
+                // That no mailchime runs is known by the port of a listener alone.
+                let free = free_address();
+                world.configure("address = \"127.0.0.1:0\"", &format!("address = \"{free}\""));
+            }
+            assert_eq!(serve_ends(world).await, status, "serve with {new}");
+            let said = world.command(&["check"]).await;
+            assert_eq!(said.code, status, "check with {new}: {}{}", said.stdout, said.stderr);
+            assert!(status == 1 || !said.stdout.contains("FAILED") || said.stderr.contains("failed"));
+            fs::write(world.file("proxy.toml"), before).unwrap();
+            remove(&world.file("mailchime.db"));
+            remove(&world.file("mailchime.key"));
+        }
+    })
+    .await;
+}
+
+fn remove(path: &Path) {
+    for suffix in ["", "-wal", "-shm", "-lock"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        let _ = fs::remove_file(name);
+    }
+}
