@@ -21,9 +21,10 @@ pub(super) fn text(plan: &SetupPlan) -> String {
         steps.push(take_over(plan));
     } else {
         let port = plan.port;
-        steps.push(format!(
+        steps.push(
             "Start a pilot. Your server stays as it is:\n\nsystemctl enable --now mailchime"
-        ));
+                .to_owned(),
+        );
         steps.push(format!(
             "Open port {port} in the firewall, and set it on one phone: in its mail account, Advanced, \
              Server Port {port}, with SSL. Mail must work there as before."
@@ -81,7 +82,7 @@ fn master(plan: &SetupPlan) -> String {
         MailServerKind::Dovecot23 | MailServerKind::Dovecot24 => {
             let block = match plan.server.kind {
                 MailServerKind::Dovecot24 => {
-                    "passdb passwd-file {\n  passwd_file_path = /etc/dovecot/mailchime.master\n  \
+                    "passdb mailchime {\n  driver = passwd-file\n  passwd_file_path = /etc/dovecot/mailchime.master\n  \
                      master = yes\n}"
                 }
                 _ => {

@@ -14,6 +14,7 @@ use crate::support::program::{Process, mailchime};
 use crate::support::servers::courier::Courier;
 use crate::support::servers::cyrus::Cyrus;
 use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::dovecot24::{Dovecot24, PLACE};
 use crate::support::servers::pki;
 
 /// The root of a machine, as setup sees it.
@@ -78,6 +79,25 @@ impl Machine {
         said
     }
 
+    /// What is written passes `mailchime check` with a login of the master user, who got it at `before` and is at
+    /// `now`.
+    async fn master_acts(&self, before: SocketAddr, now: SocketAddr) {
+        let config = self.path("etc/mailchime/proxy.toml");
+        let text = self.written().replace(&before.to_string(), &now.to_string());
+        fs::write(&config, text).unwrap();
+        let mut command = mailchime(&["check", "--login", "alice", "--config"]);
+        command.arg(config);
+        let (code, said) = self.run(&mut command).await;
+        assert_eq!(code, Some(0), "{said}");
+        contains(&said, &["mailchime as alice: "]);
+    }
+
+    /// The line of the master user in a file of Dovecot.
+    fn master_line(&self) -> String {
+        let password = fs::read_to_string(self.path("etc/mailchime/master.password")).unwrap();
+        format!("mailchime:{{PLAIN}}{}\n", password.trim_end())
+    }
+
     fn written(&self) -> String {
         fs::read_to_string(self.path("etc/mailchime/proxy.toml")).unwrap()
     }
@@ -89,13 +109,18 @@ fn contains(said: &str, expected: &[&str]) {
     }
 }
 
+/// The printed block that begins so.
+fn printed(said: &str, first: &str) -> String {
+    let block = said.lines().skip_while(|line| line.trim() != first);
+    block.take_while(|line| !line.is_empty()).map(|line| format!("{line}\n")).collect()
+}
+
 /// Dovecot itself reads the block that setup has printed.
 fn dovecot_takes_the_change(machine: &Machine, said: &str) {
-    let block = said.lines().skip_while(|line| !line.contains("service imap-login {"));
-    let block: Vec<_> = block.take_while(|line| !line.is_empty()).collect();
+    let block = printed(said, "service imap-login {");
     let trusted = said.lines().find(|line| line.contains("login_trusted_networks = ")).unwrap();
     let config = machine.path("change.conf");
-    fs::write(&config, format!("ssl = no\n{}\n{trusted}\n", block.join("\n"))).unwrap();
+    fs::write(&config, format!("ssl = no\n{block}{trusted}\n")).unwrap();
     let output = Command::new("doveconf").arg("-n").arg("-c").arg(&config).output().unwrap();
     let read = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success(), "{read}");
@@ -168,7 +193,7 @@ async fn a_master_user_gets_a_password_of_its_own() {
         assert_eq!(password.trim_end().len(), 64);
         assert!(!said.contains(password.trim_end()), "{said}");
         contains(&said, &["chown mailchime "]);
-        contains(&said, &["passdb passwd-file {", "mailchime.master", "listen = 127.0.0.1"]);
+        contains(&said, &["passdb mailchime {", "mailchime.master", "listen = 127.0.0.1"]);
         contains(&machine.written(), &["master_user = \"mailchime\"", "mode = \"master\""]);
         let said = machine.check().await;
         contains(&said, &["accounts are watched as the master user mailchime"]);
@@ -259,6 +284,49 @@ async fn what_cannot_be_decided_is_asked_for_by_a_flag() {
         let (code, said) = machine.setup(&["--backend", "127.0.0.1:1"]).await;
         assert_eq!(code, Some(1), "{said}");
         contains(&said, &["passed over a certificate: ", "two.example.org"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn dovecot_takes_the_master_user_that_setup_prints() {
+    let test = "dovecot_takes_the_master_user_that_setup_prints";
+    let Some(before) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.dovecot(pki());
+        let arguments = ["--credentials", "master", "--port", "0"];
+        let (code, said) = machine.setup_at(before.plain, &arguments).await;
+        assert_eq!(code, Some(0), "{said}");
+        let file = machine.path("mailchime.master");
+        fs::write(&file, machine.master_line()).unwrap();
+        fs::set_permissions(machine.0.path(), fs::metadata("/etc").unwrap().permissions()).unwrap();
+        let block = printed(&said, "passdb {");
+        let extra = block.replace("/etc/dovecot/mailchime.master", &file.display().to_string());
+        let options = Options { extra: extra.leak(), ..Options::default() };
+        let now = Dovecot::start(test, &options).unwrap();
+        machine.master_acts(before.plain, now.plain).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn dovecot_2_4_is_known_by_its_version_and_takes_the_master_user_that_setup_prints() {
+    let test = "dovecot_2_4_is_known_by_its_version_and_takes_the_master_user_that_setup_prints";
+    let Some(before) = Dovecot24::start(test, "", &[]) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.dovecot(pki());
+        let version = "dovecot_config_version = 2.4.1\n!include conf.d/*.conf\n";
+        fs::write(machine.path("etc/dovecot/dovecot.conf"), version).unwrap();
+        let arguments = ["--credentials", "master", "--port", "0"];
+        let (code, said) = machine.setup_at(before.plain, &arguments).await;
+        assert_eq!(code, Some(0), "{said}");
+        contains(&said, &["IMAP server: Dovecot 2.4.1 at", "listen = 127.0.0.1"]);
+        let extra = printed(&said, "passdb mailchime {").replace("/etc/dovecot", PLACE);
+        let files = [("mailchime.master", &*machine.master_line())];
+        let now = Dovecot24::start(test, &extra, &files).unwrap();
+        machine.master_acts(before.plain, now.plain).await;
     })
     .await;
 }
