@@ -4,7 +4,7 @@
 //! which queues them fairly, and begin with the write lock held, so that a transaction never finds
 //! in its middle that another process was faster.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -206,7 +206,9 @@ fn expect_database(path: &Path, database: &Arc<str>) -> Result<(), StoreError> {
 /// Whether a file is one of SQLite's (<https://www.sqlite.org/fileformat.html> section 1.3) or empty.
 fn is_database(path: &Path) -> io::Result<bool> {
     let mut head = Vec::new();
-    File::open(path)?.take(16).read_to_end(&mut head)?;
+    // A FIFO would be waited for.
+    let (file, _) = files::open(path)?;
+    file.take(16).read_to_end(&mut head)?;
     Ok(head.is_empty() || head == b"SQLite format 3\0")
 }
 

@@ -171,7 +171,7 @@ async fn a_changed_migration_and_a_foreign_file_are_refused_by_name() {
         fs::write(folder.path().join("mailchime.db"), "a text that is no database ".repeat(99))
             .unwrap();
         let refused = try_open(&folder, Duration::from_secs(5)).await.unwrap_err();
-        assert!(matches!(refused, StoreError::Other { .. }), "{refused:?}");
+        assert!(matches!(refused, StoreError::Unusable { .. }), "{refused:?}");
         let shown = refused.to_string();
         assert!(shown.contains("mailchime.db") && shown.contains("backup"), "{shown}");
     })
