@@ -272,6 +272,8 @@ async fn clients_with_which_tls_fails_have_a_line_that_says_why() {
 async fn a_client_that_just_closes_is_no_warning() {
     limited(async {
         let world = World::new().await;
+        // What a machine with few open files has room for, or that would be a warning.
+        world.configure("[log]", "[limits]\nsessions = 100\nwaiting = 100\n[log]");
         let mut server = world.serve().await;
         // Without a last word of TLS.
         drop(world.session(&server).await);
