@@ -132,7 +132,7 @@ stop_service() {
 process() { if [ -n "$init" ]; then run systemctl show -P MainPID mailchime; else echo "$service"; fi; }
 log() { if [ -n "$init" ]; then run journalctl -u mailchime --no-pager; else cat "$folder/service.log"; fi; }
 # The port of the last start.
-port() { log | grep 'mailchime::app::listening' | grep -o '127\.0\.0\.1:[0-9]*' | tail -1 | sed 's/.*://'; }
+port() { log | grep -w listening | grep -o '127\.0\.0\.1:[0-9]*' | tail -1 | sed 's/.*://'; }
 
 subscriptions() {
     mailchime subscriptions list --json | python3 -c '
