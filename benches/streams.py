@@ -83,6 +83,8 @@ async def imap_server(reader, writer):
                 case "LOGOUT":
                     say("* BYE then")
             say(f"{tag} OK done")
+            if verb.upper() == "LOGOUT":
+                break
     except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
         pass
     writer.close()
