@@ -1,4 +1,4 @@
-//! The pin of a public key: whose certificate counts, whoever has signed it.
+//! The pin of a public key: a certificate with this key counts, by whatever authority it is signed.
 
 use std::fmt;
 use std::str::FromStr;

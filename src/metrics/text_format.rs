@@ -1,4 +1,4 @@
-//! The two forms in which metrics are told, and which of them a client gets.
+//! The two text formats of metrics, and which of them a client gets.
 
 use std::collections::HashMap;
 

@@ -17,7 +17,7 @@ pub struct Addresses {
     pub destination: SocketAddr,
 }
 
-/// A client as a backend is told of it.
+/// What a backend learns of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProxiedClient {
     /// Both ends of its connection.

@@ -57,7 +57,7 @@ pub(super) fn handshake_too_slow(peer: SocketAddr, limit: Duration, counters: &L
     }
 }
 
-/// What is told of once a minute: an alert by its name, of which there are few, and all else together.
+/// What has one line in the log a minute: an alert by its name, of which there are few, and all else together.
 fn matter(why: &Error) -> String {
     match why {
         Error::AlertReceived(AlertDescription::Unknown(_)) => "other".to_owned(),

@@ -308,8 +308,8 @@ static UPSERT_ACCOUNT: Shaped = Shaped::new(|dialect| {
     })
 });
 
-/// The state of mailboxes of which nobody is told yet, as they are there for pending subscriptions alone: a later state
-/// is not news for who registers with it.
+/// The state of mailboxes of which nobody hears yet, as only pending subscriptions want them. A later state is no news
+/// for a subscription that registers with it.
 const UNHEARD_OF: UpdateFrom<'_> = UpdateFrom {
     table: "mailbox",
     columns: ACCOUNT_MAILBOX_STATE,

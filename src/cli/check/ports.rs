@@ -141,7 +141,7 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// The first line that is said there. TLS is believed by the certificates of the configuration alone: whoever shows
+/// The first line that is said there. Only the certificates of the configuration count for TLS: a server that shows
 /// others is not a mailchime with it.
 async fn greeting(how: &ListenerConfig, config: &Config) -> io::Result<Vec<u8>> {
     let address = reachable(how.address);

@@ -59,7 +59,7 @@ pub(super) enum ReadState {
     },
 }
 
-/// What the subscriptions are being told of; replaced by a newer change.
+/// The change that the subscriptions hear of; a newer one replaces it.
 struct Telling {
     id: u64,
     snapshot: Option<Snapshot>,
@@ -69,7 +69,7 @@ struct Telling {
 // === impl AccountState ===
 
 impl AccountState {
-    /// Takes note of a change, unless its state is being told already.
+    /// Takes note of a change, unless the subscriptions hear of its state already.
     pub(super) fn change(&mut self, change: Change, rules: &Rules, now: Instant) {
         if change.snapshot.is_some() && self.newest_snapshot(&change.mailbox) == change.snapshot {
             debug!(
@@ -115,7 +115,7 @@ impl AccountState {
         }
     }
 
-    /// The state that change `id` announced. Returned is the change when subscriptions are told nothing of
+    /// The state that change `id` announced. Returns the change when no subscription hears of
     /// the mailbox, so that the row may move at once.
     pub(super) fn confirm(
         &mut self,
@@ -277,7 +277,7 @@ impl AccountState {
         }
     }
 
-    /// The rows that nobody holds up any longer; they are not being told after this.
+    /// Takes out the rows that no subscription holds up any longer.
     pub(super) fn take_told(&mut self) -> Vec<(Mailbox, Snapshot, ChangeId)> {
         let subscriptions = &self.subscriptions;
         self.telling
