@@ -160,6 +160,12 @@ async fn json_tells_each_session_and_push_in_a_line_and_no_secret() {
     .await;
 }
 
+/// Where a program listens whose log is text.
+async fn listening(process: &mut Process) -> SocketAddr {
+    let address = |line: &str| line.split_once("listening address=")?.1.parse().ok();
+    process.stderr.find("the address", address).await
+}
+
 #[tokio::test]
 async fn text_tells_each_session_and_push_in_a_line_and_no_secret() {
     limited(async {
@@ -169,10 +175,7 @@ async fn text_tells_each_session_and_push_in_a_line_and_no_secret() {
         let mut command = mailchime(&arguments.each_ref().map(String::as_str));
         command.env("RUST_LOG", "mailchime=trace");
         let mut process = Process::spawn(command);
-        let address = process
-            .stderr
-            .find("the address", |line| line.split_once("listening address=")?.1.parse().ok())
-            .await;
+        let address = listening(&mut process).await;
         let log = full_run(&world, Server { process, address }).await;
         assert_no_secret(&log.join("\n"));
         assert!(!log.join("").contains('\x1b'), "colours without a terminal");
@@ -202,10 +205,7 @@ async fn the_journal_gets_priorities_and_no_second_time() {
         let journal = "JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); export JOURNAL_STREAM";
         let command = mailchime_after(journal, &arguments.each_ref().map(String::as_str));
         let mut process = Process::spawn(command);
-        let address = process
-            .stderr
-            .find("the address", |line| line.split_once("listening address=")?.1.parse().ok())
-            .await;
+        let address = listening(&mut process).await;
         let log = full_run(&world, Server { process, address }).await;
         for line in &log {
             let (priority, rest) = line.split_at(3);
