@@ -19,6 +19,7 @@ use tokio_rustls::client::TlsStream;
 use super::guard::Guard;
 use super::resolve::NameResolver;
 use super::stream::tune;
+use super::tls::RefusedCertificate;
 use super::tunnel::Tunnel;
 
 /// Addresses of a host that are tried.
@@ -201,5 +202,8 @@ pub async fn tls(
     config: &Arc<ClientConfig>,
     name: ServerName<'static>,
 ) -> io::Result<TlsStream<TcpStream>> {
-    TlsConnector::from(Arc::clone(config)).connect(name, stream).await
+    TlsConnector::from(Arc::clone(config))
+        .connect(name, stream)
+        .await
+        .map_err(RefusedCertificate::instead_of)
 }

@@ -214,7 +214,7 @@ async fn tried(
 
 fn refused_certificate(error: &LoginError) -> Option<&RefusedCertificate> {
     let LoginError::Connect(ConnectError::Io { source, .. }) = error else { return None };
-    RefusedCertificate::behind(tls_error(source)?)
+    source.get_ref()?.downcast_ref()
 }
 
 fn tls_error(error: &io::Error) -> Option<&rustls::Error> {

@@ -5,6 +5,7 @@
 //! certificate from a server. The administrator who names just that certificate has said that it is trusted.
 
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -25,11 +26,11 @@ pub(super) struct PinningVerifier {
     named: Vec<CertificateDer<'static>>,
 }
 
-/// A server's certificate that is not believed, inside of [`CertificateError::Other`]: why, and what an
-/// administrator can go by who knows better. `Display` is the reason.
-#[derive(Debug)]
+/// A server's certificate that does not count: why, and what an administrator who knows better can go by. It is the
+/// error of a connection whose server shows it.
+#[derive(Clone, Debug)]
 pub struct RefusedCertificate {
-    /// Why it is not believed.
+    /// Why it does not count.
     pub why: CertificateError,
     /// Its public key; `None` where it cannot be read.
     pub pin: Option<PublicKeyPin>,
@@ -66,18 +67,25 @@ impl RefusedCertificate {
         CertificateError::Other(OtherError(Arc::new(refused))).into()
     }
 
-    /// What is known of the certificate, where it is the reason for an error of TLS.
-    pub fn behind(error: &Error) -> Option<&Self> {
-        match error {
-            Error::InvalidCertificate(CertificateError::Other(other)) => other.0.downcast_ref(),
+    /// What the error of a handshake becomes: this one where a certificate is the reason, else it stays.
+    pub(in crate::net) fn instead_of(error: io::Error) -> io::Error {
+        let refused = match error.get_ref().and_then(|error| error.downcast_ref()) {
+            Some(Error::InvalidCertificate(CertificateError::Other(other))) => {
+                other.0.downcast_ref::<Self>().cloned()
+            }
             _ => None,
-        }
+        };
+        refused.map_or(error, |refused| io::Error::new(io::ErrorKind::InvalidData, refused))
     }
 }
 
 impl fmt::Display for RefusedCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.why.fmt(f)
+        f.write_str("invalid peer certificate: ")?;
+        match &self.why {
+            CertificateError::Other(OtherError(why)) => why.fmt(f),
+            why => why.fmt(f),
+        }
     }
 }
 
