@@ -382,11 +382,11 @@ mod tests {
                 "[events] udp_networks: missing; name the networks that may send datagrams",
             ),
             (
-                "[events]\nudp_address = \"127.0.0.1:1\"\nudp_interface = \"127.0.0.1\"",
+                "[events]\nudp_address = \"127.0.0.1:1\"\nudp_networks = [\"127.0.0.1\"]\nudp_interface = \"127.0.0.1\"",
                 "[events] udp_interface: \"127.0.0.1\" cannot be used; allowed is an IPv4 address",
             ),
             (
-                "[events]\nudp_address = \"239.1.1.1:1\"\nudp_interface = \"eth0\"",
+                "[events]\nudp_address = \"239.1.1.1:1\"\nudp_networks = [\"127.0.0.1\"]\nudp_interface = \"eth0\"",
                 "[events] udp_interface: \"eth0\" cannot be used; allowed is an IPv4 address",
             ),
             (

@@ -204,7 +204,7 @@ fn a_refused_value_names_its_key_and_what_is_allowed() {
         ),
         ("[listener] # one\n[listener]", "[[listener]]: is written [listener]"),
         ("[events.source]\nname = \"a\"", "[[events.source]]: is written [events.source]"),
-        ("[[push]]", "[push]: is written [[push]]; there is one, so write [push] (line 3)"),
+        ("[[push]]", "[push]: is written [[push]]; there is one, so write [push] (line 4)"),
         (
             "[backend]\naddress = \"a:1\"\ntls = false",
             "[backend] tls: unknown variant `false`, expected one of `none`, `starttls`, `implicit` (line 5)",
