@@ -23,7 +23,7 @@ pub enum FollowEvent<'a> {
     Refused,
 }
 
-/// Takes what a follower hears. It must not wait, nor ask for anything of the [`Followers`].
+/// Takes what a follower hears. It must not wait, nor ask for anything of the [`super::Followers`].
 #[derive(Clone)]
 pub struct FollowListener(pub(super) Arc<dyn Fn(FollowEvent<'_>) + Send + Sync>);
 
