@@ -134,6 +134,9 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
+/// Values in the wrong form that one message is explained by, at most.
+const MOST_EXPLAINED: u8 = 16;
+
 impl Config {
     /// A configuration with what has no default, and the defaults.
     pub fn new(tls: TlsConfig, backend: BackendConfig) -> Self {
@@ -201,8 +204,15 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names the key, and says what is wrong and what is allowed.
     pub fn parse(text: &str, origin: &Path) -> Result<Self, ConfigError> {
-        let raw = raw::parse(text, origin)
-            .map_err(|fault| fault.explained(|quoted| Self::parse(quoted, origin).err()))?;
+        Self::parse_with(text, origin, MOST_EXPLAINED)
+    }
+
+    /// At most so many values in the wrong form are read as texts, for the sake of the message.
+    fn parse_with(text: &str, origin: &Path, explained: u8) -> Result<Self, ConfigError> {
+        let raw = raw::parse(text, origin).map_err(|fault| match explained.checked_sub(1) {
+            Some(fewer) => fault.explained(|quoted| Self::parse_with(quoted, origin, fewer).err()),
+            None => fault.error,
+        })?;
         let config = checked(raw, origin)?;
         // Last, since most keys have more to say of what is allowed.
         raw::refuse_empty(text, origin)?;

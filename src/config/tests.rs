@@ -207,7 +207,7 @@ fn a_refused_value_names_its_key_and_what_is_allowed() {
         ("[[push]]", "[push]: is written [[push]]; there is one, so write [push] (line 4)"),
         (
             "[backend]\naddress = \"a:1\"\ntls = false",
-            "[backend] tls: unknown variant `false`, expected one of `none`, `starttls`, `implicit` (line 5)",
+            "[backend] tls: unknown variant `false`, expected one of `none`, `starttls`, `implicit` (line 6)",
         ),
         (
             "[limits]\nlogin_timeout = 60",
@@ -226,6 +226,13 @@ fn a_refused_value_names_its_key_and_what_is_allowed() {
     ] {
         refused_with(text, expected);
     }
+}
+
+#[test]
+fn many_values_in_the_wrong_form_are_an_error_like_few() {
+    let text = "[[route]]\ndomain = 1\n".repeat(10_000);
+    let message = refusal(&text);
+    assert!(message.starts_with("[[route]] domain: "), "{message}");
 }
 
 pub(super) fn refused_with(text: &str, expected: &str) {
