@@ -161,7 +161,7 @@ impl DatabaseUrl {
     }
 
     /// What has the server's certificate verified.
-    pub(super) fn verification(&self) -> &'static str {
+    pub(crate) fn verification(&self) -> &'static str {
         match self.kind {
             DatabaseKind::MariaDb(_) => {
                 "?ssl-mode=verify_identity (and ssl-ca=, for a private authority)"
@@ -171,7 +171,7 @@ impl DatabaseUrl {
     }
 
     /// Whether what goes to the database can be read or changed on its way.
-    pub(super) fn is_in_the_clear(&self) -> bool {
+    pub(crate) fn is_in_the_clear(&self) -> bool {
         self.is_in_the_clear
     }
 }

@@ -1,10 +1,11 @@
 //! The tables of a notifyd script for Cyrus, in MySQL or MariaDB: users, their devices, and the mailboxes that
 //! each device asked for. Installations differ, so a statement can take the place of the one that is here.
 
+use std::future::poll_fn;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlRow};
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 use tokio::time::{Duration, timeout};
 
@@ -14,6 +15,7 @@ use crate::cli::not_empty;
 use crate::config::{DatabaseKind, DatabaseUrl};
 use crate::files;
 use crate::model::Timestamp;
+use crate::net::https::printable;
 
 /// What tables of these names are asked: one row for each mailbox of a device.
 const STATEMENT: &str = "select u.name as user, d.device_token, d.account_id, d.subtopic, d.version, \
@@ -23,6 +25,12 @@ const STATEMENT: &str = "select u.name as user, d.device_token, d.account_id, d.
 /// For the connection, and for all rows.
 const CONNECT_TIME: Duration = Duration::from_secs(15);
 const READ_TIME: Duration = Duration::from_mins(10);
+
+/// Rows of one import, at most: as many as 100,000 users have.
+const MOST_ROWS: u32 = 2_000_000;
+
+/// Characters of what the database says that are shown.
+const LONGEST_SAID: usize = 500;
 
 /// Longest password file and longest statement, in bytes.
 const LONGEST: u64 = 64 * 1024;
@@ -80,7 +88,14 @@ impl NotifydOptions {
             Some(path) => text(path)?.trim().trim_end_matches(';').to_owned(),
             None => STATEMENT.to_owned(),
         };
-        let failed = |error: sqlx::Error| CommandFailure::Failed(format!("{url}: {error}"));
+        if url.is_in_the_clear() {
+            return Err(CommandFailure::Usage(format!(
+                "{url}: the password and the device tokens would travel unencrypted; add {}",
+                url.verification()
+            )));
+        }
+        let failed =
+            |error: sqlx::Error| CommandFailure::Failed(format!("{url}: {}", said(&error)));
         let late = |_| CommandFailure::Failed(format!("{url}: does not answer in time"));
         let connecting = MySqlConnection::connect_with(&server);
         let mut connection =
@@ -90,25 +105,45 @@ impl NotifydOptions {
             "select cast(q.user as char) as user, cast(q.device_token as char) as device_token, \
              cast(q.account_id as char) as account_id, cast(q.subtopic as char) as subtopic, \
              cast(q.version as signed) as version, cast(q.mailbox as char) as mailbox, \
-             cast(unix_timestamp(q.registered_at) as signed) as registered_at from ({statement}) q"
+             cast(unix_timestamp(q.registered_at) as signed) as registered_at from ({statement}\n) q"
         );
-        let reading = sqlx::query(AssertSqlSafe(statement)).fetch_all(&mut connection);
-        let rows = timeout(READ_TIME, reading).await.map_err(late)?.map_err(|error| {
+        let reading = devices(&mut connection, statement);
+        let devices = timeout(READ_TIME, reading).await.map_err(late)?.map_err(|error| {
             CommandFailure::Failed(format!(
-                "{url}: {error}; where the tables or columns have other names, write a statement for \
-                 them and name its file with --query"
+                "{url}: {}; where the tables or columns have other names, write a statement for them and name \
+                 its file with --query",
+                said(&error)
             ))
         })?;
         // A farewell, whether it arrives or not.
         let _ = connection.close().await;
-        Ok(FormerDevices { devices: devices(&rows).map_err(failed)?, notes: Vec::new() })
+        Ok(FormerDevices { devices, notes: Vec::new() })
     }
 }
 
-/// The devices of rows, of which each has one mailbox.
-fn devices(rows: &[MySqlRow]) -> sqlx::Result<Vec<FoundDevice>> {
+/// What the database says, fit for a terminal. What sqlx says of a value that it cannot read holds the value.
+fn said(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::ColumnDecode { index, .. } => {
+            format!("the column {} holds what it should not", printable(index, LONGEST_SAID))
+        }
+        error => printable(&error.to_string(), LONGEST_SAID),
+    }
+}
+
+/// The devices of the rows that the statement gives, of which each has one mailbox.
+async fn devices(
+    connection: &mut MySqlConnection,
+    statement: String,
+) -> sqlx::Result<Vec<FoundDevice>> {
     let mut devices: std::collections::BTreeMap<[String; 4], FoundDevice> = Default::default();
-    for row in rows {
+    let mut rows = sqlx::query(AssertSqlSafe(statement)).fetch(connection);
+    let mut left = MOST_ROWS;
+    while let Some(row) = poll_fn(|context| rows.as_mut().poll_next(context)).await {
+        let row = row?;
+        left = left.checked_sub(1).ok_or_else(|| {
+            sqlx::Error::Configuration(format!("there are more than {MOST_ROWS} rows").into())
+        })?;
         let text = |column| {
             let text: sqlx::Result<Option<String>> = row.try_get(column);
             text.map(Option::unwrap_or_default)
