@@ -15,11 +15,12 @@ pub(super) fn text(plan: &SetupPlan) -> String {
     }
     let config = below(&plan.root, "etc/mailchime/proxy.toml");
     let config = config.display();
-    steps.push(format!("Test every part:\n\nmailchime check --config {config}"));
+    let check = format!("mailchime check --config {config}");
     let service = plan.server.service();
     if plan.port == IMAPS {
-        steps.push(take_over(plan));
+        steps.push(take_over(plan, &check));
     } else {
+        steps.push(format!("Test every part:\n\n{check}"));
         let port = plan.port;
         steps.push(
             "Start a pilot. Your server stays as it is:\n\nsystemctl enable --now mailchime"
@@ -32,7 +33,7 @@ pub(super) fn text(plan: &SetupPlan) -> String {
         steps.push(format!(
             "When the pilot is good, mailchime takes over port 993. In {config} write\n\n\
              address = \"[::]:{IMAPS}\"\n\nand then:\n\n{}",
-            change(plan)
+            change(plan, "systemctl restart mailchime")
         ));
     }
     steps.push(format!(
@@ -113,18 +114,23 @@ fn master(plan: &SetupPlan) -> String {
     }
 }
 
-/// For who wants no pilot.
-fn take_over(plan: &SetupPlan) -> String {
-    format!("Have your server give up port 993, and start mailchime there.\n\n{}", change(plan))
+/// Without a pilot. mailchime can be tested once its port is free.
+fn take_over(plan: &SetupPlan, check: &str) -> String {
+    let begin = format!("{check}\nsystemctl enable mailchime\nsystemctl restart mailchime");
+    format!(
+        "Have your server give up port 993, test every part, and start mailchime there.\n\n{}",
+        change(plan, &begin)
+    )
 }
 
-/// What the server needs so that mailchime has port 993.
-fn change(plan: &SetupPlan) -> String {
+/// What the server needs so that mailchime has port 993, and what mailchime begins with.
+fn change(plan: &SetupPlan, begin: &str) -> String {
     let service = plan.server.service();
     if !plan.server.is_here() {
-        return "Your server is on another machine and stays as it is. Have the name that phones use lead to \
-                this one.\n\nsystemctl restart mailchime"
-            .to_owned();
+        return format!(
+            "Your server is on another machine and stays as it is. Have the name that phones use lead to \
+             this one.\n\n{begin}"
+        );
     }
     let server = match plan.server.kind {
         MailServerKind::Dovecot23 => dovecot("address"),
@@ -146,7 +152,18 @@ fn change(plan: &SetupPlan) -> String {
             "have your server listen for IMAP on 127.0.0.1, port 143, and no longer on port 993.".to_owned()
         }
     };
-    format!("{server}\n\nsystemctl restart {service}\nsystemctl restart mailchime")
+    let backend = match plan.server.port {
+        IMAPS => {
+            let config = below(&plan.root, "etc/mailchime/proxy.toml");
+            format!(
+                "\n\nIn {}, in place of the lines of [backend], since your server then listens on port 143 \
+                 alone:\n\n[backend]\naddress = \"127.0.0.1:143\"\ntls = \"none\"",
+                config.display()
+            )
+        }
+        _ => String::new(),
+    };
+    format!("{server}{backend}\n\nsystemctl restart {service}\n{begin}")
 }
 
 /// `listen` is the word for an address, which Dovecot 2.4 has changed.

@@ -41,25 +41,36 @@ impl FoundCertificate {
         let (_, leaf) = leaf.ok_or_else(|| format!("{file}: cannot be read"))?;
         let names = leaf.subject_alternative_name().ok().flatten();
         let names = names.map(|names| &names.value.general_names[..]).unwrap_or_default();
-        let name = names.iter().find_map(|name| match name {
-            GeneralName::DNSName(name) => Some((*name).to_owned()),
+        let names = names.iter().filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some(*name),
             _ => None,
         });
+        // A name that a server has, rather than a pattern of such names.
+        let name = names.min_by_key(|name| name.starts_with("*."));
         let name =
             name.ok_or_else(|| format!("{file}: names no host, so phones do not take it"))?;
+        let name = match name.strip_prefix("*.") {
+            Some(domain) => format!("mail.{domain}"),
+            None => name.to_owned(),
+        };
         let end = leaf.validity().not_after.timestamp().saturating_mul(1000);
         if Timestamp::now().0 > end {
             return Err(format!("{file}: expired on {}", Timestamp(end).date()));
         }
         Ok(Self {
-            certificate: certificate.to_owned(),
-            private_key: private_key.to_owned(),
+            certificate: absolute(certificate)?,
+            private_key: absolute(private_key)?,
             name,
             is_of_server: false,
             until: Timestamp(end).date(),
             from,
         })
     }
+}
+
+/// The path as another folder sees it.
+fn absolute(file: &Path) -> Result<PathBuf, String> {
+    std::path::absolute(file).map_err(|error| format!("{}: {error}", file.display()))
 }
 
 impl fmt::Display for FoundCertificate {
@@ -136,7 +147,37 @@ fn of_dovecot(root: &Path) -> Option<(PathBuf, PathBuf)> {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
     use super::*;
+
+    #[test]
+    fn a_certificate_gives_the_name_of_a_server_and_counts_while_it_is_valid() {
+        for (names, year, expected) in [
+            (&["mail.example.org", "example.org"][..], 4000, Ok("mail.example.org")),
+            (&["*.example.org", "imap.example.org"], 4000, Ok("imap.example.org")),
+            (&["*.example.org"], 4000, Ok("mail.example.org")),
+            (&["mail.example.org"], 2020, Err("expired on 2020-01-01")),
+            (&[], 4000, Err("names no host")),
+        ] {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            let mut params = CertificateParams::new(names).unwrap();
+            params.not_before = date_time_ymd(2019, 1, 1);
+            params.not_after = date_time_ymd(year, 1, 1);
+            let key = KeyPair::generate().unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let [certificate, private_key] =
+                ["a.pem", "a.key"].map(|name| folder.path().join(name));
+            fs::write(&certificate, params.self_signed(&key).unwrap().pem()).unwrap();
+            fs::write(&private_key, key.serialize_pem()).unwrap();
+            let found = FoundCertificate::load(&certificate, &private_key, "test");
+            match (found, expected) {
+                (Ok(found), Ok(name)) => assert_eq!(found.name, name),
+                (Err(why), Err(part)) => assert!(why.contains(part), "{why}"),
+                (found, _) => panic!("{:?}", found.map(|found| found.name)),
+            }
+        }
+    }
 
     #[test]
     fn the_last_setting_outside_of_blocks_counts_in_both_forms_of_dovecot() {

@@ -101,8 +101,8 @@ pub(super) async fn find(
     }
     let why = problems.join("\n  ");
     Err(CommandFailure::Failed(format!(
-        "no IMAP server can be used:\n  {why}\nSay where it is by --backend HOST:PORT, and by --backend-ca \
-         whose its certificate is, where that is a private authority"
+        "no IMAP server can be used:\n  {why}\nSay where it is by --backend HOST:PORT; where a private \
+         authority has signed its certificate, name the authority's file by --backend-ca"
     )))
 }
 

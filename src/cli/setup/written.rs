@@ -1,6 +1,7 @@
 //! What `/etc/mailchime` gets.
 
 use std::fs::{self, DirBuilder};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -55,7 +56,7 @@ pub(super) fn files(plan: &SetupPlan) -> Result<Vec<NewFile>, CommandFailure> {
     Ok(files)
 }
 
-/// Writes all, or none where one is there.
+/// Writes all, or none where one is there or cannot be written.
 pub(super) fn write(files: &[NewFile]) -> Result<(), CommandFailure> {
     let there: Vec<_> =
         files.iter().filter(|file| fs::symlink_metadata(&file.path).is_ok()).collect();
@@ -67,16 +68,26 @@ pub(super) fn write(files: &[NewFile]) -> Result<(), CommandFailure> {
             there.join(", ")
         )));
     }
-    for file in files {
-        let failed = |error: std::io::Error| {
-            CommandFailure::Failed(format!("{}: cannot be written: {error}", file.path.display()))
-        };
-        if let Some(folder) = file.path.parent() {
-            DirBuilder::new().recursive(true).mode(0o750).create(folder).map_err(failed)?;
-        }
-        files::create(&file.path, &file.bytes, file.mode).map_err(failed)?;
+    for (number, file) in files.iter().enumerate() {
+        write_one(file).map_err(|error| {
+            // Nobody uses yet what was made a moment ago.
+            for made in &files[..number] {
+                let _ = fs::remove_file(&made.path);
+            }
+            CommandFailure::Failed(format!(
+                "{}: cannot be written: {error}; nothing is left of what setup wrote",
+                file.path.display()
+            ))
+        })?;
     }
     Ok(())
+}
+
+fn write_one(file: &NewFile) -> io::Result<()> {
+    if let Some(folder) = file.path.parent() {
+        DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
+    }
+    files::create(&file.path, &file.bytes, file.mode)
 }
 
 /// The text of `proxy.toml`.

@@ -143,6 +143,14 @@ async fn a_pilot_beside_dovecot_is_written_once_and_passes_check() {
         assert!(!said.contains("PRIVATE KEY"), "{said}");
         assert!(!machine.path("etc/mailchime").exists());
 
+        // Without a pilot mailchime begins once the port is free, and again with the machine.
+        let arguments = ["--dry-run", "--port", "993"];
+        let (code, said) = machine.setup_at(dovecot.plain, &arguments).await;
+        assert_eq!(code, Some(0), "{said}");
+        let steps = ["restart dovecot", "mailchime check", "enable mailchime", "restart mailchime"];
+        let places = steps.map(|step| said.find(step).unwrap_or_else(|| panic!("{step}: {said}")));
+        assert!(places.is_sorted(), "{said}");
+
         let (code, said) = machine.setup_at(dovecot.plain, &[]).await;
         assert_eq!(code, Some(0), "{said}");
         contains(
