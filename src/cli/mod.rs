@@ -27,7 +27,9 @@ use std::process::ExitCode;
 use std::task::Poll;
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use rustix::process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -53,7 +55,7 @@ fn not_empty() -> NonEmptyStringValueParser {
 #[derive(Debug, clap::Args)]
 struct Configured {
     /// The configuration; without this option MAILCHIME_CONFIG names it, else it is proxy.toml in this folder, else
-    /// /etc/mailchime/proxy.toml
+    /// /etc/mailchime/proxy.toml. For root it is the latter where there is one
     #[arg(long, value_name = "FILE", global = true)]
     #[arg(default_value_os_t = default_config(), hide_default_value = true)]
     config: PathBuf,
@@ -64,9 +66,11 @@ fn default_config() -> PathBuf {
     const HERE: &str = "proxy.toml";
     const INSTALLED: &str = "/etc/mailchime/proxy.toml";
     let named = std::env::var_os("MAILCHIME_CONFIG").filter(|name| !name.is_empty());
+    // A folder in which root stands may be another user's.
+    let is_free = || process::geteuid().is_root() || !Path::new(HERE).exists();
     match named {
         Some(named) => named.into(),
-        None if !Path::new(HERE).exists() && Path::new(INSTALLED).exists() => INSTALLED.into(),
+        None if is_free() && Path::new(INSTALLED).exists() => INSTALLED.into(),
         None => HERE.into(),
     }
 }
@@ -148,7 +152,7 @@ impl CommandFailure {
 /// Runs the command that the program's arguments name.
 pub fn main() -> ExitCode {
     let secluded = seclude();
-    let arguments = match Arguments::try_parse() {
+    let arguments = match arguments() {
         Ok(arguments) => arguments,
         Err(error) => {
             // Help and version come this way, too. If nobody reads them there is nobody to tell.
@@ -182,6 +186,20 @@ pub fn main() -> ExitCode {
     };
     say_error(&message);
     ExitCode::from(code)
+}
+
+/// What the program's arguments say. A configuration that the command would not read is an error.
+fn arguments() -> Result<Arguments, clap::Error> {
+    let mut command = Arguments::command();
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    if let Some((name @ ("setup" | "demo" | "replay" | "certs" | "package-files"), given)) =
+        matches.subcommand()
+        && given.value_source("config") == Some(ValueSource::CommandLine)
+    {
+        let why = format!("{name} reads no configuration: leave out --config");
+        return Err(command.error(ErrorKind::ArgumentConflict, why));
+    }
+    Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
 /// Keeps what this process knows of passwords and keys from everybody but root: no core is written, and

@@ -40,6 +40,11 @@ async fn the_configuration_is_named_before_or_behind_a_command_or_by_a_variable(
                 );
             }
         }
+        // A command that would not read it does not take it in silence.
+        for arguments in [["setup", "--config", "mine.toml"], ["--config", "mine.toml", "demo"]] {
+            let (code, said) = run(&world, &arguments, &[]).await;
+            assert!(code == 64 && said.contains("reads no configuration"), "{arguments:?}: {said}");
+        }
         let variables = [("MAILCHIME_CONFIG", "mine.toml")];
         let (code, said) = run(&world, &["check"], &variables).await;
         assert_eq!(code, 0, "{said}");
