@@ -164,7 +164,7 @@ pub fn create(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Gives a file that root has just made at `path` to the owner of its folder: root's one start must not lock out the
+/// Gives `file`, where root runs this, to the owner of its folder: root's one start must not lock out the
 /// user that mailchime runs as from then on.
 ///
 /// # Errors

@@ -13,7 +13,8 @@ use crate::net::resolve::NameResolver;
 use crate::net::tls;
 use crate::push::transport::Routes;
 
-/// Makes those parts of a start that read files alone. No socket is opened, no database, and no file made.
+/// Makes those parts of a start that read files alone. No socket is opened, no database, and no file stays
+/// behind.
 ///
 /// # Errors
 /// [`StartError`] names what [`super::start`] would fail with.

@@ -527,8 +527,8 @@ async fn keep_key(config: &Config, store: &Store) -> Result<(), StartError> {
             let file = config.key_file.display();
             let problem = format!(
                 "{file} is not there, and was the key that sealed what is stored of {accounts} accounts; put it \
-                 back from a copy. If there is none, make a new one, and each of them is watched again when \
-                 its user has logged in: (umask 077; openssl rand -base64 32 > {file})"
+                 back from a copy. If there is none, make a new one as the user that mailchime runs as, and each of \
+                 them is watched again when its user has logged in: (umask 077; openssl rand -base64 32 > {file})"
             );
             Err(StartError::key("[credentials] key_file", problem))
         }

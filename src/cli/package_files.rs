@@ -1,4 +1,4 @@
-//! `mailchime package-files`: manual pages and completions of shells, for who makes packages.
+//! `mailchime package-files`: manual pages and completions of shells, for those who make packages.
 
 use std::fs;
 use std::io::{self, Write};

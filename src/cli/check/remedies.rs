@@ -190,7 +190,7 @@ async fn in_tls(how: &BackendConfig, config: &Config) -> Option<String> {
     let trust = TrustConfig { ca: None, server_name: name.to_str().into_owned() };
     match tried(how, BackendTls::Implicit(trust), config).await? {
         Ok(_) => {}
-        // Who is shown a certificate has shaken hands.
+        // A server that shows a certificate speaks TLS.
         Err(error) if refused_certificate(&error).is_some() => {}
         Err(_) => return None,
     }
