@@ -358,10 +358,23 @@ impl Timestamp {
 
     /// The day in UTC, as `2027-01-31`; the first or the last where it is before 1970 or after 9999.
     pub fn date(self) -> String {
-        let last = 253_402_300_799; // of the year 9999
-        let since = Duration::from_secs((self.0 / 1000).clamp(0, last).unsigned_abs());
-        let time = humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string();
-        time[..10].to_owned()
+        self.rfc3339()[..10].to_owned()
+    }
+
+    /// The time in UTC as RFC 3339 has it, in seconds; bounded as [`Self::date`].
+    pub fn rfc3339(self) -> String {
+        humantime::format_rfc3339_seconds(self.shown()).to_string()
+    }
+
+    /// The same with milliseconds.
+    pub fn rfc3339_millis(self) -> String {
+        humantime::format_rfc3339_millis(self.shown()).to_string()
+    }
+
+    /// The time, or the nearest one that can be written.
+    fn shown(self) -> SystemTime {
+        let last = 253_402_300_799_000; // of the year 9999
+        UNIX_EPOCH + Duration::from_millis(self.0.clamp(0, last).unsigned_abs())
     }
 
     /// `duration` earlier, not before 1970.

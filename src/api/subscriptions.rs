@@ -121,7 +121,7 @@ pub(super) async fn add(
     let shown = json!({
         "mailboxes": named(&mut readable.iter().map(|(mailbox, _)| mailbox)),
         "unreadable": named(&mut unreadable.iter()),
-        "expires_at": expires.map(at),
+        "expires_at": expires.map(Timestamp::rfc3339),
     });
     let registration = Registration { subscription, mailboxes: readable };
     let code = (!counts).then_some(code);
@@ -363,18 +363,12 @@ fn shown(listed: &ListedSubscription) -> Value {
         "app": &*subscription.app,
         "mailboxes": mailboxes,
         "state": listed.state.name(),
-        "registered_at": at(listed.registered_at),
-        "pushed_at": listed.pushed_at.map(at),
-        "failing_since": listed.failing.as_ref().map(|failing| at(failing.since)),
+        "registered_at": listed.registered_at.rfc3339(),
+        "pushed_at": listed.pushed_at.map(Timestamp::rfc3339),
+        "failing_since": listed.failing.as_ref().map(|failing| failing.since.rfc3339()),
         "failing_kind": listed.failing.as_ref().map(|failing| &*failing.kind),
-        "expires_at": subscription.expires_at.map(at),
+        "expires_at": subscription.expires_at.map(Timestamp::rfc3339),
     })
-}
-
-/// A time in the form of RFC 3339.
-fn at(time: Timestamp) -> String {
-    let since = Duration::from_millis(time.0.unsigned_abs());
-    humantime::format_rfc3339_seconds(UNIX_EPOCH + since).to_string()
 }
 
 #[cfg(test)]

@@ -4,8 +4,6 @@
 //! Its form is the one that Standard Webhooks recommends: `type`, `timestamp`, `data`. It holds nothing of
 //! a message (Web Push adds the preview of one), and leaves out what is not known.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use serde::Serialize;
 
 use super::{Account, ChangeKind, Mailbox, Snapshot, Timestamp};
@@ -70,7 +68,7 @@ pub struct VerifyData<'a> {
 impl<D> EventMessage<D> {
     /// An event of this kind at this time of day.
     pub fn new(kind: &'static str, data: D, at: Timestamp) -> Self {
-        Self { kind, timestamp: rfc3339(at), data }
+        Self { kind, timestamp: at.rfc3339_millis(), data }
     }
 }
 
@@ -121,14 +119,6 @@ pub fn kind_name(kind: ChangeKind) -> &'static str {
         ChangeKind::NewMail => "new",
         ChangeKind::Quiet => "quiet",
     }
-}
-
-/// RFC 3339 with milliseconds, in UTC; of times beyond the year 9999, its end.
-fn rfc3339(at: Timestamp) -> String {
-    const LAST: Duration = Duration::from_secs(253_402_300_799);
-    let since = Duration::from_millis(u64::try_from(at.0).unwrap_or_default()).min(LAST);
-    let time: SystemTime = UNIX_EPOCH + since;
-    humantime::format_rfc3339_millis(time).to_string()
 }
 
 #[cfg(test)]
