@@ -1,17 +1,19 @@
 //! What the status page shows, put together from what is counted and what the parts say.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::{Context, readiness};
 use crate::metrics::{TransportCounts, Watching};
+use crate::net::tls::EXPIRY_WARNING_DAYS;
 
 /// Up to so many accounts are listed; more are counted.
 const LISTED: i64 = 50;
 
-/// Before its end by so much a certificate is a warning.
-const DUE_DAYS: i64 = 14;
+/// How long the watchers may take to say what they do: the page is for when something hangs.
+const ASK_TIME: Duration = Duration::from_secs(2);
 
 /// Everything but a single account.
 pub(super) struct Overview {
@@ -51,7 +53,7 @@ impl Overview {
     /// As things are now.
     pub(super) async fn of(context: &Context) -> Self {
         let metrics = &context.metrics;
-        let all = || {
+        let all = {
             use Watching::{BackingOff, Idle, Notify, OnDemand, Parked, Poll, Starting};
             [
                 ("NOTIFY", Notify),
@@ -64,11 +66,12 @@ impl Overview {
             ]
         };
         let watching: Vec<_> =
-            all().into_iter().map(|(name, of)| (name, metrics.watchers.of(of).get())).collect();
+            all.into_iter().map(|(name, of)| (name, metrics.watchers.of(of).get())).collect();
         let mut watchers = None;
         if watching.iter().map(|(_, count)| count).sum::<i64>() <= LISTED {
             // Where push is off nobody is watched.
-            let answer = context.watchers.ask(None).await.unwrap_or_default();
+            let answer = timeout(ASK_TIME, context.watchers.ask(None)).await;
+            let answer = answer.ok().and_then(Result::ok).unwrap_or_default();
             let listed = answer["watchers"].as_array().cloned().unwrap_or_default();
             watchers = Some(listed);
         }
@@ -163,8 +166,7 @@ impl Overview {
 impl CertificateEnd {
     /// Whole days until its end, negative afterwards.
     pub(super) fn days(&self) -> i64 {
-        let days =
-            |time: std::time::Duration| i64::try_from(time.as_secs() / 86_400).unwrap_or(i64::MAX);
+        let days = |time: Duration| i64::try_from(time.as_secs() / 86_400).unwrap_or(i64::MAX);
         match self.end.duration_since(SystemTime::now()) {
             Ok(left) => days(left),
             Err(past) => -1 - days(past.duration()),
@@ -173,7 +175,7 @@ impl CertificateEnd {
 
     /// Whether somebody has to renew it soon.
     pub(super) fn is_due(&self) -> bool {
-        self.days() < DUE_DAYS
+        self.days() < EXPIRY_WARNING_DAYS
     }
 
     /// Who sees it.

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::Context;
 use super::overview::{LookedUp, Overview};
-use crate::model::one_line;
+use crate::model::{Timestamp, one_line};
 
 /// A page as it is served, for this overview and perhaps the account that was asked for.
 pub(super) fn page(context: &Context, overview: &Overview, found: Option<&LookedUp>) -> String {
@@ -119,6 +119,9 @@ fn watched(answer: &Value) -> Markup {
         }
     }
 }
+
+/// Most characters of a stranger's text. An account has 255 at most, a warning more.
+const LONGEST: usize = 1000;
 
 const WATCHER: [&str; 6] = ["Account", "State", "Since", "Last change", "Next try", "Reason"];
 
@@ -276,7 +279,7 @@ fn table(head: &[&str], rows: impl Iterator<Item = Vec<Markup>>) -> Markup {
 
 /// What a stranger may have chosen: one line of what is seen, whose direction is its own.
 fn stranger(text: &str) -> Markup {
-    let shown = one_line(text);
+    let shown = one_line(text, LONGEST);
     html! { bdi { (shown.as_deref().unwrap_or_default()) } }
 }
 
@@ -291,8 +294,7 @@ fn list(value: &Value) -> &[Value] {
 /// A time in milliseconds since 1970, and in full for those who point at it.
 fn time(millis: &Value) -> Markup {
     let Some(millis) = millis.as_i64() else { return html! { "-" } };
-    let at = UNIX_EPOCH + Duration::from_millis(millis.unsigned_abs());
-    let full = humantime::format_rfc3339_seconds(at).to_string();
+    let full = Timestamp(millis).rfc3339();
     html! { time datetime=(full) title=(full) { (from_now(millis)) } }
 }
 

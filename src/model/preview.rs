@@ -27,7 +27,8 @@ impl Preview {
     /// Of the newest of so many `messages`. What cannot be shown is taken out of both texts, and what is too
     /// long ends in `…`. `None` where nothing is left.
     pub fn new(sender: Option<&str>, subject: Option<&str>, messages: u64) -> Option<Self> {
-        let (sender, subject) = (sender.and_then(one_line), subject.and_then(one_line));
+        let line = |text| one_line(text, PREVIEW_CHARACTERS);
+        let (sender, subject) = (sender.and_then(line), subject.and_then(line));
         let is_empty = sender.is_none() && subject.is_none();
         (!is_empty).then_some(Self { sender, subject, messages })
     }
@@ -49,9 +50,9 @@ impl fmt::Debug for Preview {
     }
 }
 
-/// The text as one line that can be shown, of at most [`PREVIEW_CHARACTERS`] characters: without controls,
+/// The text as one line that can be shown, of at most so many characters: without controls,
 /// what turns the direction of writing, and what is not seen. `None` where nothing is left.
-pub fn one_line(text: &str) -> Option<Arc<str>> {
+pub fn one_line(text: &str, most: usize) -> Option<Arc<str>> {
     let (mut line, mut characters, mut space) = (String::new(), 0, false);
     let mut rest = text.chars().peekable();
     while let Some(next) = rest.next() {
@@ -69,7 +70,7 @@ pub fn one_line(text: &str) -> Option<Arc<str>> {
         if is_unseen(next) && !joins {
             continue;
         }
-        let room = PREVIEW_CHARACTERS - characters;
+        let room = most - characters;
         let takes = 1 + usize::from(space);
         // The last place is for the dots, unless this is the end.
         if takes > room || takes == room && rest.any(|after| !after.is_whitespace()) {
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     fn shown(text: &str) -> Option<String> {
-        one_line(text).map(|line| line.to_string())
+        one_line(text, PREVIEW_CHARACTERS).map(|line| line.to_string())
     }
 
     #[test]
