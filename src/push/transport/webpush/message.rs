@@ -76,8 +76,9 @@ impl WebPush {
         let origin = self.guard.check(endpoint);
         let origin = origin.map_err(|why| Verdict::unrenderable(format!("the endpoint {why}")))?;
         let authorization = self.key.authorization(&origin.to_string(), at);
-        let authorization =
-            authorization.ok_or_else(|| Verdict::unrenderable("no token can be signed"))?;
+        let authorization = authorization.ok_or_else(|| Verdict::Misconfigured {
+            why: "no token can be signed with the VAPID key".to_owned(),
+        })?;
         let body = keys.encrypt(plain.as_bytes());
         let body =
             body.map_err(|_| Verdict::unrenderable("the client's key is no point of P-256"))?;
