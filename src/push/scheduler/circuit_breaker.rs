@@ -184,7 +184,7 @@ impl BadEndpointMonitor {
         })
     }
 
-    /// Whether one token is bad at most, of all that are remembered.
+    /// Whether just one token is bad, of all that are remembered.
     pub(super) fn is_only_bad_one(&self) -> bool {
         let accounts = self.domains.last.iter().flat_map(|(_, accounts, _)| &accounts.last);
         let tokens = accounts.flat_map(|(_, tokens, _)| &tokens.last);

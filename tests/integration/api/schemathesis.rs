@@ -11,8 +11,7 @@ use crate::support::{limited, skip};
 
 const NAME: &str = "schemathesis-4.32.5";
 
-/// Where the tool is wrong. A
-/// document cannot say which transports and names there are, so what fits the document may be refused. Beside the
+/// Where the tool is wrong. A document cannot say which transports and names there are, so what fits the document may be refused. Beside the
 /// header that it always sends, the body of a login is not read, so any body is taken.
 const RULES: &str = "[checks]
 positive_data_acceptance.enabled = false

@@ -77,8 +77,8 @@ pub(super) fn faults() -> Vec<Fault> {
 }
 
 /// What the log says where a push service takes pushes of no browser.
-const IDENTITY_REFUSED: &str = "the push service refuses mailchime's key or contact, and has accepted no other push lately, \
-                                or few; check them and the clock; mailchime keeps the push and tries again";
+const IDENTITY_REFUSED: &str = "the push service refuses mailchime's key or contact, and has accepted few other pushes lately, \
+                                or none; check them and the clock; mailchime keeps the push and tries again";
 
 /// The program with a phone and a browser that has subscribed.
 async fn with_browser(scene: &Scene) -> (PushService, Arc<Browser>, Server) {

@@ -179,8 +179,8 @@ impl SubscriptionQueue {
                 target: "mailchime::push::subscription_given_up",
                 outcome = verdict.name(), why = verdict.detail(),
                 account = %subscription.account, endpoint = %subscription.endpoint, route = %self.route.name,
-                "for seven days the push service has refused the pushes of a subscription and accepted others; \
-                 mailchime removes the subscription"
+                "for seven days the push service has refused all pushes of a subscription, while others of the route \
+                 were accepted; mailchime removes the subscription"
             );
         }
         given_up
@@ -197,7 +197,7 @@ impl SubscriptionQueue {
             warn!(
                 target: "mailchime::push::identity_refused",
                 why, %account, %endpoint, %route,
-                "the push service refuses mailchime's key or contact, and has accepted no other push lately, or few; \
+                "the push service refuses mailchime's key or contact, and has accepted few other pushes lately, or none; \
                  check them and the clock; mailchime keeps the push and tries again"
             );
         } else if by_users {

@@ -10,7 +10,7 @@ use crate::net::resolve::NameResolver;
 use crate::push::transport::check::{CheckLine, CheckLines};
 use crate::store::Store;
 
-/// Checks the key. Nothing is sent: who the push services are is known by the browsers alone.
+/// Checks the key. Nothing is sent: only browsers know the push services.
 pub(in crate::push::transport) async fn run(
     config: &Config,
     store: Option<&Store>,
