@@ -52,8 +52,6 @@ pub(super) struct OnDemand {
     /// It is of the accounts of all nodes.
     everybody: bool,
     missed: MissedEvents,
-    /// When the last reading began that told what is due, as the supervisor counts.
-    read: u64,
     /// When that of the last sweep did.
     swept: u64,
     visits: JoinSet<VisitEnd>,
@@ -108,7 +106,6 @@ impl OnDemand {
             sweep_at: Instant::now(),
             everybody: false,
             missed: MissedEvents::default(),
-            read: 0,
             swept: 0,
             visits: JoinSet::new(),
             accounts: HashMap::new(),
@@ -275,11 +272,14 @@ impl OnDemand {
         accounts: Vec<Account>,
         backend_of: impl Fn(&Account) -> Option<BackendId>,
     ) {
-        if sweep != Sweep::None {
-            self.swept = self.swept.max(moment);
-        }
-        if moment >= self.read {
-            self.read = moment;
+        if sweep == Sweep::None {
+            // A sweep may have marked others since this was read.
+            let waiting: HashSet<&Account> = self.waiting.iter().collect();
+            let new = accounts.iter().filter(|account| !waiting.contains(account)).cloned();
+            let new = new.collect();
+            self.waiting.add(new, backend_of);
+        } else if moment >= self.swept {
+            self.swept = moment;
             self.waiting = WaitingAccounts::default();
             self.waiting.add(accounts, backend_of);
         }
@@ -429,10 +429,17 @@ mod tests {
 
     /// Two readings may be under way at once.
     #[test]
-    fn what_an_earlier_reading_found_does_not_replace_what_a_later_one_did() {
+    fn what_a_reading_found_does_not_replace_what_another_did() {
         let mut on_demand = OnDemand::new();
         on_demand.found_due(2, Sweep::None, vec![Account::from_login("alice")], |_| None);
         on_demand.found_due(1, Sweep::None, Vec::new(), |_| None);
+        assert_eq!(on_demand.waiting(), 1);
+        // Nor a sweep's batch that was marked while it read.
+        on_demand.found_due(3, Sweep::Ours, Vec::new(), |_| None);
+        assert!(on_demand.marked(3, vec![Account::from_login("bob")], |_| None));
+        on_demand.found_due(4, Sweep::None, Vec::new(), |_| None);
+        assert_eq!(on_demand.waiting(), 1);
+        on_demand.found_due(5, Sweep::None, vec![Account::from_login("bob")], |_| None);
         assert_eq!(on_demand.waiting(), 1);
     }
 
