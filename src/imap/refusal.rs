@@ -54,6 +54,35 @@ impl Refusal {
     }
 }
 
+/// Codes of a NO that is about the mailbox (RFC 5530), and words of servers that send none.
+const OF_MAILBOX: [&str; 3] = ["NONEXISTENT", "NOPERM", "CANNOT"];
+const OF_MAILBOX_WORDS: &[&str] = &[
+    "exist",
+    "exists",
+    "nonexistent",
+    "existent",
+    "found",
+    "unknown",
+    "such",
+    "denied",
+    "permission",
+    "selectable",
+];
+
+/// Whether a NO to a command on a mailbox says that this one is gone or not for the user, by its code or else its
+/// words. Any other may pass.
+pub fn is_of_mailbox(answer: &[u8]) -> bool {
+    if OF_MAILBOX.iter().any(|code| has_code(answer, code)) {
+        return true;
+    }
+    let text = &answer[..answer.len().min(TEXT)];
+    let mut words = text.split(|b| !b.is_ascii_alphabetic());
+    Refusal::of(answer) == Refusal::Unexplained
+        && words.any(|word| {
+            OF_MAILBOX_WORDS.iter().any(|known| word.eq_ignore_ascii_case(known.as_bytes()))
+        })
+}
+
 /// Bytes of a text that are looked at, and how far apart the words may be.
 const TEXT: usize = 1024;
 const APART: usize = 5;
@@ -171,6 +200,24 @@ fn speaks_of_a_failed_login(line: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_says_that_the_mailbox_is_gone_or_that_it_may_pass() {
+        for (answer, gone) in [
+            ("w2 NO [NONEXISTENT] Mailbox doesn't exist: Team (0.001 secs).", true),
+            ("w2 NO Mailbox does not exist", true),
+            ("w2 NO [NOPERM] not yours", true),
+            ("w2 NO Permission denied", true),
+            ("w2 NO No such mailbox", true),
+            ("w2 NO [UNAVAILABLE] does not exist for now", false),
+            ("w2 NO [SERVERBUG] Internal error occurred.", false),
+            ("w2 NO Internal error", false),
+            ("w2 NO System I/O error", false),
+            ("w2 BAD", false),
+        ] {
+            assert_eq!(is_of_mailbox(answer.as_bytes()), gone, "{answer}");
+        }
+    }
 
     #[test]
     fn the_code_distinguishes_a_wrong_password_from_a_backend_in_trouble() {

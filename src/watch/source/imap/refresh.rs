@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::health::BackendHealth;
 use super::session::{ImapSession, RefreshReason};
 use super::status_query::StatusAnswers;
-use crate::imap::refusal::Refusal;
+use crate::imap::refusal::is_of_mailbox;
 use crate::model::{ChangeKind, Mailbox, Snapshot, Timestamp, seconds};
 use crate::net::backoff::Backoff;
 use crate::watch::ledger::Consequence;
@@ -68,11 +68,11 @@ impl Watcher {
                     None => {
                         let refusal = told.refusals.iter().rfind(|(of, _)| *of == index);
                         let why = refusal.map_or("no STATUS", |(_, refusal)| refusal.trim());
-                        // Without a connection that is held it stays due, on disk too, where the refusal will pass.
+                        // Without a connection that is held it stays due, on disk too, where the refusal may pass.
                         // One that is gone, or denied, is asked for again by the next sweep.
-                        let may_pass = watched.mailbox.is_inbox()
-                            || Refusal::of(why.as_bytes()) == Refusal::Temporary;
-                        watched.due = self.on_demand && may_pass;
+                        let is_gone =
+                            refusal.is_none_or(|(_, refusal)| is_of_mailbox(refusal.as_bytes()));
+                        watched.due = self.on_demand && (watched.mailbox.is_inbox() || !is_gone);
                         self.status_refused(index, why);
                     }
                 }
@@ -108,7 +108,7 @@ impl Watcher {
     /// STATUS of a mailbox was refused, although the connection goes on. INBOX is asked for again after
     /// a time that grows. Others are asked for as ever: one that was deleted or renamed may come back,
     /// and its devices will register again.
-    fn status_refused(&mut self, index: usize, why: &str) {
+    pub(in crate::watch) fn status_refused(&mut self, index: usize, why: &str) {
         let (account, mailbox) = (&self.account, &self.mailboxes[index].mailbox);
         let times = self.faults.refuse(mailbox, why.to_owned());
         match (mailbox.is_inbox(), times) {
