@@ -350,7 +350,7 @@ impl Watcher {
         }
         let watches = |mailbox: &Mailbox| {
             let watched = self.place(mailbox).map(|index| &self.mailboxes[index]);
-            // What a visit could not learn is still due.
+            // A visit may have failed before it came to this one.
             watched.is_some_and(|it| self.faults.is_sound(mailbox) && !(self.on_demand && it.due))
         };
         self.context.followed.watched((&self.account, self.backend.id()), watches);

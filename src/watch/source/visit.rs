@@ -142,17 +142,15 @@ impl Watcher {
         };
         for (index, state) in due.into_iter().zip(states) {
             let context = Arc::clone(&self.context);
-            let watched = &mut self.mailboxes[index];
             let Some(now) = state else {
-                tracing::info!(
-                    target: "mailchime::watch::status_refused",
-                    account = %self.account, mailbox = %watched.mailbox, why = "not listed by doveadm",
-                    "the backend refuses STATUS; mailchime does not watch this mailbox for now"
-                );
+                self.status_refused(index, "not listed by doveadm");
                 // INBOX stays due, on disk too. Another one is gone, and asked for again by the next sweep.
+                let watched = &mut self.mailboxes[index];
                 watched.due = watched.mailbox.is_inbox();
                 continue;
             };
+            let watched = &mut self.mailboxes[index];
+            self.faults.answered(&watched.mailbox);
             watched.due = false;
             watched.looked_at = Some(Instant::now());
             let follows = watched.ledger.look(&now, None, || context.next_id());
