@@ -53,7 +53,7 @@ pub(super) struct Entries {
 #[derive(Debug)]
 struct EntryWriter {
     context: Arc<WatchContext>,
-    /// Of these accounts and backends the log has said what is wrong.
+    /// The accounts and backends of which the log has said what is wrong.
     said: Mutex<HashSet<String>>,
 }
 
@@ -111,8 +111,10 @@ async fn run(
         }
         tokio::select! {
             Some(_) = under_way.join_next() => {}
-            account = asked.recv(), if waiting.len() < WAITING => match account {
-                Some(account) => waiting.push_back(account),
+            account = asked.recv() => match account {
+                Some(account) if waiting.len() < WAITING => waiting.push_back(account),
+                // Its next registration asks again, and the next look finds those that leave.
+                Some(_) => {}
                 None => return,
             },
             _ = next_look.tick(), if waiting.is_empty() => {
@@ -186,7 +188,10 @@ impl EntryWriter {
                     );
                 }
             }
-            store.note_entry(account, Some(now)).await?;
+            if !store.note_entry(account, Some(now)).await? {
+                // The last device has gone meanwhile, and nobody knows of the entry any more.
+                session.change(&metadata::unset_push_entry()).await?;
+            }
             Ok(())
         };
         let written = written.await;

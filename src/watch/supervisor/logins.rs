@@ -34,7 +34,9 @@ impl Supervisor {
     /// The registration was on disk before: of an account that is watched it is no news.
     pub(super) fn registered_again(&mut self, account: Account, login: AcceptedLogin) {
         let is_watched = self.watchers.get(&account).is_some_and(WatcherHandle::is_live);
-        if !is_watched && !self.on_demand.is_resting(&account) {
+        if is_watched || self.on_demand.is_resting(&account) {
+            self.entries.look_after(&account);
+        } else {
             self.registered(account, login);
         }
     }
