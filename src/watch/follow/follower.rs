@@ -68,7 +68,7 @@ impl FollowedMailbox {
         let MailboxToFollow { mailbox, told, now } = wanted;
         let told = told.unwrap_or(now);
         let mut followed = Self { mailbox: mailbox.clone(), told, announced: false };
-        // Of one that could not be asked for its state the first look tells.
+        // The first look tells of a mailbox whose state could not be asked.
         if now != Snapshot::default()
             && let Some((kind, state)) = followed.hear(Consequence::Nothing, &now)
         {

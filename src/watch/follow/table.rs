@@ -45,10 +45,9 @@ impl FollowedTable {
         mailbox: &Mailbox,
         (follows, known): (Consequence, &Snapshot),
     ) {
-        if let Some(all) = self.accounts.lock().get(account) {
-            let listening = all.iter().filter(|it| it.is_of(backend) && it.listens());
-            listening.for_each(|followed| followed.hear(mailbox, follows, known));
-        }
+        let all = self.of(account);
+        let listening = all.iter().filter(|it| it.is_of(backend) && it.listens());
+        listening.for_each(|followed| followed.hear(mailbox, follows, known));
     }
 
     /// The account's watcher has looked; `watches` says of which mailboxes it hears.
@@ -73,9 +72,13 @@ impl FollowedTable {
 
     /// Another source has news of an account. What a watcher takes in is heard of it.
     pub(in crate::watch) fn hint(&self, hint: &Hint) {
-        if let Some(all) = self.accounts.lock().get(&hint.account) {
-            all.iter().filter(|it| !it.listens()).for_each(|followed| followed.hint(hint.clone()));
-        }
+        let all = self.of(&hint.account);
+        all.iter().filter(|it| !it.listens()).for_each(|followed| followed.hint(hint.clone()));
+    }
+
+    /// What is followed of an account. Those who hear of it do so without the lock of all.
+    fn of(&self, account: &Account) -> Vec<Arc<Followed>> {
+        self.accounts.lock().get(account).cloned().unwrap_or_default()
     }
 
     /// Has the account's watcher look at all its mailboxes, where there is one.
