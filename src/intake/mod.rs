@@ -53,7 +53,7 @@ use crate::net::proxy_protocol::Addresses;
 pub trait HintRecorder: std::fmt::Debug + Send + Sync {
     /// Marks the mailboxes of these hints as due, in one transaction, which calls at the same time share. When this
     /// returns, the marks are on disk. A connection that is held here needs none: it looks at all mailboxes when it
-    /// begins. Where the future is dropped once it has begun, they are made all the same.
+    /// begins. Where the future is dropped once the hints are taken in, they are made all the same.
     /// Says of each hint whether somebody has registered for its mailbox, or why none was recorded.
     fn record(&self, hints: Vec<Hint>) -> RecordingHints<'_>;
 

@@ -51,7 +51,7 @@ impl UdpEvents {
     /// What the system says.
     pub async fn bind(config: &UdpEventsConfig, metrics: SourceMetrics) -> io::Result<Self> {
         let address = config.address;
-        // To a socket with the address of a group comes nothing that is sent to the machine itself.
+        // A socket bound to a group's address receives nothing that is sent to the machine itself.
         let socket = UdpSocket::bind(address).await?;
         match address {
             SocketAddr::V4(group) if group.ip().is_multicast() => {

@@ -40,6 +40,16 @@ pub(in crate::intake) enum CyrusNews {
     Device(Account, Box<XAppleRegistration>),
 }
 
+impl CyrusNews {
+    /// Whose device has registered.
+    pub(in crate::intake) fn device(&self) -> Option<&Account> {
+        match self {
+            Self::Hints(_) => None,
+            Self::Device(account, _) => Some(account),
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct CyrusEvent {
     event: String,

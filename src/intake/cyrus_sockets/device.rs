@@ -34,6 +34,16 @@ impl DeviceRefusal {
         Self { why, counted }
     }
 
+    /// Others are registering.
+    pub(super) fn busy() -> Self {
+        Self::new("too many register at once", EventRefusal::Waiting)
+    }
+
+    /// Nobody waits for it any longer.
+    pub(super) fn late() -> Self {
+        Self::new("it takes too long", EventRefusal::Unrecorded)
+    }
+
     /// Says so to the log, once in a while.
     pub(super) fn tell(self, account: &Account, context: &IntakeContext) -> EventRefusal {
         let Self { why, counted } = self;

@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use self::device::CyrusDevices;
+use self::device::DeviceRefusal;
 use super::NotRecorded;
 use super::answer::IntakeContext;
 use super::cyrus::event::{self, CyrusNews};
@@ -161,7 +162,7 @@ impl CyrusIntake {
             CyrusNews::Device(account, request) => {
                 let Some(devices) = self.devices.clone() else { return Ok(()) };
                 let Ok(_place) = self.registrations.try_acquire() else {
-                    return Err(EventRefusal::Waiting);
+                    return Err(DeviceRefusal::busy().tell(&account, &self.context));
                 };
                 let registering = devices.register(account.clone(), *request, &self.context);
                 registering.await.map_err(|refusal| refusal.tell(&account, &self.context))
@@ -180,11 +181,13 @@ impl CyrusIntake {
         };
         let taken = match self.news(&notification) {
             Ok(news) => {
+                let device = news.device().cloned();
                 // What has begun goes on when its time is up.
                 let taking = tokio::spawn(Arc::clone(&self).take(news));
-                match timeout(RECORD_TIME, taking).await {
-                    Ok(Ok(taken)) => taken,
-                    Ok(Err(_)) | Err(_) => {
+                match (timeout(RECORD_TIME, taking).await, device) {
+                    (Ok(Ok(taken)), _) => taken,
+                    (_, Some(account)) => Err(DeviceRefusal::late().tell(&account, &self.context)),
+                    (_, None) => {
                         Err(self.context.tell_of(self.source.name(), &NotRecorded::late()))
                     }
                 }
@@ -326,9 +329,12 @@ fn read_datagrams(
         };
         let queued = read.and_then(|news| match news {
             CyrusNews::Hints(hints) if hints.is_empty() => Ok(()),
-            news => sender.try_send(news).map_err(|_| {
-                intake.context.recorder.missed();
-                intake.context.tell_of(intake.source.name(), &NotRecorded::Full)
+            news => sender.try_send(news).map_err(|error| match error.into_inner().device() {
+                Some(account) => DeviceRefusal::busy().tell(account, &intake.context),
+                None => {
+                    intake.context.recorder.missed();
+                    intake.context.tell_of(intake.source.name(), &NotRecorded::Full)
+                }
             }),
         });
         if let Err(why) = queued {
