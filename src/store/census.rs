@@ -8,7 +8,7 @@ use crate::metrics::Call;
 /// What is in the database, of all nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Census {
-    /// Accounts, each of which has a subscription.
+    /// Accounts that have a subscription.
     pub accounts: u64,
     /// How many subscriptions there are, by transport and state (`active`, `pending`).
     pub subscriptions: Vec<(String, String, u64)>,
@@ -21,7 +21,7 @@ impl Store {
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn census(&self) -> Result<Census, StoreError> {
         self.read(Call::Counted, async {
-            let query = sql::query("select count(*) as total from account");
+            let query = sql::query("select count(distinct account) as total from subscription");
             let read = |row: &sqlx::any::AnyRow| row.try_get::<i64, _>("total");
             let accounts = self.rows(query, read).await?.pop().unwrap_or_default().unsigned_abs();
             let query = sql::query(

@@ -1,4 +1,4 @@
-//! Of which routes the subscriptions of a transport are.
+//! Which routes the subscriptions of a transport use.
 
 use sqlx::Row;
 
