@@ -1,4 +1,4 @@
-//! How often a subscription is woken, whatever accounts it is registered under, and by whom. Its token is
+//! How often an endpoint is woken, whatever accounts it is registered for, and by whom. Its token is
 //! all that is needed to register it, and is no secret that only its owner has.
 
 use std::collections::HashMap;
@@ -13,13 +13,13 @@ const OF_A_DOMAIN: u32 = 4;
 const OF_ALL: u32 = 8;
 const DISTANCE_OF_ALL: u32 = 5;
 
-/// With so many subscriptions those that may be pushed freely are forgotten.
+/// With so many endpoints those that may be pushed freely are forgotten.
 const SWEEP: usize = 1024;
 
-/// When subscriptions were pushed lately.
+/// When endpoints were pushed lately.
 #[derive(Default)]
 pub(super) struct EndpointLimits {
-    subscriptions: HashMap<PushEndpoint, Used>,
+    endpoints: HashMap<PushEndpoint, Used>,
     sweep_at: usize,
 }
 
@@ -30,21 +30,21 @@ struct Used {
 }
 
 impl EndpointLimits {
-    /// A push to the subscription for an account of this domain, with `distance` between two. An error is
+    /// A push to the endpoint for an account of this domain, with `distance` between two. An error is
     /// the time at which it may be tried again.
     pub(super) fn use_one(
         &mut self,
-        subscription: &PushEndpoint,
+        endpoint: &PushEndpoint,
         domain: &str,
         distance: Duration,
         now: Instant,
     ) -> Result<(), Instant> {
-        if self.subscriptions.len() >= self.sweep_at.max(SWEEP) {
-            self.subscriptions.retain(|_, used| used.is_alive(now));
-            self.sweep_at = 2 * self.subscriptions.len();
+        if self.endpoints.len() >= self.sweep_at.max(SWEEP) {
+            self.endpoints.retain(|_, used| used.is_alive(now));
+            self.sweep_at = 2 * self.endpoints.len();
         }
         let of_all = distance / DISTANCE_OF_ALL;
-        let used = self.subscriptions.entry(subscription.clone());
+        let used = self.endpoints.entry(endpoint.clone());
         let used = used.or_insert_with(|| Used { all: now, domains: Vec::new() });
         used.domains.retain(|(_, until)| *until > now);
         let own = used.domains.iter().position(|(known, _)| **known == *domain);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn accounts_of_one_domain_wake_a_subscription_as_often_as_one_account_does() {
+    fn accounts_of_one_domain_wake_an_endpoint_as_often_as_one_account_does() {
         let times = times(&mut EndpointLimits::default(), &["a"], 22);
         let seconds: Vec<_> = times.iter().map(|(second, _)| *second).collect();
         assert_eq!(seconds, [0, 0, 0, 0, 5, 10, 15, 20]);
@@ -126,13 +126,13 @@ mod tests {
     }
 
     #[test]
-    fn subscriptions_that_may_be_pushed_freely_are_forgotten() {
+    fn endpoints_that_may_be_pushed_freely_are_forgotten() {
         let mut endpoints = EndpointLimits::default();
         let start = Instant::now();
         for number in 0..10 * SWEEP {
             let now = start + Duration::from_secs(number as u64);
             assert_eq!(endpoints.use_one(&token(number), "a", DISTANCE, now), Ok(()));
         }
-        assert!(endpoints.subscriptions.len() <= SWEEP, "{}", endpoints.subscriptions.len());
+        assert!(endpoints.endpoints.len() <= SWEEP, "{}", endpoints.endpoints.len());
     }
 }
