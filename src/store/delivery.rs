@@ -77,6 +77,8 @@ pub enum Settlement {
         subscription: SubscriptionKey,
         /// How.
         failure: LastingFailure,
+        /// When the subscription was registered, of which this is known. One that has registered since is as new.
+        registered_at: Timestamp,
     },
     /// A push for these mailboxes was accepted: they are no longer owed, and the subscription fails no longer.
     Accepted {
@@ -350,7 +352,7 @@ struct Outcome<'a> {
     told: BTreeMap<(&'a str, &'a str), &'a Snapshot>,
     marks: BTreeMap<(NaturalKey<'a>, &'a str), Mark>,
     pushed: BTreeMap<NaturalKey<'a>, Timestamp>,
-    failing: BTreeMap<NaturalKey<'a>, &'a LastingFailure>,
+    failing: BTreeMap<NaturalKey<'a>, (&'a LastingFailure, Timestamp)>,
 }
 
 /// Account, transport, hash of the endpoint, app.
@@ -398,9 +400,20 @@ const PUSHED: UpdateFrom<'_> = UpdateFrom {
 
 const FAILING: UpdateFrom<'_> = UpdateFrom {
     table: "subscription",
-    columns: &["account", "transport", "hash", "app", "since", "kind", "own_fault"],
+    columns: &[
+        "account",
+        "transport",
+        "hash",
+        "app",
+        "since",
+        "kind",
+        "own_fault",
+        "registered_at",
+    ],
     joins: PUSHED.joins,
-    on: PUSHED.on,
+    on: "subscription.account = a.id and subscription.transport = v.transport \
+         and subscription.endpoint_hash = v.hash and subscription.app = v.app \
+         and subscription.registered_at <= v.registered_at",
     set: &[
         ("failing_since", "coalesce(subscription.failing_since, v.since)"),
         ("failing_kind", "v.kind"),
@@ -429,8 +442,8 @@ impl<'a> Outcome<'a> {
                         outcome.marks.entry((key(subscription), mailbox.as_str())).or_default();
                     mark.since.get_or_insert(*since);
                 }
-                Settlement::Failing { subscription, failure } => {
-                    outcome.failing.insert(key(subscription), failure);
+                Settlement::Failing { subscription, failure, registered_at } => {
+                    outcome.failing.insert(key(subscription), (failure, *registered_at));
                 }
                 Settlement::Accepted { subscription, mailboxes, at } => {
                     outcome.pushed.insert(key(subscription), *at);
@@ -468,10 +481,10 @@ impl<'a> Outcome<'a> {
         // One that was accepted and has failed since fails since then.
         for failing in chunks(&self.failing) {
             let mut query = sql::query(work.dialect().update_from(&FAILING, failing.len()));
-            for (subscription, failure) in failing {
+            for (subscription, (failure, registered_at)) in failing {
                 let own_fault = i64::try_from(failure.own_fault.as_millis()).unwrap_or(i64::MAX);
                 query = bind_key(query, subscription).bind(failure.since.0);
-                query = query.bind(&*failure.kind).bind(own_fault);
+                query = query.bind(&*failure.kind).bind(own_fault).bind(registered_at.0);
             }
             query.execute_in(work).await?;
         }

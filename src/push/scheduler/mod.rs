@@ -406,7 +406,7 @@ impl Scheduler {
             FollowUp::Delivered => self.outbox.accepted(key, subscription.accepted(now), wall),
             FollowUp::Owed { backoff, heals } => {
                 if let Some(failing) = failing {
-                    self.outbox.failing(key, failing);
+                    self.outbox.failing(key, failing, registered_at);
                 }
                 let least = at_least(verdict);
                 let wait = |failures| backoff.wait(failures, chance).max(least);

@@ -38,7 +38,7 @@ pub(crate) struct Batch {
 struct Marks {
     accepted_at: Option<Timestamp>,
     /// Its pushes fail for a reason that lasts.
-    failing: Option<LastingFailure>,
+    failing: Option<(LastingFailure, Timestamp)>,
     /// Owed since, or no longer owed.
     mailboxes: HashMap<Mailbox, Option<Timestamp>>,
 }
@@ -63,9 +63,14 @@ impl Outbox {
         self.marks(subscription).mailboxes.insert(mailbox, Some(since));
     }
 
-    /// The subscription's pushes fail so, for a reason that lasts.
-    pub(super) fn failing(&mut self, subscription: &SubscriptionKey, failure: LastingFailure) {
-        self.marks(subscription).failing = Some(failure);
+    /// The subscription's pushes fail so, for a reason that lasts, as it was registered at that time.
+    pub(super) fn failing(
+        &mut self,
+        subscription: &SubscriptionKey,
+        failure: LastingFailure,
+        registered_at: Timestamp,
+    ) {
+        self.marks(subscription).failing = Some((failure, registered_at));
     }
 
     pub(super) fn accepted(
@@ -127,9 +132,9 @@ impl Outbox {
                 let subscription = subscription.clone();
                 settlements.push(Settlement::Accepted { subscription, mailboxes, at });
             }
-            if let Some(failure) = marks.failing {
-                settlements
-                    .push(Settlement::Failing { subscription: subscription.clone(), failure });
+            if let Some((failure, registered_at)) = marks.failing {
+                let subscription = subscription.clone();
+                settlements.push(Settlement::Failing { subscription, failure, registered_at });
             }
             settlements.extend(owed.into_iter().filter_map(|(mailbox, since)| {
                 Some(Settlement::Owed {
@@ -159,10 +164,10 @@ impl Outbox {
                 Settlement::Owed { subscription, mailbox, since } => {
                     self.marks(&subscription).mailboxes.entry(mailbox).or_insert(Some(since));
                 }
-                Settlement::Failing { subscription, failure } => {
+                Settlement::Failing { subscription, failure, registered_at } => {
                     let marks = self.marks(&subscription);
                     if marks.accepted_at.is_none_or(|accepted| accepted <= failure.since) {
-                        marks.failing.get_or_insert(failure);
+                        marks.failing.get_or_insert((failure, registered_at));
                     }
                 }
                 Settlement::Accepted { subscription, mailboxes, at } => {

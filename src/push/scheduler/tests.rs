@@ -289,7 +289,7 @@ fn written(batch: &Batch) -> Vec<String> {
         Settlement::Owed { subscription, mailbox, .. } => {
             format!("owed {} {mailbox}", name(&subscription.endpoint))
         }
-        Settlement::Failing { subscription, failure } => {
+        Settlement::Failing { subscription, failure, .. } => {
             let own_fault = failure.own_fault.as_secs();
             let by_itself = if own_fault > 0 { format!(" {own_fault} s") } else { String::new() };
             format!("failing {}{by_itself}", name(&subscription.endpoint))

@@ -222,6 +222,7 @@ pub(super) async fn a_subscription_fails_since_its_first_failure_until_a_push_is
     let failing = |since| Settlement::Failing {
         subscription: (&phone).into(),
         failure: failure(since, "refused", 0),
+        registered_at: Timestamp(100),
     };
     let accepted = |at| {
         let subscription = (&phone).into();
@@ -260,7 +261,11 @@ pub(super) async fn it_is_kept_how_a_subscription_fails_and_for_how_long_by_its_
         let failure = failure(Timestamp(7), kind, own_fault);
         let subscription = (&phone).into();
         store
-            .settle(&[Settlement::Failing { subscription, failure: failure.clone() }])
+            .settle(&[Settlement::Failing {
+                subscription,
+                failure: failure.clone(),
+                registered_at: Timestamp(100),
+            }])
             .await
             .unwrap();
         assert_eq!(failing().await, Some(failure));
@@ -276,6 +281,11 @@ pub(super) async fn it_is_kept_how_a_subscription_fails_and_for_how_long_by_its_
     assert_eq!(failing().await.map(|it| it.since), Some(Timestamp(11)));
     // What failed was the registration before.
     register(&store, phone.clone(), &["INBOX"], 5, 200).await;
+    assert_eq!(failing().await, None);
+    // Also where it is written late.
+    let subscription = (&phone).into();
+    let (failure, registered_at) = (failure(Timestamp(7), "refused", 9), Timestamp(199));
+    store.settle(&[Settlement::Failing { subscription, failure, registered_at }]).await.unwrap();
     assert_eq!(failing().await, None);
 }
 
