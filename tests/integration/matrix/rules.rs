@@ -131,7 +131,7 @@ impl Conversation {
         });
         server = &server[accepted.map_or(0, |at| at + 1)..];
         let mut tags = HashMap::new();
-        let mut left_tags = Vec::new();
+        let (mut left_tags, mut compress_tags) = (Vec::new(), Vec::new());
         let mut said = Vec::new();
         for unit in client {
             let words = words(unit);
@@ -139,6 +139,9 @@ impl Conversation {
             if tag && left_out.contains(&&*words[1]) {
                 left_tags.push(words[0].clone());
                 continue;
+            }
+            if tag && words[1] == "COMPRESS" {
+                compress_tags.push(words[0].clone());
             }
             if !tag {
                 said.push(masked(unit));
@@ -161,6 +164,9 @@ impl Conversation {
                 continue;
             }
             let unit = match tags.get(&tag) {
+                Some(number) if untagged == "OK" && compress_tags.contains(&tag) => {
+                    format!("T{number} OK")
+                }
                 Some(number) => unit.replacen(&tag, &format!("T{number}"), 1),
                 None => unit.clone(),
             };
@@ -172,8 +178,9 @@ impl Conversation {
 
 /// Where two connections that should be the same part, by the rules.
 ///
-/// `COMPRESS` is left out, for mailchime offers and answers it itself, whatever the server does; and so is `ID` where
-/// only one of them asked for it, which imapflow repeats after login when the answer before it was short.
+/// `COMPRESS` is left out where it was asked of mailchime alone, for mailchime offers it itself, whatever the server
+/// does; where both were asked, the text of an OK to it. And so is `ID` where only one of them asked for it, which
+/// imapflow repeats after login when the answer before it was short.
 /// And the answer to `LOGOUT` on a compressed connection: imapflow does not wait for the inflater
 /// when the connection ends. And where a server tells of new mail `by_the_clock`, when it does.
 pub(super) fn differences(
@@ -186,7 +193,10 @@ pub(super) fn differences(
         let commands = of.client.iter().map(|unit| unit.split_ascii_whitespace().nth(1));
         commands.filter(|command| *command == Some(what)).count()
     };
-    let mut left_out = vec!["COMPRESS"];
+    let mut left_out = Vec::new();
+    if asked(proxied, "COMPRESS") > asked(direct, "COMPRESS") {
+        left_out.push("COMPRESS");
+    }
     if asked(proxied, "ID") != asked(direct, "ID") {
         left_out.push("ID");
     }
@@ -309,5 +319,15 @@ mod tests {
         let offers = |list: &str| conversation(said, &format!("a OK\n* CAPABILITY {list}\nb OK\n"));
         assert_eq!(differences("x", &offers("IDLE"), &offers("IDLE MOVE"), false).len(), 1);
         assert_eq!(differences("x", &offers("IDLE"), &offers("IDLE STARTTLS"), false).len(), 0);
+        // Each says in its own words that it compresses from then on.
+        let asked = |answer: &str| {
+            conversation("a LOGIN x y\nb COMPRESS DEFLATE\n", &format!("a OK in\nb {answer}\n"))
+        };
+        let [mine, theirs, refused] =
+            ["OK DEFLATE active", "OK Begin compression.", "NO not now"].map(asked);
+        assert_eq!(differences("x", &mine, &theirs, false), Vec::<String>::new());
+        assert_eq!(differences("x", &mine, &refused, false).len(), 1);
+        let not_asked = conversation("a LOGIN x y\nb NOOP\n", "a OK in\nb OK\n");
+        assert!(!differences("x", &not_asked, &theirs, false).is_empty());
     }
 }
