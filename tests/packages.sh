@@ -267,6 +267,14 @@ diff "$folder/before" "$folder/after" || fail 'what differs from before the pack
 same 'mentions of it in dpkg' "$(run dpkg-query -W mailchime 2>/dev/null || true)" ''
 if [ -n "$init" ]; then same 'failed units' "$(run systemctl list-units --failed --plain --no-legend mailchime\*)" ''; fi
 
+say 'purge beside an installation by hand: nothing of it goes'
+run dpkg -i /packages/new.deb >"$folder/dpkg.log" 2>&1
+touch "$root/usr/local/bin/mailchime"
+run dpkg --purge mailchime </dev/null >"$folder/dpkg.log" 2>&1
+[ -s "$root/etc/mailchime/proxy.toml" ] || fail 'the configuration is gone'
+run getent passwd mailchime >/dev/null || fail 'the user is gone'
+rm "$root/usr/local/bin/mailchime"
+
 say 'install and purge, never configured'
 run dpkg -i /packages/new.deb >"$folder/dpkg.log" 2>&1
 run dpkg --purge mailchime </dev/null >"$folder/dpkg.log" 2>&1
