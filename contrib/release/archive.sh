@@ -33,7 +33,9 @@ for build in "${builds[@]}"; do
     name=mailchime-$version-linux-$processor
     mkdir "$folder/$name"
     install -m 755 "$build/mailchime" "$folder/$name/"
-    cp -r README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE proxy.toml docs contrib "$folder/$name/"
+    # What git knows: nothing else that lies here, a key perhaps, gets into a release.
+    git ls-files -z README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE proxy.toml docs contrib |
+        tar --null --files-from=- -cf - | tar -C "$folder/$name" -xf -
     tar --sort=name --owner=0 --group=0 --numeric-owner --mode='u+w,go+rX,go-w' --mtime="$date" \
         -C "$folder" -cf - "$name" | gzip -n >"$out/$name.tar.gz"
     cp "$build/mailchime.cdx.json" "$out/$name.cdx.json"
