@@ -54,9 +54,9 @@ needs=(
     schemathesis:python3-pip:pip3
     check-jsonschema:python3-pip:pip3
     kubernetes-validate:python3-pip:pip3
-    promtool:prometheus:promtool
-    debootstrap:debootstrap:debootstrap
+    debootstrap:debootstrap:/usr/sbin/debootstrap
     systemd:systemd-container:systemd-nspawn
+    systemd:procps:pgrep
 )
 
 # Packages that conflict with Dovecot's, in the same form. They are unpacked below $servers, and
