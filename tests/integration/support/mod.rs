@@ -7,6 +7,7 @@ use std::panic::Location;
 use std::sync::mpsc::{RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use mailchime::net::counters::Counter;
 use tokio::net::TcpListener;
 
 pub(crate) mod apart;
@@ -58,6 +59,18 @@ pub(crate) fn until(mut holds: impl AsyncFnMut() -> bool) -> impl Future<Output 
             assert!(began.elapsed() < SOON, "not within {SOON:?}: what {place} waits for");
             tokio::task::yield_now().await;
         }
+    }
+}
+
+/// Waits until a limit was reached this often: the answer to a client may come before it is counted. Then checks that
+/// it was reached no more often.
+#[track_caller]
+pub(crate) fn reached(counter: &Counter, times: u64) -> impl Future<Output = ()> {
+    let place = Location::caller();
+    let all = until(async move || counter.hits() >= times);
+    async move {
+        all.await;
+        assert_eq!(counter.hits(), times, "at {place}");
     }
 }
 
