@@ -21,7 +21,24 @@ use crate::push::transport::apns::identities::{Identities, NewIdentities, Offer}
 
 /// Push to iOS Mail. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct MailPushSetup(Identities);
+pub(super) struct MailPushSetup {
+    identities: Identities,
+    offer: Arc<SessionOffer>,
+}
+
+/// What sessions offer, which follows the identities and the calendar of their certificates.
+#[derive(Debug)]
+struct SessionOffer {
+    /// `[push]` of the start.
+    push: config::PushConfig,
+    current: cell::Sender<Option<PushOffer>>,
+}
+
+impl SessionOffer {
+    fn publish(&self, offers: Vec<Offer>) {
+        self.current.send_replace(push_offer(offers, &self.push));
+    }
+}
 
 impl MailPushSetup {
     /// Reads all files of `config`, and publishes its routes.
@@ -31,24 +48,27 @@ impl MailPushSetup {
         routes: &Routes,
     ) -> Result<Self, StartError> {
         let loaded = Identities::load(&config.apns, (&config.push).into(), resolver, routes);
-        loaded.map(Self).map_err(|error| StartError::Configuration(error.to_string()))
+        let identities = loaded.map_err(|error| StartError::Configuration(error.to_string()))?;
+        let offer = SessionOffer { push: config.push.clone(), current: cell::Sender::new(None) };
+        offer.publish(identities.offers(Timestamp::now()));
+        Ok(Self { identities, offer: Arc::new(offer) })
     }
 
     /// Reads all files of `config`, for [`MailPushSetup::replace`].
     pub(super) fn prepare(&self, config: &Config) -> Result<NewIdentities, StartError> {
-        let prepared = self.0.prepare(&config.apns, config.push.priority);
+        let prepared = self.identities.prepare(&config.apns, config.push.priority);
         prepared.map_err(|error| StartError::Configuration(error.to_string()))
     }
 
-    /// Goes by these from now on.
+    /// Goes by these from now on; sessions offer them as soon as this has returned.
     pub(super) fn replace(&self, new: NewIdentities) {
-        self.0.replace(new);
+        self.identities.replace(new);
+        self.offer.publish(self.identities.offers(Timestamp::now()));
     }
 
     /// Goes by `config`, or reads renewed files; on an error all stays as it was.
     pub(super) fn reload(&self, config: &Config) -> Result<(), StartError> {
-        let reloaded = self.0.reload(&config.apns, config.push.priority);
-        reloaded.map_err(|error| StartError::Configuration(error.to_string()))
+        self.prepare(config).map(|new| self.replace(new))
     }
 
     /// The files that it reads.
@@ -57,16 +77,10 @@ impl MailPushSetup {
     }
 
     /// What sessions offer, which follows the certificates.
-    pub(super) fn start_offer(
-        &self,
-        config: &Config,
-        tasks: &mut Tasks,
-    ) -> cell::Receiver<Option<PushOffer>> {
-        let Self(identities) = self.clone();
-        let push = config.push.clone();
-        let now = push_offer(identities.offers(Timestamp::now()), &push);
-        let (offer, offered) = cell::channel(now);
-        let publish = move |offers| drop(offer.send_replace(push_offer(offers, &push)));
+    pub(super) fn start_offer(&self, tasks: &mut Tasks) -> cell::Receiver<Option<PushOffer>> {
+        let Self { identities, offer } = self.clone();
+        let offered = offer.current.subscribe();
+        let publish = move |offers| offer.publish(offers);
         let stop = tasks.stop_of(StopStage::Serving);
         let watched = certificate_watch::run(identities, Timestamp::now, publish, stop);
         tasks.start(StopStage::Serving, "certificate watch", watched);
@@ -75,7 +89,7 @@ impl MailPushSetup {
 
     /// Shows in the metrics when the certificates end.
     pub(super) fn watch_certificates(&self, metrics: &Arc<Metrics>) {
-        let Self(identities) = self.clone();
+        let identities = self.identities.clone();
         metrics.watch_certificates(move || {
             let ends = identities.statuses(Timestamp::now()).into_iter();
             let at = |millis: i64| UNIX_EPOCH + Duration::from_millis(millis.unsigned_abs());
@@ -86,7 +100,7 @@ impl MailPushSetup {
     /// Whether all identities can be used. Without any, push is off because it was not wanted, and nothing
     /// is missing.
     pub(super) fn health(self) -> Part {
-        let Self(identities) = self;
+        let Self { identities, .. } = self;
         Part::new("push", move || {
             let statuses = identities.statuses(Timestamp::now());
             async move {

@@ -149,7 +149,7 @@ impl Built {
         let (changes, change_events) = mpsc::channel(QUEUE);
         let (removed, unwatched) = mpsc::channel(QUEUE);
         self.watch_queues(&sessions, &changes);
-        let offered = self.mail_push.start_offer(config, &mut tasks);
+        let offered = self.mail_push.start_offer(&mut tasks);
         let cluster = self.start_membership(config, &mut tasks);
         let assignment = cluster.assignment.clone();
         let dispatcher =

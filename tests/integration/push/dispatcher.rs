@@ -11,8 +11,8 @@ use tracing::Level;
 
 use crate::support::log::Log;
 use crate::support::pushing::{
-    Certificates, Disk, EVER, Running, account_id, alice, backends, load, options, register, rows,
-    state, token, try_load,
+    Certificates, Disk, EVER, Running, account_id, alice, backends, load, options, register,
+    reload, rows, state, token, try_load,
 };
 use crate::support::{limited, until};
 
@@ -431,7 +431,7 @@ async fn nothing_is_lost_while_the_certificate_is_expired() {
         assert_eq!((disk.told().await, stand_in.connections()), (rows(2, 1), 0));
 
         write(-3600..3600);
-        identities.reload(&config, None).unwrap();
+        reload(&identities, &config).unwrap();
         stand_in.next().await;
         running.end().await;
         assert_eq!((disk.told().await, disk.owed().await), (rows(2, 1), Vec::<String>::new()));
@@ -470,7 +470,7 @@ async fn a_device_of_a_topic_that_is_added_later_gets_its_owed_push() {
             ..first.clone()
         };
         second.domains = vec!["example.org".into()];
-        identities.reload(&[first, second], None).unwrap();
+        reload(&identities, &[first, second]).unwrap();
         let push = stand_in.next().await;
         assert_eq!((push.header("apns-topic"), push.status), (Some(other), Some(200)));
         running.end().await;

@@ -23,7 +23,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{is_accepted, push};
-use crate::support::pushing::{Certificates, load, route_of, try_load};
+use crate::support::pushing::{Certificates, load, reload, route_of, try_load};
 use crate::support::{limited, skip};
 
 const DAY: i64 = 24 * 3600;
@@ -207,7 +207,7 @@ async fn each_domain_has_its_identity_and_each_topic_its_client() {
         assert!(statuses[1].not_after.unwrap() < now.0);
 
         configs[1].identity = configs[0].identity.clone();
-        let error = identities.reload(&configs, None).unwrap_err().to_string();
+        let error = reload(&identities, &configs).unwrap_err().to_string();
         assert_eq!(error, format!("[[apns]]: two are for the topic {a}; remove one"));
         assert_eq!(offer("alice@a.example").as_deref(), Some(a), "as before");
     })
@@ -282,11 +282,11 @@ async fn a_reload_loses_no_push_and_the_next_one_has_the_new_certificate() {
         // The file is now that of another certificate; then it is broken.
         let renewed = certificates.pki.client(&[&topic], -DAY..90 * DAY).unwrap();
         certificates.write("apns", &renewed);
-        identities.reload(std::slice::from_ref(&config), None).unwrap();
+        reload(&identities, std::slice::from_ref(&config)).unwrap();
         let ends = identities.statuses(Timestamp::now())[0].not_after.unwrap();
         assert!(ends < Timestamp::now().0 + 91 * DAY * 1000);
         std::fs::write(certificates.file("apns.pem"), "nothing").unwrap();
-        identities.reload(std::slice::from_ref(&config), None).unwrap_err();
+        reload(&identities, std::slice::from_ref(&config)).unwrap_err();
 
         let next = {
             let (apns, device) = (client(&identities), device.clone());
@@ -325,7 +325,7 @@ async fn an_offer_is_withdrawn_when_the_certificate_ends_and_back_with_a_new_one
         let story = async {
             tokio::time::sleep(Duration::from_secs(3 * 24 * 3600)).await;
             certificates.issue(topic, -DAY, 30 * DAY);
-            identities.reload(std::slice::from_ref(&config), None).unwrap();
+            reload(&identities, std::slice::from_ref(&config)).unwrap();
             tokio::time::sleep(Duration::from_secs(60)).await;
             cancel.cancel();
         };

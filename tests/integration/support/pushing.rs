@@ -275,3 +275,11 @@ pub(crate) fn state(n: u64) -> Snapshot {
 pub(crate) fn rows(inbox: u64, notes: u64) -> Vec<(String, u64)> {
     vec![("INBOX".into(), inbox), ("Notes".into(), notes)]
 }
+
+/// Goes by this configuration, as a reload does.
+pub(crate) fn reload(
+    identities: &Identities,
+    config: &[config::ApnsConfig],
+) -> Result<(), LoadError> {
+    identities.prepare(config, None).map(|new| identities.replace(new))
+}

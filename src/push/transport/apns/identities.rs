@@ -134,18 +134,6 @@ impl Identities {
         self.publish();
     }
 
-    /// Replaces all identities and their routes, or none on an error.
-    ///
-    /// # Errors
-    /// As [`Identities::load`].
-    pub fn reload(
-        &self,
-        config: &[config::ApnsConfig],
-        priority: Option<u8>,
-    ) -> Result<(), LoadError> {
-        self.prepare(config, priority).map(|new| self.replace(new))
-    }
-
     fn publish(&self) {
         let entries = self.entries();
         let route = |entry: &Entry| (entry.identity.topic().into(), entry.route.clone());
