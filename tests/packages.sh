@@ -137,7 +137,7 @@ port() { log | grep -w listening | grep -o '127\.0\.0\.1:[0-9]*' | tail -1 | sed
 subscriptions() {
     mailchime subscriptions list --json | python3 -c '
 import json, sys
-for row in json.load(sys.stdin)["devices"]: print(row["account"], row["mailboxes"][0])'
+for row in json.load(sys.stdin)["subscriptions"]: print(row["account"], row["mailboxes"][0])'
 }
 
 # All files and links, and the accounts, but what dpkg, systemd and the system write for themselves.

@@ -82,7 +82,7 @@ fn is_ours(host: &str, local: IpAddr, hosts: &[String]) -> bool {
 pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> HttpResponse {
     let path = request.uri().path();
     let allowed = match path {
-        "/push" | "/devices" => "POST",
+        "/push" | "/subscriptions" => "POST",
         "/" | "/status.css" | "/icon.svg" | "/metrics" | "/healthz" | "/readyz" | "/watchers"
         | "/explain" => "GET, HEAD",
         _ => return refusal(StatusCode::NOT_FOUND, "there is nothing here"),
@@ -106,7 +106,7 @@ pub(super) async fn to<B>(request: &Request<B>, context: &Context) -> HttpRespon
         "/readyz" => ready(&context.parts, &query).await,
         "/watchers" => watchers(context, &query).await,
         "/push" => devices(&context.push, PUSH_TIME, &query).await,
-        "/devices" => changed(context, &query).await,
+        "/subscriptions" => changed(context, &query).await,
         _ => devices(&context.explain, ANSWER_TIME, &query).await,
     };
     result.unwrap_or_else(|(status, why)| refusal(status, &why))
@@ -184,7 +184,7 @@ async fn watchers(context: &Context, query: &Query<'_>) -> Result<HttpResponse, 
 
 async fn changed(context: &Context, query: &Query<'_>) -> Result<HttpResponse, Refused> {
     query.knows(&["user"])?;
-    answered(context.devices.ask(query.account()?), ANSWER_TIME).await
+    answered(context.subscriptions.ask(query.account()?), ANSWER_TIME).await
 }
 
 /// For a question about an account's devices.

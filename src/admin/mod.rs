@@ -8,7 +8,7 @@
 //! | `GET /readyz` | 200 when every part is ready, else 503; `?exclude=PART` leaves one out |
 //! | `GET /watchers` | the accounts that this node watches; `?user=USER` for one |
 //! | `POST /push?user=USER` | sends a test push, `&mailbox=NAME` for one mailbox, and tells APNs' answers |
-//! | `POST /devices?user=USER` | has the user's devices read again, which were changed in the database |
+//! | `POST /subscriptions?user=USER` | has the user's subscriptions read again, which were changed in the database |
 //! | `GET /explain?user=USER` | whether new mail would be pushed now, device by device; `&mailbox=NAME` too |
 //!
 //! Answers but the first two are JSON, times in milliseconds since 1970; an error is `{"error": "…"}`.
@@ -58,8 +58,8 @@ pub struct Context {
     pub watchers: Ask<Option<Account>>,
     /// Sends a test push.
     pub push: Ask<(Account, Option<Mailbox>)>,
-    /// Has an account's devices read again.
-    pub devices: Ask<Account>,
+    /// Has an account's subscriptions read again.
+    pub subscriptions: Ask<Account>,
     /// Whether a change would be pushed.
     pub explain: Ask<(Account, Option<Mailbox>)>,
     /// What the status page shows beside what is counted: `{node, nodes, pushes}`, the last pushes first.

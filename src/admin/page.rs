@@ -90,7 +90,7 @@ fn account(found: &LookedUp) -> Markup {
         Err(why) => html! { p.bad { (stranger(why)) } },
         Ok(answer) => html! {
             (watched(answer))
-            @let devices = list(&answer["devices"]);
+            @let devices = list(&answer["subscriptions"]);
             @if devices.is_empty() { p { "It has no subscription." } }
             (table(&["Service", "Endpoint", "Mailboxes", "Last push", "New mail now"], devices.iter().map(subscription)))
         },

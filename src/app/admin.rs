@@ -122,7 +122,7 @@ impl Parts {
                 let home = backends.id_of(&account);
                 test(store.clone(), routes.clone(), push.clone(), home, (account, mailbox))
             }),
-            devices: on.ask(move |account: Account| {
+            subscriptions: on.ask(move |account: Account| {
                 let pushes = changed.clone();
                 async move {
                     let shown = json!({ "account": account.as_str() });
@@ -244,7 +244,7 @@ async fn explain(
         "node": &here,
         "watched_by": if watcher.is_some() { Some(here) } else { owner },
         "watcher": watcher,
-        "devices": devices,
+        "subscriptions": devices,
     }))
 }
 
@@ -301,7 +301,7 @@ async fn test(
     let mut devices = sending.join_all().await;
     devices.sort_by_key(|(place, _)| *place);
     let devices: Vec<Value> = devices.into_iter().map(|(_, device)| device).collect();
-    Ok(json!({ "account": account.as_str(), "devices": devices }))
+    Ok(json!({ "account": account.as_str(), "subscriptions": devices }))
 }
 
 async fn test_device(

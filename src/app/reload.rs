@@ -298,7 +298,7 @@ mod tests {
             (|new| new.store.busy_timeout = Duration::from_secs(1), &["[store]"]),
             (|new| new.credentials = CredentialsMode::Memory, &["[credentials]"]),
             (|new| new.watch.connections = 1, &["[watch]"]),
-            (|new| new.push.devices = 1, &["[push]"]),
+            (|new| new.push.subscriptions = 1, &["[push]"]),
             (|new| new.fcm = vec![FcmConfig::new("a")], &[]),
             (
                 |new| {

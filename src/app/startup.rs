@@ -506,9 +506,9 @@ async fn open_store(config: &Config, metrics: &Arc<Metrics>) -> Result<Store, St
     let store = store.sealing(&config.key_file).sharing(Shares {
         accounts_per_device: config.push.accounts_per_device,
         accounts_per_domain: config.push.accounts_per_domain,
-        devices_per_domain: config.push.devices_per_domain,
+        subscriptions_per_domain: config.push.subscriptions_per_domain,
         accounts_per_backend: config.push.accounts_per_backend,
-        devices_per_backend: config.push.devices_per_backend,
+        subscriptions_per_backend: config.push.subscriptions_per_backend,
     });
     let store = store.counting(Arc::clone(metrics)).of_node(nodes::incarnation().into());
     Ok(store.serving().await)

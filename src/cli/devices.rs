@@ -76,7 +76,7 @@ fn list(options: &List) -> Result<(), CommandFailure> {
     })?;
     if options.json {
         let devices: Vec<Value> = targets.iter().map(shown).collect();
-        say(json!({ "devices": devices }));
+        say(json!({ "subscriptions": devices }));
         return Ok(());
     }
     let rows: Vec<_> = targets.iter().map(row).collect();
@@ -169,7 +169,7 @@ fn tell(options: &Remove, accounts: &BTreeSet<Account>) -> Result<(), CommandFai
     }
     let told = accounts.iter().try_for_each(|account| {
         let user = [("user", account.as_str())];
-        ask(&options.configured, Method::POST, "/devices", &user).map(drop)
+        ask(&options.configured, Method::POST, "/subscriptions", &user).map(drop)
     });
     match told {
         Ok(()) => say("the mailchime that runs has been told"),

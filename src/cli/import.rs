@@ -158,7 +158,7 @@ impl ImportTarget {
                     let mailboxes = imported.registration.mailboxes.iter();
                     let names = mailboxes.map(|(name, _)| name.as_str().escape_debug().to_string());
                     let names = names.collect::<Vec<_>>().join(", ");
-                    let most = u32::try_from(self.config.push.devices).unwrap_or(u32::MAX);
+                    let most = u32::try_from(self.config.push.subscriptions).unwrap_or(u32::MAX);
                     match store.import(&imported, most, self.dry_run).await {
                         Ok(outcome) => said(outcome).map_or(Ok(names), |why| Err(why.to_owned())),
                         Err(error) => {
@@ -193,9 +193,9 @@ impl ImportTarget {
         Ok(opened.sharing(Shares {
             accounts_per_device: push.accounts_per_device,
             accounts_per_domain: push.accounts_per_domain,
-            devices_per_domain: push.devices_per_domain,
+            subscriptions_per_domain: push.subscriptions_per_domain,
             accounts_per_backend: push.accounts_per_backend,
-            devices_per_backend: push.devices_per_backend,
+            subscriptions_per_backend: push.subscriptions_per_backend,
         }))
     }
 
@@ -307,15 +307,19 @@ fn said(outcome: ImportOutcome) -> Option<&'static str> {
         ImportOutcome::TakenOver => return None,
         ImportOutcome::Known => "mailchime knows it already",
         ImportOutcome::OtherBackend => "the account is at another backend since",
-        ImportOutcome::TooManyDevices => "the account has as many devices as [push] devices allows",
+        ImportOutcome::TooManySubscriptions => {
+            "the account has as many subscriptions as [push] subscriptions allows"
+        }
         ImportOutcome::TooManyAccounts => {
             "the device has as many accounts as [push] accounts_per_device allows"
         }
         ImportOutcome::Full(Full::AccountsPerDomain) => "[push] accounts_per_domain is reached",
-        ImportOutcome::Full(Full::DevicesPerDomain) => "[push] devices_per_domain is reached",
+        ImportOutcome::Full(Full::SubscriptionsPerDomain) => {
+            "[push] subscriptions_per_domain is reached"
+        }
         ImportOutcome::Full(Full::AccountsPerBackend) => "[push] accounts_per_backend is reached",
-        ImportOutcome::Full(Full::DevicesPerBackend | Full::PendingPerAccount) => {
-            "[push] devices_per_backend is reached"
+        ImportOutcome::Full(Full::SubscriptionsPerBackend | Full::PendingPerAccount) => {
+            "[push] subscriptions_per_backend is reached"
         }
     })
 }

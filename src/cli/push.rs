@@ -40,7 +40,7 @@ pub(super) fn run(options: &PushOptions) -> Result<(), CommandFailure> {
         false => (Method::POST, "/push"),
     };
     let answer = ask(&options.configured, method, path, &parameters)?;
-    let devices = answer["devices"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let devices = answer["subscriptions"].as_array().map(Vec::as_slice).unwrap_or_default();
     match (options.json, options.explain) {
         (true, _) => say(&answer),
         (false, true) => explain(&answer, devices),

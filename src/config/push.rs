@@ -21,23 +21,23 @@ pub struct PushConfig {
     pub clients: Vec<String>,
     /// Most mailboxes of one registration.
     pub mailboxes: usize,
-    /// Most devices of one account.
-    pub devices: usize,
-    /// Devices do not outlive the password that they registered with, not even for a day.
-    pub forget_devices_on_password_change: bool,
+    /// Most subscriptions of one account.
+    pub subscriptions: usize,
+    /// Subscriptions do not outlive the password that they registered with, not even for a day.
+    pub forget_subscriptions_on_password_change: bool,
     /// Most accounts of one device.
     pub accounts_per_device: u32,
-    /// Most accounts with devices of one domain; 0 for no limit.
+    /// Most accounts with subscriptions of one domain; 0 for no limit.
     pub accounts_per_domain: u32,
-    /// Most devices of one domain; 0 for no limit.
-    pub devices_per_domain: u32,
-    /// Most accounts with devices of one backend; 0 for no limit.
+    /// Most subscriptions of one domain; 0 for no limit.
+    pub subscriptions_per_domain: u32,
+    /// Most accounts with subscriptions of one backend; 0 for no limit.
     pub accounts_per_backend: u32,
-    /// Most devices of one backend; 0 for no limit.
-    pub devices_per_backend: u32,
-    /// Most pushes a second to the devices of one domain; 0 for no limit.
+    /// Most subscriptions of one backend; 0 for no limit.
+    pub subscriptions_per_backend: u32,
+    /// Most pushes a second to the subscriptions of one domain; 0 for no limit.
     pub pushes_per_second_per_domain: u32,
-    /// Most pushes a second to the devices of one backend; 0 for no limit.
+    /// Most pushes a second to the subscriptions of one backend; 0 for no limit.
     pub pushes_per_second_per_backend: u32,
     /// Which changes are pushed.
     pub events: Events,
@@ -105,13 +105,17 @@ table!(RawPush {
     registration_ttl: Option<String>,
     clients: Option<Vec<String>>,
     mailboxes: Option<i64>,
-    devices: Option<i64>,
-    forget_devices_on_password_change: Option<bool>,
+    #[serde(alias = "devices")]
+    subscriptions: Option<i64>,
+    #[serde(alias = "forget_devices_on_password_change")]
+    forget_subscriptions_on_password_change: Option<bool>,
     accounts_per_device: Option<i64>,
     accounts_per_domain: Option<i64>,
-    devices_per_domain: Option<i64>,
+    #[serde(alias = "devices_per_domain")]
+    subscriptions_per_domain: Option<i64>,
     accounts_per_backend: Option<i64>,
-    devices_per_backend: Option<i64>,
+    #[serde(alias = "devices_per_backend")]
+    subscriptions_per_backend: Option<i64>,
     pushes_per_second_per_domain: Option<i64>,
     pushes_per_second_per_backend: Option<i64>,
     events: Option<Vec<RawEvent>>,
@@ -140,7 +144,7 @@ impl PushConfig {
     /// For how long a device lives that has not registered with its account's new password. One that
     /// is well registers each 23 hours.
     pub fn outdated_for(&self) -> Duration {
-        match self.forget_devices_on_password_change {
+        match self.forget_subscriptions_on_password_change {
             true => Duration::ZERO,
             false => Duration::from_hours(25),
         }
@@ -156,13 +160,13 @@ impl Default for PushConfig {
             registration_ttl: Duration::from_hours(10 * 24),
             clients: vec!["com.apple.mobilemail".into()],
             mailboxes: 64,
-            devices: 50,
-            forget_devices_on_password_change: false,
+            subscriptions: 50,
+            forget_subscriptions_on_password_change: false,
             accounts_per_device: 20,
             accounts_per_domain: 0,
-            devices_per_domain: 0,
+            subscriptions_per_domain: 0,
             accounts_per_backend: 0,
-            devices_per_backend: 0,
+            subscriptions_per_backend: 0,
             pushes_per_second_per_domain: 0,
             pushes_per_second_per_backend: 0,
             events: Events { new_mail: true, quiet: true },
@@ -195,12 +199,12 @@ impl Check<'_> {
         // Devices register anew every 23 hours: a shorter life would forget those that are well.
         self.duration("[push] registration_ttl", raw.registration_ttl, 2 * DAY..=365 * DAY, &mut push.registration_ttl)?;
         self.number("[push] mailboxes", raw.mailboxes, 1..=10_000, &mut push.mailboxes)?;
-        self.number("[push] devices", raw.devices, 1..=10_000, &mut push.devices)?;
+        self.number("[push] subscriptions", raw.subscriptions, 1..=10_000, &mut push.subscriptions)?;
         self.number("[push] accounts_per_device", raw.accounts_per_device, 1..=10_000, &mut push.accounts_per_device)?;
         self.number("[push] accounts_per_domain", raw.accounts_per_domain, 0..=100_000_000, &mut push.accounts_per_domain)?;
-        self.number("[push] devices_per_domain", raw.devices_per_domain, 0..=100_000_000, &mut push.devices_per_domain)?;
+        self.number("[push] subscriptions_per_domain", raw.subscriptions_per_domain, 0..=100_000_000, &mut push.subscriptions_per_domain)?;
         self.number("[push] accounts_per_backend", raw.accounts_per_backend, 0..=100_000_000, &mut push.accounts_per_backend)?;
-        self.number("[push] devices_per_backend", raw.devices_per_backend, 0..=100_000_000, &mut push.devices_per_backend)?;
+        self.number("[push] subscriptions_per_backend", raw.subscriptions_per_backend, 0..=100_000_000, &mut push.subscriptions_per_backend)?;
         self.number("[push] pushes_per_second_per_domain", raw.pushes_per_second_per_domain, 0..=1_000_000, &mut push.pushes_per_second_per_domain)?;
         self.number("[push] pushes_per_second_per_backend", raw.pushes_per_second_per_backend, 0..=1_000_000, &mut push.pushes_per_second_per_backend)?;
         self.duration("[push] expiration", raw.expiration, MINUTE..=30 * DAY, &mut push.expiration)?;
@@ -212,9 +216,9 @@ impl Check<'_> {
         if let Some(events) = raw.events {
             push.events = self.events(&events)?;
         }
-        push.forget_devices_on_password_change = raw
-            .forget_devices_on_password_change
-            .unwrap_or(push.forget_devices_on_password_change);
+        push.forget_subscriptions_on_password_change = raw
+            .forget_subscriptions_on_password_change
+            .unwrap_or(push.forget_subscriptions_on_password_change);
         push.collapse = raw.collapse.unwrap_or(push.collapse);
         push.push_type = raw.push_type.unwrap_or(push.push_type);
         push.preview = raw.preview.unwrap_or(push.preview);
@@ -278,6 +282,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_former_names_of_keys_still_work() {
+        let push = parse(
+            "[push]\ndevices = 3\nforget_devices_on_password_change = true\n\
+             devices_per_domain = 4\ndevices_per_backend = 5",
+        )
+        .unwrap()
+        .push;
+        assert_eq!((push.subscriptions, push.forget_subscriptions_on_password_change), (3, true));
+        assert_eq!((push.subscriptions_per_domain, push.subscriptions_per_backend), (4, 5));
+    }
+
+    #[test]
     fn a_refused_value_names_its_key_and_what_is_allowed() {
         for (text, expected) in [
             ("[push]\nquiet_delay = \"soon\"", "[push] quiet_delay: \"soon\" is no duration"),
@@ -308,7 +324,10 @@ mod tests {
                 "[push]\npush_type = \"voip\"",
                 "[push] push_type: unknown variant `voip`, expected `background` or `alert`",
             ),
-            ("[push]\ndevices = -1", "[push] devices: -1 is out of range; allowed is 1 to 10000"),
+            (
+                "[push]\nsubscriptions = -1",
+                "[push] subscriptions: -1 is out of range; allowed is 1 to 10000",
+            ),
             (
                 "[push]\nevents = [\"MessageNews\"]",
                 "[push] events: unknown variant `MessageNews`, expected one of `MessageNew`,",

@@ -9,12 +9,12 @@ use serde::{Deserialize, Deserializer};
 
 /// A table of the file. A macro, because the attributes of each must be the same.
 macro_rules! table {
-    ($name:ident { $($key:ident: $type:ty,)* }) => {
+    ($name:ident { $($(#[$attribute:meta])* $key:ident: $type:ty,)* }) => {
         #[derive(Debug, Default, serde::Deserialize)]
         #[cfg_attr(test, derive(serde::Serialize))]
         #[serde(deny_unknown_fields, default)]
         pub(super) struct $name {
-            $(pub(super) $key: $type,)*
+            $($(#[$attribute])* pub(super) $key: $type,)*
         }
     };
 }

@@ -49,12 +49,12 @@ pub struct LimitCounters {
     pub accounts_per_device: Counter,
     /// `[push] accounts_per_domain`
     pub accounts_per_domain: Counter,
-    /// `[push] devices_per_domain`
-    pub devices_per_domain: Counter,
+    /// `[push] subscriptions_per_domain`
+    pub subscriptions_per_domain: Counter,
     /// `[push] accounts_per_backend`
     pub accounts_per_backend: Counter,
-    /// `[push] devices_per_backend`
-    pub devices_per_backend: Counter,
+    /// `[push] subscriptions_per_backend`
+    pub subscriptions_per_backend: Counter,
     /// Pushes that waited for their turns, as their domain or backend had as many as it may have.
     pub pushes_per_second_per_domain: Counter,
     /// `[push] pushes_per_second_per_backend`
@@ -167,9 +167,9 @@ impl LimitCounters {
             ("registrations_per_minute", &self.registrations_per_minute),
             ("accounts_per_device", &self.accounts_per_device),
             ("accounts_per_domain", &self.accounts_per_domain),
-            ("devices_per_domain", &self.devices_per_domain),
+            ("subscriptions_per_domain", &self.subscriptions_per_domain),
             ("accounts_per_backend", &self.accounts_per_backend),
-            ("devices_per_backend", &self.devices_per_backend),
+            ("subscriptions_per_backend", &self.subscriptions_per_backend),
             ("pushes_per_second_per_domain", &self.pushes_per_second_per_domain),
             ("pushes_per_second_per_backend", &self.pushes_per_second_per_backend),
             ("min_interval", &self.min_interval),

@@ -67,7 +67,7 @@ impl Registrar {
             credentials,
             pace: RegistrationPace::default(),
             per_minute: AtomicU32::new(config.limits.registrations_per_minute),
-            most: u32::try_from(config.push.devices).unwrap_or(u32::MAX),
+            most: u32::try_from(config.push.subscriptions).unwrap_or(u32::MAX),
             busy_timeout: config.store.busy_timeout,
         };
         Self { parts: Arc::new(parts), events, is_of_operator: false }
@@ -271,9 +271,13 @@ impl RegistrarParts {
         let counters = &self.counters;
         let (key, counter) = match full {
             Full::AccountsPerDomain => ("accounts_per_domain", &counters.accounts_per_domain),
-            Full::DevicesPerDomain => ("devices_per_domain", &counters.devices_per_domain),
+            Full::SubscriptionsPerDomain => {
+                ("subscriptions_per_domain", &counters.subscriptions_per_domain)
+            }
             Full::AccountsPerBackend => ("accounts_per_backend", &counters.accounts_per_backend),
-            Full::DevicesPerBackend => ("devices_per_backend", &counters.devices_per_backend),
+            Full::SubscriptionsPerBackend => {
+                ("subscriptions_per_backend", &counters.subscriptions_per_backend)
+            }
             Full::PendingPerAccount => return RegistrationResult::TooMany,
         };
         if counter.hit() {
@@ -283,8 +287,12 @@ impl RegistrarParts {
             );
         }
         match full {
-            Full::AccountsPerDomain | Full::DevicesPerDomain => RegistrationResult::DomainFull,
-            Full::AccountsPerBackend | Full::DevicesPerBackend => RegistrationResult::BackendFull,
+            Full::AccountsPerDomain | Full::SubscriptionsPerDomain => {
+                RegistrationResult::DomainFull
+            }
+            Full::AccountsPerBackend | Full::SubscriptionsPerBackend => {
+                RegistrationResult::BackendFull
+            }
             Full::PendingPerAccount => RegistrationResult::TooMany,
         }
     }

@@ -27,7 +27,7 @@ pub(super) struct Waiting {
     /// Of its subscription, sealed.
     pub(super) secrets: Option<String>,
     pub(super) login: Registrant,
-    pub(super) max_devices: u32,
+    pub(super) max_subscriptions: u32,
     pub(super) now: Timestamp,
     reply: oneshot::Sender<Written>,
 }
@@ -66,7 +66,7 @@ impl Store {
         registration: &Registration,
         secrets: Option<String>,
         login: Registrant,
-        max_devices: u32,
+        max_subscriptions: u32,
         now: Timestamp,
     ) -> Result<RegisterOutcome, StoreError> {
         let (reply, answer) = oneshot::channel();
@@ -74,7 +74,7 @@ impl Store {
             registration: registration.clone(),
             secrets,
             login,
-            max_devices,
+            max_subscriptions,
             now,
             reply,
         });

@@ -142,11 +142,11 @@ impl CredentialSource {
         &self,
         registration: &Registration,
         login: &AcceptedLogin,
-        max_devices: u32,
+        max_subscriptions: u32,
         now: Timestamp,
     ) -> Result<RegisterOutcome, StoreError> {
         let state = SubscriptionState::Active;
-        self.register_in(registration, login, max_devices, now, state).await
+        self.register_in(registration, login, max_subscriptions, now, state).await
     }
 
     /// The same for a subscription that counts when [`Store::confirm`] is called for it: until then it gets
@@ -159,11 +159,11 @@ impl CredentialSource {
         &self,
         registration: &Registration,
         login: &AcceptedLogin,
-        max_devices: u32,
+        max_subscriptions: u32,
         now: Timestamp,
     ) -> Result<RegisterOutcome, StoreError> {
         let state = SubscriptionState::Pending;
-        self.register_in(registration, login, max_devices, now, state).await
+        self.register_in(registration, login, max_subscriptions, now, state).await
     }
 
     /// A pending subscription of the account that `login` proves is confirmed: [`Store::confirm`].
@@ -175,16 +175,16 @@ impl CredentialSource {
         account: &Account,
         id: i64,
         login: &AcceptedLogin,
-        max_devices: u32,
+        max_subscriptions: u32,
     ) -> Result<Option<RegisterOutcome>, StoreError> {
-        self.store.confirm(account, id, login, max_devices).await
+        self.store.confirm(account, id, login, max_subscriptions).await
     }
 
     async fn register_in(
         &self,
         registration: &Registration,
         login: &AcceptedLogin,
-        max_devices: u32,
+        max_subscriptions: u32,
         now: Timestamp,
         state: SubscriptionState,
     ) -> Result<RegisterOutcome, StoreError> {
@@ -207,7 +207,7 @@ impl CredentialSource {
             }
             _ => {}
         }
-        let stored = self.store.register(registration, registrant, max_devices, now).await?;
+        let stored = self.store.register(registration, registrant, max_subscriptions, now).await?;
         if let (Mode::Memory(all), Some(credentials)) = (&self.mode, credentials)
             && let RegisterOutcome::Stored(_) = stored
         {

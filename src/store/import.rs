@@ -32,7 +32,7 @@ pub enum ImportOutcome {
     /// Another backend has accepted the account.
     OtherBackend,
     /// The account has as many devices as it may have.
-    TooManyDevices,
+    TooManySubscriptions,
     /// The device has as many accounts as it may have.
     TooManyAccounts,
     /// This limit leaves no room for it.
@@ -47,19 +47,19 @@ impl Store {
     ///   since is left as it is, also under another spelling of the account's name.
     /// - A parked account stays parked.
     /// - A device that registered before its account got another password is outdated.
-    /// - The account has `max_devices` devices at most, and the limits of `Shares` hold.
+    /// - The account has `max_subscriptions` devices at most, and the limits of `Shares` hold.
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn import(
         &self,
         imported: &ImportedRegistration,
-        max_devices: u32,
+        max_subscriptions: u32,
         dry_run: bool,
     ) -> Result<ImportOutcome, StoreError> {
         self.write(Call::Register, || async {
             let mut work = self.begin().await?;
-            let outcome = self.import_in(&mut work, imported, max_devices).await?;
+            let outcome = self.import_in(&mut work, imported, max_subscriptions).await?;
             if outcome == ImportOutcome::TakenOver && !dry_run {
                 work.commit().await?;
                 self.leaves_traces();
@@ -73,7 +73,7 @@ impl Store {
         &self,
         work: &mut Work,
         imported: &ImportedRegistration,
-        max_devices: u32,
+        max_subscriptions: u32,
     ) -> sqlx::Result<ImportOutcome> {
         let ImportedRegistration { registration, registered_at, backend } = imported;
         let subscription = &registration.subscription;
@@ -103,7 +103,7 @@ impl Store {
             return Ok(ImportOutcome::Known);
         }
         if device.is_empty()
-            && let Some(outcome) = self.no_room(work, &key, backend, max_devices).await?
+            && let Some(outcome) = self.no_room(work, &key, backend, max_subscriptions).await?
         {
             return Ok(outcome);
         }
@@ -129,15 +129,15 @@ impl Store {
         work: &mut Work,
         key: &SubscriptionKey,
         backend: &BackendId,
-        max_devices: u32,
+        max_subscriptions: u32,
     ) -> sqlx::Result<Option<ImportOutcome>> {
         let of_account = sql::query(
             "select count(*) as others from subscription s join account a on a.id = s.account \
              where a.folded = $1 and s.state = 'active'",
         );
         let of_account = of_account.bind(key.account.case_folded()).fetch_one_in(work).await?;
-        if of_account.try_get::<i64, _>("others")? >= i64::from(max_devices.max(1)) {
-            return Ok(Some(ImportOutcome::TooManyDevices));
+        if of_account.try_get::<i64, _>("others")? >= i64::from(max_subscriptions.max(1)) {
+            return Ok(Some(ImportOutcome::TooManySubscriptions));
         }
         let of_device = sql::query(
             "select count(*) as others from subscription s \

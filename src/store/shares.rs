@@ -17,12 +17,12 @@ pub struct Shares {
     pub accounts_per_device: u32,
     /// Accounts with devices, and their devices, of one domain; names without one count as one domain.
     pub accounts_per_domain: u32,
-    /// `[push] devices_per_domain`
-    pub devices_per_domain: u32,
+    /// `[push] subscriptions_per_domain`
+    pub subscriptions_per_domain: u32,
     /// The same of one backend.
     pub accounts_per_backend: u32,
-    /// `[push] devices_per_backend`
-    pub devices_per_backend: u32,
+    /// `[push] subscriptions_per_backend`
+    pub subscriptions_per_backend: u32,
 }
 
 /// A limit that leaves no room for a registration.
@@ -30,12 +30,12 @@ pub struct Shares {
 pub enum Full {
     /// `[push] accounts_per_domain`
     AccountsPerDomain,
-    /// `[push] devices_per_domain`
-    DevicesPerDomain,
+    /// `[push] subscriptions_per_domain`
+    SubscriptionsPerDomain,
     /// `[push] accounts_per_backend`
     AccountsPerBackend,
-    /// `[push] devices_per_backend`
-    DevicesPerBackend,
+    /// `[push] subscriptions_per_backend`
+    SubscriptionsPerBackend,
     /// The account has as many pending subscriptions as it may have.
     PendingPerAccount,
 }
@@ -51,12 +51,12 @@ pub struct MadeRoom {
 
 impl MadeRoom {
     /// Says in the log that others had to go for a subscription of this account.
-    pub(super) fn say(&self, account: &Account, max_devices: u32) {
+    pub(super) fn say(&self, account: &Account, max_subscriptions: u32) {
         if let Self { devices: dropped @ 1.., .. } = *self {
             tracing::info!(
                 target: "mailchime::store::oldest_subscriptions_removed",
-                %account, dropped, max_devices,
-                "removed the oldest devices of an account to make room for a new one"
+                %account, dropped, max_subscriptions,
+                "removed the oldest subscriptions of an account to make room for a new one"
             );
         }
     }
@@ -81,9 +81,9 @@ impl Default for Shares {
         Self {
             accounts_per_device: 20,
             accounts_per_domain: 0,
-            devices_per_domain: 0,
+            subscriptions_per_domain: 0,
             accounts_per_backend: 0,
-            devices_per_backend: 0,
+            subscriptions_per_backend: 0,
         }
     }
 }
@@ -91,10 +91,14 @@ impl Default for Shares {
 impl Shares {
     /// Whether one more subscription may be one too many.
     pub(super) fn has_limits(self) -> bool {
-        let Self { accounts_per_domain, devices_per_domain, .. } = self;
-        let Self { accounts_per_backend, devices_per_backend, .. } = self;
-        [accounts_per_domain, devices_per_domain, accounts_per_backend, devices_per_backend]
-            != [0; 4]
+        let Self { accounts_per_domain, subscriptions_per_domain, .. } = self;
+        let Self { accounts_per_backend, subscriptions_per_backend, .. } = self;
+        [
+            accounts_per_domain,
+            subscriptions_per_domain,
+            accounts_per_backend,
+            subscriptions_per_backend,
+        ] != [0; 4]
     }
 
     /// Whether there is no room for what would be one more subscription of an account of this backend. Pending
@@ -113,9 +117,14 @@ impl Shares {
         const OF_DOMAIN: &str = "a.domain in ($1, $2)";
         const OF_BACKEND: &str = "a.backend in ($1, $2)";
         let limits = [
-            (self.devices_per_domain, Full::DevicesPerDomain, SUBSCRIPTIONS, OF_DOMAIN),
+            (self.subscriptions_per_domain, Full::SubscriptionsPerDomain, SUBSCRIPTIONS, OF_DOMAIN),
             (self.accounts_per_domain, Full::AccountsPerDomain, ACCOUNTS, OF_DOMAIN),
-            (self.devices_per_backend, Full::DevicesPerBackend, SUBSCRIPTIONS, OF_BACKEND),
+            (
+                self.subscriptions_per_backend,
+                Full::SubscriptionsPerBackend,
+                SUBSCRIPTIONS,
+                OF_BACKEND,
+            ),
             (self.accounts_per_backend, Full::AccountsPerBackend, ACCOUNTS, OF_BACKEND),
         ];
         if limits.iter().all(|(limit, ..)| *limit == 0) {
@@ -152,7 +161,7 @@ impl Shares {
         work: &mut Work,
         key: &SubscriptionKey,
         own: i64,
-        max_devices: u32,
+        max_subscriptions: u32,
     ) -> sqlx::Result<(MadeRoom, BTreeSet<String>)> {
         // To a server that tells names by their case they are others, so each keeps its own as long
         // as it has no more than the others.
@@ -185,7 +194,7 @@ impl Shares {
         let rows: Vec<EvictionCandidate> = rows.iter().filter_map(|row| read(row).ok()).collect();
         let of_account = |row: &&EvictionCandidate| row.account.to_lowercase() == folded;
         let devices = rows.iter().filter(of_account).cloned().collect();
-        let too_many = excess(devices, max_devices, own, |row| row.account.clone());
+        let too_many = excess(devices, max_subscriptions, own, |row| row.account.clone());
 
         let same = rows.iter().filter(|row| row.same_endpoint).cloned().collect();
         // Somebody who registers a foreign device makes room at the cost of their own domain.

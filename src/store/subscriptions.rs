@@ -51,7 +51,7 @@ impl Store {
     ///   owed.
     /// - A mailbox that no device was registered for begins with the registration's snapshot. An
     ///   existing snapshot stays: it says what the other devices know.
-    /// - Of the account's devices this one and the newest others remain, `max_devices` in all (at
+    /// - Of the account's devices this one and the newest others remain, `max_subscriptions` in all (at
     ///   least one). Accounts whose names differ in nothing but case share this number: the one with
     ///   most devices makes room.
     /// - Where the backend ignores the case of names, the device's registrations for other spellings
@@ -67,11 +67,11 @@ impl Store {
         &self,
         registration: &Registration,
         login: Registrant,
-        max_devices: u32,
+        max_subscriptions: u32,
         now: Timestamp,
     ) -> Result<RegisterOutcome, StoreError> {
         let secrets = self.sealed_secrets(&registration.subscription)?;
-        let writing = self.write_with_others(registration, secrets, login, max_devices, now);
+        let writing = self.write_with_others(registration, secrets, login, max_subscriptions, now);
         let registered = Box::pin(self.measured(Call::Register, async {
             self.ready().await?;
             self.is_in_place()?;
@@ -81,7 +81,7 @@ impl Store {
         }))
         .await?;
         if let RegisterOutcome::Stored(made) = &registered {
-            made.say(&registration.subscription.account, max_devices);
+            made.say(&registration.subscription.account, max_subscriptions);
         }
         Ok(registered)
     }
@@ -97,7 +97,7 @@ impl Store {
         self.repeated(|| async {
             let mut transaction = self.begin().await?;
             let mut registered = Vec::with_capacity(batch.len());
-            for Waiting { registration, secrets, login, max_devices, now, .. } in batch {
+            for Waiting { registration, secrets, login, max_subscriptions, now, .. } in batch {
                 let account = &registration.subscription.account;
                 let key = SubscriptionKey::from(&registration.subscription);
                 leave(&mut transaction, account, &login.backend).await?;
@@ -140,7 +140,7 @@ impl Store {
                     true => MadeRoom::default(),
                     false => {
                         let folds = login.names_ignore_case;
-                        self.displace(&mut transaction, &key, id, folds, *max_devices).await?
+                        self.displace(&mut transaction, &key, id, folds, *max_subscriptions).await?
                     }
                 };
                 sweep(&mut transaction, account.as_str()).await?;
@@ -162,13 +162,13 @@ impl Store {
         key: &SubscriptionKey,
         id: i64,
         folds: bool,
-        max_devices: u32,
+        max_subscriptions: u32,
     ) -> sqlx::Result<MadeRoom> {
         let mut losers = match folds {
             true => leave_spellings(transaction, key).await?,
             false => BTreeSet::new(),
         };
-        let (made, others) = self.shares.make_room(transaction, key, id, max_devices).await?;
+        let (made, others) = self.shares.make_room(transaction, key, id, max_subscriptions).await?;
         losers.extend(others);
         for loser in losers {
             sweep(transaction, &loser).await?;

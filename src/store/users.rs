@@ -116,7 +116,7 @@ impl Store {
         account: &Account,
         id: i64,
         login: &AcceptedLogin,
-        max_devices: u32,
+        max_subscriptions: u32,
     ) -> Result<Option<RegisterOutcome>, StoreError> {
         let confirmed = self.write(Call::Confirm, || async {
             let mut transaction = self.begin().await?;
@@ -142,7 +142,7 @@ impl Store {
             active.bind(id).execute_in(&mut transaction).await?;
             let key = SubscriptionKey::from(&subscription(&row)?);
             let made = self
-                .displace(&mut transaction, &key, id, login.names_ignore_case, max_devices)
+                .displace(&mut transaction, &key, id, login.names_ignore_case, max_subscriptions)
                 .await?;
             sweep(&mut transaction, account.as_str()).await?;
             self.tell(&mut transaction, account.as_str(), true).await?;
@@ -152,7 +152,7 @@ impl Store {
         });
         let confirmed = confirmed.await?;
         if let Some(RegisterOutcome::Stored(made)) = &confirmed {
-            made.say(account, max_devices);
+            made.say(account, max_subscriptions);
         }
         Ok(confirmed)
     }

@@ -116,12 +116,12 @@ fn every_key_takes_effect() {
     assert_eq!(push.max_delay, Duration::from_secs(60));
     assert_eq!(push.registration_ttl, Duration::from_secs(30 * 24 * 3600));
     assert_eq!(push.clients, ["com.apple.mobilemail", "org.example.*"]);
-    assert_eq!((push.mailboxes, push.devices, push.accounts_per_device), (128, 10, 9));
-    assert_eq!((push.accounts_per_domain, push.devices_per_domain), (1000, 5000));
-    assert_eq!((push.accounts_per_backend, push.devices_per_backend), (20_000, 90_000));
+    assert_eq!((push.mailboxes, push.subscriptions, push.accounts_per_device), (128, 10, 9));
+    assert_eq!((push.accounts_per_domain, push.subscriptions_per_domain), (1000, 5000));
+    assert_eq!((push.accounts_per_backend, push.subscriptions_per_backend), (20_000, 90_000));
     assert_eq!(push.pushes_per_second_per_domain, 50);
     assert_eq!(push.pushes_per_second_per_backend, 400);
-    assert!(push.forget_devices_on_password_change);
+    assert!(push.forget_subscriptions_on_password_change);
     assert_eq!(push.events, Events { new_mail: false, quiet: true });
     assert_eq!(push.collapse, Collapse::Account);
     assert_eq!((push.push_type, push.priority), (PushType::Alert, Some(10)));

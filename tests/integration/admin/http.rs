@@ -70,7 +70,7 @@ impl Server {
                 async move { Ok(answer) }
             }),
             push: echo("push"),
-            devices: echo("devices"),
+            subscriptions: echo("subscriptions"),
             explain: Ask::new(|_| async { Err::<Value, _>("push is off".to_owned()) }),
             status: Ask::new(|()| async {
                 Ok(json!({ "node": "a", "nodes": ["a"], "pushes": [] }))
@@ -162,7 +162,7 @@ async fn a_part_that_says_nothing_is_not_ready() {
             parts: vec![Part::new("database", std::future::pending::<Result<(), String>>)],
             watchers: Ask::new(|_| std::future::pending()),
             push: echo("push"),
-            devices: echo("devices"),
+            subscriptions: echo("subscriptions"),
             explain: echo("explain"),
             status: echo("status"),
             started_at: Timestamp::now(),
@@ -189,8 +189,8 @@ async fn questions_reach_their_part_with_what_they_are_about() {
         assert_eq!(answer.json(), json!({ "watchers": "Some(\"a+b@example.org\")" }));
         let answer = request(address, "POST", "/push?user=alice&mailbox=Entw%C3%BCrfe").await;
         assert_eq!(answer.json(), json!({ "push": "(\"alice\", Some(\"Entwürfe\"))" }));
-        let answer = request(address, "POST", "/devices?user=alice").await;
-        assert_eq!(answer.json(), json!({ "devices": "\"alice\"" }));
+        let answer = request(address, "POST", "/subscriptions?user=alice").await;
+        assert_eq!(answer.json(), json!({ "subscriptions": "\"alice\"" }));
         let answer = get(address, "/explain?user=alice").await;
         assert_eq!((answer.status, answer.json()), (503, json!({ "error": "push is off" })));
     })
@@ -209,9 +209,9 @@ async fn what_is_not_asked_rightly_is_refused() {
             ("GET", "/push?user=alice", 405),
             ("DELETE", "/watchers", 405),
             ("POST", "/push", 400),
-            ("GET", "/devices?user=alice", 405),
-            ("POST", "/devices", 400),
-            ("POST", "/devices?user=alice&mailbox=INBOX", 400),
+            ("GET", "/subscriptions?user=alice", 405),
+            ("POST", "/subscriptions", 400),
+            ("POST", "/subscriptions?user=alice&mailbox=INBOX", 400),
             ("POST", "/push?user=", 400),
             ("POST", "/push?usr=alice", 400),
             ("GET", "/watchers?account=alice", 400),

@@ -242,28 +242,28 @@ async fn watchers_test_pushes_and_explanations_are_shown() {
         let push = world.apns.next().await;
         assert_eq!(push.token.as_ref().unwrap().as_given(), TOKEN);
         assert!(push.json()["aps"].get("m").is_none());
-        let device = &answer.json()["devices"][0];
+        let device = &answer.json()["subscriptions"][0];
         assert_eq!(device["accepted"], true, "{device}");
         assert_eq!(device["message_id"].as_str(), push.header("apns-id"), "{device}");
         assert_eq!(device["endpoint"], "8df2a4c1…");
         assert!(!answer.body.contains(TOKEN), "{}", answer.body);
 
         let answer = request(world.admin(), "POST", "/push?user=alice&mailbox=Notes").await;
-        let device = &answer.json()["devices"][0];
+        let device = &answer.json()["subscriptions"][0];
         assert_eq!(device["detail"], "it did not register for \"Notes\"", "{device}");
         assert_eq!(world.apns.received(), 1);
         let answer = request(world.admin(), "POST", "/push?user=bob").await;
-        assert_eq!(answer.json()["devices"], json!([]));
+        assert_eq!(answer.json()["subscriptions"], json!([]));
 
         let answer = get(world.admin(), "/explain?user=alice").await;
         let explained = answer.json();
         assert_eq!(explained["watcher"]["state"], "watching");
         assert_eq!(explained["watched_by"], nobody["node"]);
-        let device = &explained["devices"][0];
+        let device = &explained["subscriptions"][0];
         assert_eq!((&device["would_push"], &device["obstacles"]), (&json!(true), &json!([])));
         assert!(!answer.body.contains(TOKEN), "{}", answer.body);
         let answer = get(world.admin(), "/explain?user=alice&mailbox=Notes").await;
-        let device = &answer.json()["devices"][0];
+        let device = &answer.json()["subscriptions"][0];
         assert_eq!(device["obstacles"], json!(["it did not register for \"Notes\""]));
         world.mailchime.stop().await;
     })

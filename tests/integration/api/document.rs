@@ -78,7 +78,7 @@ async fn each_path_and_answer_of_the_document_is_the_servers() {
         .await;
         limits(&mut Exercise { api: &api, seen: &mut seen }).await;
         let api = ApiWorld::with(|config| {
-            config.push.devices_per_domain = 1;
+            config.push.subscriptions_per_domain = 1;
             config.api.body_size = 8 * 1024;
         })
         .await;

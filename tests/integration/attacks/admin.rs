@@ -43,7 +43,7 @@ async fn a_page_on_the_web_gets_nothing_through_a_browser_on_this_machine() {
             "GET /watchers",
             "GET /explain?user=alice",
             "POST /push?user=alice",
-            "POST /devices?user=alice",
+            "POST /subscriptions?user=alice",
         ] {
             for (headers, status) in [
                 // A name of the page's own, which now points here.

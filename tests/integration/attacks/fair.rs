@@ -469,7 +469,7 @@ async fn a_domain_that_has_all_it_may_have_gets_a_refusal_that_says_so() {
     limited(async {
         let world = World::new().await;
         world.backend.add_account("bob", PASSWORD.as_bytes());
-        world.configure("[push]", "[push]\naccounts_per_domain = 1\ndevices_per_domain = 2");
+        world.configure("[push]", "[push]\naccounts_per_domain = 1\nsubscriptions_per_domain = 2");
         let mut server = world.serve().await;
         let mut alice = world.session(&server).await;
         for (number, answer) in [(1, "OK"), (2, "OK"), (3, "NO [LIMIT]"), (2, "OK")] {
@@ -482,7 +482,7 @@ async fn a_domain_that_has_all_it_may_have_gets_a_refusal_that_says_so() {
             .await;
         bob.until("b NO [LIMIT]").await;
         server
-            .logged("[push] devices_per_domain is reached; mailchime refused a registration")
+            .logged("[push] subscriptions_per_domain is reached; mailchime refused a registration")
             .await;
     })
     .await;
@@ -499,7 +499,7 @@ async fn a_backend_that_has_all_it_may_have_gets_a_refusal_that_says_so() {
         other.add_account("carol@b.example", PASSWORD.as_bytes());
         let route = format!(
             "[[route]]\ndomain = \"b.example\"\naddress = \"{}\"\ntls = \"none\"\n[push]\n\
-             accounts_per_backend = 1\ndevices_per_backend = 2",
+             accounts_per_backend = 1\nsubscriptions_per_backend = 2",
             other.address()
         );
         world.configure("[push]", &route);
@@ -520,7 +520,7 @@ async fn a_backend_that_has_all_it_may_have_gets_a_refusal_that_says_so() {
             alice.until(&format!("r {answer}")).await;
         }
         server
-            .logged("[push] devices_per_backend is reached; mailchime refused a registration")
+            .logged("[push] subscriptions_per_backend is reached; mailchime refused a registration")
             .await;
         // A renewal that has to be written.
         let renewal = registration_of(&"1".repeat(64));

@@ -207,7 +207,7 @@ async fn nothing_is_left(mode: &str) {
 
     let admin = fs::read_to_string(world.file("proxy.toml")).unwrap();
     let admin = admin.split("[admin]\naddress = \"").nth(1).unwrap().split('"').next().unwrap();
-    for path in ["/metrics", "/health", "/ready", "/watchers", "/devices", "/nothing"] {
+    for path in ["/metrics", "/health", "/ready", "/watchers", "/subscriptions", "/nothing"] {
         left.add(path, http(admin, path).await);
     }
     for command in [

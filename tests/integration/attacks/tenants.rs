@@ -138,7 +138,7 @@ async fn log_in(world: &World, server: &Server, password: &str) -> Client {
 async fn devices(world: &World) -> Vec<(String, String)> {
     let said = world.command(&["devices", "list", "--json"]).await.json();
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-    let devices = said["devices"].as_array().unwrap().iter();
+    let devices = said["subscriptions"].as_array().unwrap().iter();
     devices.map(|device| (text(&device["endpoint"]), text(&device["backend"]))).collect()
 }
 
@@ -286,7 +286,7 @@ async fn accounts_of_before_belong_to_the_backend_that_they_have() {
 /// The tokens of the devices that a test push reaches.
 async fn pushed(world: &World) -> Vec<String> {
     let said = world.command(&["push", TENANT, "--json"]).await.json();
-    let devices = said["devices"].as_array().unwrap().iter();
+    let devices = said["subscriptions"].as_array().unwrap().iter();
     let mut pushed: Vec<_> =
         devices.map(|it| it["endpoint"].as_str().unwrap().to_owned()).collect();
     for _ in &pushed {
@@ -302,7 +302,7 @@ async fn a_new_password_forgets(mode: &str) {
     let world = World::new().await;
     world.backend.add_account(TENANT, PASSWORD.as_bytes());
     world.configure("[store]", &format!("[credentials]\nmode = \"{mode}\"\n[store]"));
-    world.configure("[push]\n", "[push]\nforget_devices_on_password_change = true\n");
+    world.configure("[push]\n", "[push]\nforget_subscriptions_on_password_change = true\n");
     let server = world.serve_with_admin().await;
     let [stolen, own, late] = ["5a".repeat(32), "0b".repeat(32), "1c".repeat(32)];
     let mut thief = log_in(&world, &server, PASSWORD).await;

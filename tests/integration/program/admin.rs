@@ -103,12 +103,12 @@ async fn devices_are_listed_and_removed() {
         assert_eq!(said.stdout.lines().count(), 2, "{}", said.stdout);
 
         let said = world.command(&["devices", "list", "--user", LOGIN, "--json"]).await;
-        let device = &said.json()["devices"][0];
+        let device = &said.json()["subscriptions"][0];
         assert_eq!((&device["account"], &device["endpoint"]), (&LOGIN.into(), &"8df2a4c1…".into()));
         assert_eq!(device["mailboxes"], serde_json::json!(["INBOX"]));
         assert!(device["registered_at"].is_i64() && device["pushed_at"].is_null(), "{device}");
         let said = world.command(&["devices", "list", "--user", "bob", "--json"]).await;
-        assert_eq!(said.json()["devices"], serde_json::json!([]));
+        assert_eq!(said.json()["subscriptions"], serde_json::json!([]));
 
         let said = world.command(&["devices", "remove", LOGIN, "--endpoint", "ffff"]).await;
         assert_eq!(said.code, 1, "{}", said.stdout);
@@ -125,7 +125,7 @@ async fn devices_are_listed_and_removed() {
         said.line("it was the last one");
         said.line("a running mailchime does not learn of this, as [admin] address is not set");
         let said = world.command(&["devices", "list", "--json"]).await;
-        assert_eq!(said.json()["devices"], serde_json::json!([]));
+        assert_eq!(said.json()["subscriptions"], serde_json::json!([]));
     })
     .await;
 }
@@ -166,7 +166,7 @@ async fn the_one_that_runs_is_asked_for_watchers_and_test_pushes() {
         world.apns.answer_next(1, Answer::refuse(403, "BadCertificate"));
         let said = world.command(&["push", LOGIN, "--json"]).await;
         assert_eq!(said.code, 1, "{}", said.stdout);
-        assert_eq!(said.json()["devices"][0]["detail"], "403 BadCertificate");
+        assert_eq!(said.json()["subscriptions"][0]["detail"], "403 BadCertificate");
         assert!(said.stderr.contains("1 of 1 got no push"), "{}", said.stderr);
     })
     .await;

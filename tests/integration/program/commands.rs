@@ -51,7 +51,7 @@ async fn an_empty_value_is_an_error_and_changes_nothing() {
         }
         assert!(!world.file("certs").exists(), "certificates were made");
         let said = world.command(&["devices", "list", "--json"]).await;
-        assert_eq!(said.json()["devices"].as_array().unwrap().len(), 1, "{}", said.stdout);
+        assert_eq!(said.json()["subscriptions"].as_array().unwrap().len(), 1, "{}", said.stdout);
     })
     .await;
 }
@@ -74,7 +74,7 @@ async fn a_subscription_is_removed_by_the_endpoint_that_the_list_shows() {
         let said = world.command(&["devices", "remove", LOGIN, "--token", endpoint]).await;
         assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
         let said = world.command(&["subscriptions", "list", "--json"]).await;
-        assert_eq!(said.json()["devices"].as_array().unwrap().len(), 0, "{}", said.stdout);
+        assert_eq!(said.json()["subscriptions"].as_array().unwrap().len(), 0, "{}", said.stdout);
     })
     .await;
 }

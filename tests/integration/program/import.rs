@@ -261,7 +261,7 @@ async fn an_import_displaces_nothing() {
         let (code, said) = world.import(&["xapsd", "database.json", "--topic", &topic]).await;
         assert_eq!(code, Some(0), "{said}");
         assert!(
-            said.contains("the account has as many devices as [push] devices allows"),
+            said.contains("the account has as many subscriptions as [push] subscriptions allows"),
             "{said}"
         );
         assert!(said.contains("mailchime knows it already"), "{said}");

@@ -227,7 +227,7 @@ async fn a_session_of_before_registers_for_the_topic_of_now() {
         assert!(answer.ends_with("\"com.apple.mail.XServer.other\""), "{answer}");
         session.until("r OK").await;
         let said = world.command(&["devices", "list", "--json"]).await.json();
-        assert_eq!(said["devices"][0]["route"], "com.apple.mail.XServer.other");
+        assert_eq!(said["subscriptions"][0]["route"], "com.apple.mail.XServer.other");
     })
     .await;
 }

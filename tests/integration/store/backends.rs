@@ -93,7 +93,8 @@ async fn registers(store: &Store, digit: char, login: Registrant, hour: i64) {
 
 pub(super) async fn devices_outlive_a_password_by_25_hours(store: Store) {
     let kept = PushConfig::default();
-    let at_once = PushConfig { forget_devices_on_password_change: true, ..PushConfig::default() };
+    let at_once =
+        PushConfig { forget_subscriptions_on_password_change: true, ..PushConfig::default() };
     for digit in ['a', 'b', 'c'] {
         registers(&store, digit, by(&imap(), Some(&sealed("old"))), 1).await;
     }

@@ -257,8 +257,10 @@ pub(super) async fn devices_of_an_old_password_that_is_kept_are_forgotten(store:
             source.register(&registration, &login, 10, Timestamp(now * HOUR)).await.unwrap();
         };
         let live = async |hour: i64, forget: bool| -> String {
-            let push =
-                PushConfig { forget_devices_on_password_change: forget, ..PushConfig::default() };
+            let push = PushConfig {
+                forget_subscriptions_on_password_change: forget,
+                ..PushConfig::default()
+            };
             let alive = Alive::at(Timestamp(hour * HOUR), &push);
             let targets = store.targets(&alice(), alive).await.unwrap();
             targets.iter().map(|target| &target.subscription.endpoint.as_given()[..1]).collect()

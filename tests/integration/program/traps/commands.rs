@@ -96,8 +96,8 @@ async fn no_push_would_go_for_an_account_that_is_parked_or_not_watched() {
             .await;
         assert_eq!(explained(&world).await.0, 1);
         let said = world.command(&["push", LOGIN, "--explain", "--json"]).await.json();
-        assert_eq!(said["devices"][0]["would_push"], false, "{said}");
-        assert_eq!(said["devices"][0]["reasons"][0]["reason"], "unwatched", "{said}");
+        assert_eq!(said["subscriptions"][0]["would_push"], false, "{said}");
+        assert_eq!(said["subscriptions"][0]["reasons"][0]["reason"], "unwatched", "{said}");
         server.process.signal("TERM");
         server.process.end().await;
     })
