@@ -10,6 +10,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::refusal;
 use super::source::imap::connection::ImapConnection;
 use super::source::imap::health::{BackendHealth, ConnectionSlot};
@@ -72,7 +74,13 @@ impl Watcher {
             }
             if self.on_demand {
                 match Box::pin(self.find_due(&backend)).await {
-                    Ok(true) => {}
+                    Ok(true) => {
+                        let now = Instant::now();
+                        if let Some(at) = self.retry_at.filter(|at| *at > now && !user_is_there) {
+                            next = NextStep::Try(at - now);
+                            continue;
+                        }
+                    }
                     Ok(false) => {
                         next = self.after(SessionEnd::Visited).await;
                         continue;
@@ -99,7 +107,7 @@ impl Watcher {
                     master => master,
                 },
             };
-            self.status.set(WatcherState::Starting);
+            self.shows(WatcherState::Starting);
             let turns = Box::pin(self.turns(&health, master.as_deref(), user_is_there)).await;
             let (turns, place) = match turns {
                 Ok(turns) => turns,
@@ -108,7 +116,7 @@ impl Watcher {
                     continue;
                 }
             };
-            self.status.set(WatcherState::Starting);
+            self.shows(WatcherState::Starting);
             let at = LoginTarget { backend: &backend, health: &health, master: master.as_deref() };
             let end = Box::pin(self.connection(at, turns)).await;
             drop(place);
@@ -156,8 +164,13 @@ impl Watcher {
                     if (self.told, self.known.logins()) != before {
                         return Some(true);
                     }
+                    // What they say in full is told although the account is not asked for yet.
+                    if self.retry_at.is_some() && !self.hints.is_empty() {
+                        return Some(false);
+                    }
                     // Other backends are in use, and perhaps not for this account.
                     if self.has_moved() {
+                        self.retry_at = None;
                         return Some(false);
                     }
                 }
@@ -253,6 +266,7 @@ impl Watcher {
                     %account, why, wait_seconds = seconds(wait), "watching is interrupted; mailchime tries again"
                 );
                 self.rest(Some(wait), &why);
+                self.retry_at = self.on_demand.then(|| Instant::now() + wait);
                 NextStep::Try(wait)
             }
             // It says nothing of the backend, so it is no failure of it.
@@ -418,13 +432,15 @@ impl Watcher {
         at: LoginTarget<'_>,
     ) -> Result<(ImapConnection, Option<Capabilities>), SessionEnd> {
         let LoginTarget { backend, master, .. } = at;
-        if !self.on_demand {
+        if self.on_demand {
+            self.faults.ask_refused_again();
+        } else {
             // All mailboxes are looked at.
             self.hints.take();
             // After a break nothing counts but what the devices know.
             self.mailboxes.clear();
+            self.faults.forget_refusals();
         }
-        self.faults.forget_refusals();
         if self.backend.name() != backend.name() {
             (self.methods, self.keepalive) = Default::default();
         }

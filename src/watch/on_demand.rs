@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use super::WatchContext;
 use super::asking::{AskingTasks, WaitingAccounts};
 use super::missed_events::MissedEvents;
+use super::source::imap::mailbox_faults::MailboxFaults;
 use super::status::{StatusCell, WatchMode, WatcherState, WatcherStatus};
 use super::watcher::{TakenOver, WatchedMailbox, Watcher, WatcherStart};
 use crate::model::{Account, BackendId, Timestamp};
@@ -41,6 +42,8 @@ pub(super) struct OnDemand {
     told: HashMap<Account, (u64, Vec<WatchedMailbox>)>,
     /// When that is forgotten.
     forget: VecDeque<(Instant, Account, u64)>,
+    /// The mailboxes that did not answer as others do, of accounts that have such ones and no task.
+    faults: HashMap<Account, MailboxFaults>,
     /// What waits to be asked for.
     waiting: WaitingAccounts,
     /// Accounts of which sessions have ended, each with when it is to be asked for.
@@ -91,6 +94,7 @@ pub(super) struct VisitEnd {
     pub(super) began: u64,
     pub(super) taken_over: TakenOver,
     pub(super) mailboxes: Vec<WatchedMailbox>,
+    pub(super) faults: MailboxFaults,
     pub(super) looked_at: Vec<LookedAt>,
 }
 
@@ -100,6 +104,7 @@ impl OnDemand {
             resting: HashMap::new(),
             told: HashMap::new(),
             forget: VecDeque::new(),
+            faults: HashMap::new(),
             waiting: WaitingAccounts::default(),
             sessions: VecDeque::new(),
             after_session: HashSet::new(),
@@ -175,25 +180,31 @@ impl OnDemand {
         if let Some((_, mailboxes)) = self.told.remove(&watcher.account) {
             watcher.mailboxes = mailboxes;
         }
+        watcher.faults = self.faults.remove(&watcher.account).unwrap_or_default();
         let backend = watcher.considered.as_ref().map(|backend| backend.id().clone());
         watcher.asking = Some(self.asking.begin(backend));
         let account = watcher.account.clone();
         let task = self.visits.spawn(async move {
             watcher.run(begin).await;
             let taken_over = watcher.taken_over();
-            let Watcher { account, mailboxes, looked_at, .. } = watcher;
-            VisitEnd { account, began, taken_over, mailboxes, looked_at }
+            let Watcher { account, mailboxes, faults, looked_at, .. } = watcher;
+            VisitEnd { account, began, taken_over, mailboxes, faults, looked_at }
         });
         self.accounts.insert(task.id(), account);
     }
 
-    /// What this task of an account has told is remembered for a while.
+    /// What this task of an account has told is remembered for a while, and which mailboxes did not answer for as
+    /// long as the account is this node's.
     pub(super) fn remember(
         &mut self,
         account: &Account,
         task: u64,
         mailboxes: Vec<WatchedMailbox>,
+        faults: MailboxFaults,
     ) {
+        if !faults.is_empty() {
+            self.faults.insert(account.clone(), faults);
+        }
         let now = Instant::now();
         while let Some((_, account, task)) = self.forget.pop_front_if(|(at, ..)| *at <= now) {
             if self.told.get(&account).is_some_and(|(told, _)| *told == task) {
@@ -247,9 +258,15 @@ impl OnDemand {
         self.resting.contains_key(account)
     }
 
-    /// The account gets a task, or is not this node's any more.
+    /// The account gets a task.
     pub(super) fn take(&mut self, account: &Account) -> Option<StatusCell> {
         self.resting.remove(account).map(|(status, _)| status)
+    }
+
+    /// The account is not this node's any more. Whether it was, without a task.
+    pub(super) fn leave(&mut self, account: &Account) -> bool {
+        self.faults.remove(account);
+        self.resting.remove(account).is_some()
     }
 
     /// Those that were known before this moment and are not among these.

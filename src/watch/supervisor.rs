@@ -416,13 +416,13 @@ impl Supervisor {
 
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
-        let VisitEnd { account, began, taken_over, mailboxes, looked_at } = end;
+        let VisitEnd { account, began, taken_over, mailboxes, faults, looked_at } = end;
         self.hint_writer.looked_at(looked_at);
         if self.watchers.get(&account).is_none_or(|handle| handle.began != began) {
             return;
         }
         let Some(handle) = self.watchers.remove(&account) else { return };
-        self.on_demand.remember(&account, began, mailboxes);
+        self.on_demand.remember(&account, began, mailboxes, faults);
         let now = handle.directive.borrow().clone();
         let mut next = Directive::default();
         if now.logins != taken_over.logins {
@@ -528,7 +528,7 @@ impl Supervisor {
 
     fn stop(&mut self, account: &Account) {
         self.context.followed.unwatched(account);
-        let rested = self.on_demand.take(account).is_some();
+        let rested = self.on_demand.leave(account);
         let watched = self.watchers.remove(account);
         if rested || watched.is_some() {
             tracing::info!(
@@ -546,7 +546,7 @@ impl Supervisor {
     /// Another node watches the account from now on.
     fn hand_over(&mut self, account: &Account) {
         self.context.followed.unwatched(account);
-        self.on_demand.take(account);
+        self.on_demand.leave(account);
         if let Some(WatcherHandle { directive, .. }) = self.watchers.remove(account) {
             directive.send_modify(|directive| directive.stop = true);
         }

@@ -73,6 +73,8 @@ pub(super) struct Watcher {
     pub(super) inherited: bool,
     /// Connections that failed in a row.
     pub(super) failures: u32,
+    /// Of an account on demand: before that it is not asked for again, after a failure.
+    pub(super) retry_at: Option<Instant>,
     /// Tries in a row that failed for the database.
     pub(super) unread: u32,
     pub(super) methods: MethodConfidence,
@@ -267,6 +269,7 @@ impl Watcher {
             watches_since: None,
             inherited,
             failures: 0,
+            retry_at: None,
             unread: 0,
             methods: MethodConfidence::default(),
             keepalive: Keepalive::default(),
@@ -286,6 +289,13 @@ impl Watcher {
     pub(super) fn rest(&self, pause: Option<Duration>, why: &str) {
         let next_try = pause.map(|pause| Timestamp::now().plus(pause));
         self.status.set(WatcherState::BackingOff { next_try, why: why.to_owned() });
+    }
+
+    /// Notes what it does. An account on demand that is parked or in trouble shows that until it was asked for.
+    pub(super) fn shows(&self, doing: WatcherState) {
+        if !(self.on_demand && self.status.rests()) {
+            self.status.set(doing);
+        }
     }
 
     /// Reads which mailboxes are registered and what their devices know.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
+use tokio::time::{Instant as TokioInstant, sleep};
 
 use super::doveadm::DoveadmCalls;
 use super::imap::connection::ImapConnection;
@@ -17,7 +17,7 @@ use crate::net::backend::Backend;
 use crate::net::doveadm::{Doveadm, DoveadmQuery};
 use crate::store::{DueMailbox, LookedAt};
 use crate::watch::status::{WatchMode, WatcherState};
-use crate::watch::watcher::{NextStep, SessionEnd, Watcher, stopped};
+use crate::watch::watcher::{NextStep, SessionEnd, WatchedMailbox, Watcher, stopped};
 
 /// What is due within this time is asked for together.
 const MERGED: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ impl Watcher {
         &mut self,
         backend: &Backend,
     ) -> Result<bool, SessionEnd> {
-        self.status.set(WatcherState::Watching(WatchMode::OnDemand));
+        self.shows(WatcherState::Watching(WatchMode::OnDemand));
         self.backend = backend.clone();
         self.take_directive().await;
         self.reload(backend).await?;
@@ -55,8 +55,11 @@ impl Watcher {
         Ok(self.is_due())
     }
 
+    /// Whether anything is due that is not left out for now.
     fn is_due(&self) -> bool {
-        self.mailboxes.iter().any(|watched| watched.due)
+        let now = TokioInstant::now();
+        let is_asked = |it: &WatchedMailbox| it.due && !self.faults.rests(&it.mailbox, now);
+        self.mailboxes.iter().any(is_asked)
     }
 
     /// Takes note of what is due on disk. Where another node was told a state in full, that is the look. Marks
@@ -114,8 +117,12 @@ impl Watcher {
         self.context.metrics.visits.of(VisitBy::Login).inc();
         let granted = connection.capabilities(granted).await?;
         let mut session = ImapSession::new(connection, health, &granted);
-        self.status.set(WatcherState::Watching(WatchMode::OnDemand));
+        self.shows(WatcherState::Watching(WatchMode::OnDemand));
         self.previews_on(true);
+        if self.mailboxes.len() > 1 && self.faults.is_suspicious(TokioInstant::now()) {
+            // Whether it is the mailbox or the backend shows when others are answered before it.
+            self.mailboxes.iter_mut().for_each(|watched| watched.due = true);
+        }
         self.refresh(&mut session, RefreshReason::All).await?;
         self.note_what_is_known();
         self.fetch_previews(&mut session).await
@@ -164,8 +171,9 @@ impl Watcher {
 
     /// What comes after a visit, or where none was needed.
     pub(in crate::watch) fn visited(&mut self) -> NextStep {
-        self.failures = 0;
+        (self.failures, self.retry_at) = (0, None);
         self.status.set(WatcherState::Watching(WatchMode::OnDemand));
+        self.status.leave_out(self.faults.shown());
         self.watches();
         NextStep::Rest
     }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::hints::hint;
 use super::mail::{backend, idling, world};
+use super::on_demand;
 use crate::support::stage::{IDLE, QUIET, Stage, stop};
 use crate::support::watching::{PASSWORD, WatchWorld, Watching, credentials, show, told};
 use crate::support::{later, limited, patient, until};
@@ -199,6 +200,63 @@ async fn an_event_with_numbers_reaches_a_follower_of_an_account_on_demand_withou
         watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
         assert_eq!(backend.counters().accepted, 2, "the sweep, and the look for the follower");
         assert_eq!(watching.metrics.stream_connections.get(), 0);
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// Events come, and each has a task of its own.
+#[tokio::test]
+async fn a_follower_of_an_account_on_demand_stays_where_it_is_while_a_mailbox_is_refused() {
+    limited(async {
+        let backend = backend().await;
+        backend.create_mailbox("alice", "Team").unwrap();
+        backend.deny("alice", "Team", true).unwrap();
+        let mut world = world(&backend).await;
+        world.watch.connection = WatchConnection::OnDemand;
+        let mailboxes = [("INBOX", told(1, 1, 0, 0)), ("Team", told(2, 1, 0, 0))];
+        world.register("alice", &mailboxes).await;
+        let mut watching = on_demand::resting(&world, &backend).await;
+        let mut follower = watching.follow("alice", &["INBOX", "Team"]);
+        watching.until_own_connections(1).await;
+        backend.wait_until(|c| c.idling == 1 && c.connections == 1).await;
+        let accepted = backend.counters().accepted;
+        for count in 1..=3 {
+            backend.deliver("alice", "INBOX", MAIL).unwrap();
+            let (inbox, state) = (Some(Mailbox::inbox()), told(1, count + 1, count, count));
+            hint(&watching, inbox, MailboxEvent::MessageNew, state).await;
+            watching.expect(&[&format!("INBOX: new mail, {}", show(&state))]).await;
+            on_demand::until_resting(&world, &watching).await;
+            let shown = watching.until("watching").await.left_out;
+            assert_eq!((shown.len(), shown[0].mailbox.as_str()), (1, "Team"));
+            follower.expect(&format!("INBOX: new mail, {}", show(&state))).await;
+        }
+        assert_eq!(backend.counters().accepted, accepted);
+        assert_eq!(watching.metrics.stream_connections.get(), 1);
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_follower_of_an_account_on_demand_hears_its_watcher_again_when_the_backend_is_back() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = world(&backend).await;
+        world.watch.connection = WatchConnection::OnDemand;
+        let watching = on_demand::resting(&world, &backend).await;
+        let mut follower = watching.follow("alice", &["INBOX"]);
+        backend.wait_until(|c| c.commands["LOGOUT"] == 2 && c.connections == 0).await;
+        backend.refuse().await;
+        let inbox = Some(Mailbox::inbox());
+        hint(&watching, inbox, MailboxEvent::FlagsSet, Snapshot::default()).await;
+        watching.until_of("alice", "backing_off").await;
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        backend.resume().await.unwrap();
+        follower.expect("INBOX: new mail, next 2 of 1 with 1 unseen").await;
+        watching.until_own_connections(0).await;
+        backend.wait_until(|c| c.connections == 0).await;
+        watching.until_of("alice", "watching").await;
         watching.stop().await;
     })
     .await;

@@ -13,7 +13,7 @@ use super::mail::backend;
 use super::nodes::Others;
 use crate::support::stage::{IDLE, Stage};
 use crate::support::watching::{PASSWORD, WatchWorld, Watching, told};
-use crate::support::{limited, until};
+use crate::support::{later, limited, patient, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
@@ -41,7 +41,7 @@ pub(super) async fn resting(world: &WatchWorld, backend: &DemoBackend) -> Watchi
     watching
 }
 
-async fn until_resting(world: &WatchWorld, watching: &Watching) {
+pub(super) async fn until_resting(world: &WatchWorld, watching: &Watching) {
     while !world.store.due_accounts().await.unwrap().is_empty() {
         tokio::task::yield_now().await;
     }
@@ -435,6 +435,86 @@ S: w2 OK out
         )
         .await;
         watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// The dialogue of one visit, whose command for INBOX has this tag and is answered.
+fn inbox(tag: u32) -> String {
+    format!(
+        "\
+C: w{tag} STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2)
+S: w{tag} OK done
+"
+    )
+}
+
+/// Each visit has a task of its own.
+#[tokio::test]
+async fn a_mailbox_that_ends_connections_is_left_out_of_later_visits_too() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        stage.world.watch.connection = WatchConnection::OnDemand;
+        let told_of = [("INBOX", told(7, 10, 5, 2)), ("Team", told(8, 8, 3, 0))];
+        stage.world.register("alice", &told_of).await;
+        let watching = stage.world.watch();
+        let team = "STATUS \"Team\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
+        let both = inbox(1).replacen("\nS:", &format!("\nC: w2 {team}\nS:"), 1);
+        let alone = format!("{}C: w2 {team}\n", inbox(1));
+        for dialogue in [both, alone] {
+            let mut peer = stage.accept().await;
+            peer.play(IDLE).await;
+            peer.play(&dialogue).await;
+        }
+        let left_out = async || {
+            let shown = watching.until("watching").await.left_out;
+            shown.into_iter().map(|it| it.mailbox).collect::<Vec<_>>()
+        };
+        until(async || left_out().await == ["Team"]).await;
+        for _ in 0..2 {
+            let mailbox = Some(Mailbox::inbox());
+            hint(&watching, mailbox, MailboxEvent::MessageExpunge, Snapshot::default()).await;
+            let mut peer = stage.accept().await;
+            peer.play(IDLE).await;
+            peer.play(&inbox(1)).await;
+            peer.play("C: w2 LOGOUT\nS: * BYE\nS: w2 OK out\n").await;
+            assert_eq!(left_out().await, ["Team"]);
+        }
+        // Nobody logs in for what is left out.
+        let team = Some(Mailbox::new("Team"));
+        hint(&watching, team, MailboxEvent::MessageNew, Snapshot::default()).await;
+        let inbox = Some(Mailbox::inbox());
+        hint(&watching, inbox, MailboxEvent::MessageExpunge, Snapshot::default()).await;
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(&self::inbox(1)).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_account_whose_backend_is_away_shows_that_until_it_is_back_and_numbers_are_told() {
+    patient(async {
+        let backend = backend().await;
+        let mut world = world(&backend).await;
+        let retry = Duration::from_mins(10);
+        (world.watch.retry_min, world.watch.retry_max) = (retry, retry);
+        let mut watching = resting(&world, &backend).await;
+        backend.refuse().await;
+        let inbox = || Some(Mailbox::inbox());
+        hint(&watching, inbox(), MailboxEvent::FlagsSet, Snapshot::default()).await;
+        let away = watching.until("backing_off").await;
+        // They do not wait for the next try, nor is there one.
+        hint(&watching, inbox(), MailboxEvent::MessageNew, told(1, 2, 1, 1)).await;
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        let still = watching.until("backing_off").await;
+        assert_eq!((still.since, still.next_try_at), (away.since, away.next_try_at));
+        backend.resume().await.unwrap();
+        later(retry).await;
+        until_resting(&world, &watching).await;
         watching.stop().await;
     })
     .await;

@@ -112,6 +112,16 @@ impl MailboxFaults {
         self.0.retain(|_, fault| fault.refused == 0);
     }
 
+    /// The same where a connection does not ask for all mailboxes: what was refused stays known until it is answered.
+    pub(in crate::watch) fn ask_refused_again(&mut self) {
+        let refused = self.0.values_mut().filter(|fault| fault.refused > 0);
+        refused.for_each(|fault| fault.until = None);
+    }
+
+    pub(in crate::watch) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Only these mailboxes are of interest.
     pub(in crate::watch) fn retain(&mut self, wanted: impl Fn(&Mailbox) -> bool) {
         self.0.retain(|mailbox, _| wanted(mailbox));
