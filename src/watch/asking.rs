@@ -1,11 +1,14 @@
-//! Accounts on demand that are being asked for, and those that wait for it in a sweep, by backend. A task that waits,
-//! parked or after a failure, does not count.
+//! Accounts on demand that are being asked for, and those that wait for it, by backend. A task that waits, parked or
+//! after a failure, does not count. At a backend that cannot be reached one account at a time is asked for, after
+//! growing times, and all others wait without a task.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
-use crate::model::{Account, BackendId};
+use crate::model::{Account, BackendId, Timestamp};
+use crate::net::backoff::Backoff;
 
 /// While so many tasks ask at one backend, none of a sweep begins there: one that is slow holds up no other.
 pub(super) const MOST_OF_BACKEND: usize = 256;
@@ -22,8 +25,34 @@ pub(super) struct AskingTasks(watch::Sender<AskingCounts>);
 
 #[derive(Debug, Default)]
 struct AskingCounts {
-    of: HashMap<AskedBackend, usize>,
+    of: HashMap<AskedBackend, AskedCount>,
     all: usize,
+}
+
+/// Of one backend.
+#[derive(Debug, Default)]
+struct AskedCount {
+    tasks: usize,
+    away: Option<BackendAway>,
+}
+
+/// A backend that cannot be reached.
+#[derive(Debug)]
+struct BackendAway {
+    /// Tries in a row that failed.
+    failures: u32,
+    next_try: Instant,
+    /// One is under way.
+    is_tried: bool,
+    known: KnownAway,
+}
+
+/// What is known of a backend that cannot be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KnownAway {
+    pub(super) why: String,
+    /// When it is tried again.
+    pub(super) next_try: Timestamp,
 }
 
 /// One task. It counts as asking until it says otherwise or ends.
@@ -32,11 +61,16 @@ pub(super) struct AskingTask {
     tasks: watch::Sender<AskingCounts>,
     backend: AskedBackend,
     asks: bool,
+    /// It is the one that tries a backend that could not be reached.
+    tries: bool,
 }
 
-/// Those that wait, in their order at each backend. The backends take turns.
+/// Those that wait, in their order at each backend, each once. The backends take turns.
 #[derive(Debug, Default)]
-pub(super) struct WaitingAccounts(VecDeque<(AskedBackend, VecDeque<Account>)>);
+pub(super) struct WaitingAccounts {
+    of: VecDeque<(AskedBackend, VecDeque<Account>)>,
+    all: HashSet<Account>,
+}
 
 impl AskingTasks {
     pub(super) fn new() -> Self {
@@ -45,23 +79,64 @@ impl AskingTasks {
 
     /// A task begins.
     pub(super) fn begin(&self, backend: AskedBackend) -> AskingTask {
-        let mut task = AskingTask { tasks: self.0.clone(), backend, asks: false };
+        let mut task = AskingTask { tasks: self.0.clone(), backend, asks: false, tries: false };
         task.set(true);
         task
     }
 
     /// Waits until another task may begin for one of these. Cancel safe.
     pub(super) async fn room(&self, waiting: &WaitingAccounts) {
-        let has_room =
-            |counts: &AskingCounts| waiting.0.iter().any(|(backend, _)| counts.has_room(backend));
-        // The sender is here.
-        let _ = self.0.subscribe().wait_for(has_room).await;
+        let mut counts = self.0.subscribe();
+        loop {
+            let next_try = {
+                let (counts, now) = (counts.borrow_and_update(), Instant::now());
+                if waiting.of.iter().any(|(backend, _)| counts.has_room(backend, now)) {
+                    return;
+                }
+                let tries = waiting.of.iter().filter_map(|(of, _)| counts.next_try(of));
+                tries.filter(|at| *at > now).min()
+            };
+            tokio::select! {
+                // The sender is here.
+                _ = counts.changed() => {}
+                () = sleep_until(next_try.unwrap_or_else(Instant::now)), if next_try.is_some() => {}
+            }
+        }
     }
 }
 
 impl AskingCounts {
-    fn has_room(&self, backend: &AskedBackend) -> bool {
-        self.all < MOST && self.of.get(backend).is_none_or(|count| *count < MOST_OF_BACKEND)
+    fn has_room(&self, backend: &AskedBackend, now: Instant) -> bool {
+        self.all < MOST
+            && match self.of.get(backend) {
+                None => true,
+                Some(AskedCount { tasks, away: Some(away) }) => *tasks == 0 && away.is_due(now),
+                Some(AskedCount { tasks, away: None }) => *tasks < MOST_OF_BACKEND,
+            }
+    }
+
+    fn next_try(&self, backend: &AskedBackend) -> Option<Instant> {
+        Some(self.of.get(backend)?.away.as_ref()?.next_try)
+    }
+
+    /// Changes what is known of a backend.
+    fn change<R>(
+        &mut self,
+        backend: &AskedBackend,
+        change: impl FnOnce(&mut AskedCount) -> R,
+    ) -> R {
+        let of = self.of.entry(backend.clone()).or_default();
+        let changed = change(of);
+        if of.tasks == 0 && of.away.is_none() {
+            self.of.remove(backend);
+        }
+        changed
+    }
+}
+
+impl BackendAway {
+    fn is_due(&self, now: Instant) -> bool {
+        !self.is_tried && self.next_try <= now
     }
 }
 
@@ -71,16 +146,77 @@ impl AskingTask {
         if std::mem::replace(&mut self.asks, asks) == asks {
             return;
         }
+        let tried = !asks && std::mem::take(&mut self.tries);
         self.tasks.send_modify(|counts| {
-            let of = counts.of.entry(self.backend.clone()).or_default();
-            match asks {
-                true => (*of, counts.all) = (*of + 1, counts.all + 1),
-                false => (*of, counts.all) = (*of - 1, counts.all - 1),
-            }
-            if *of == 0 {
-                counts.of.remove(&self.backend);
-            }
+            counts.all = if asks { counts.all + 1 } else { counts.all - 1 };
+            counts.change(&self.backend, |of| {
+                of.tasks = if asks { of.tasks + 1 } else { of.tasks - 1 };
+                if let Some(away) = of.away.as_mut().filter(|_| tried) {
+                    away.is_tried = false;
+                }
+            });
         });
+    }
+
+    /// It asks at this backend from now on.
+    pub(super) fn asks_at(&mut self, backend: &BackendId) {
+        if self.backend.as_ref() != Some(backend) {
+            let asks = self.asks;
+            self.set(false);
+            self.backend = Some(backend.clone());
+            self.set(asks);
+        }
+    }
+
+    /// What is known of its backend, where that cannot be reached and another one tries it, or nobody is to yet. Else
+    /// this task does.
+    pub(super) fn away(&mut self) -> Option<KnownAway> {
+        let mut known = None;
+        self.tasks.send_if_modified(|counts| {
+            let of = counts.of.get_mut(&self.backend);
+            let Some(away) = of.and_then(|of| of.away.as_mut()) else { return false };
+            match self.tries || away.is_due(Instant::now()) {
+                true => (away.is_tried, self.tries) = (true, true),
+                false => known = Some(away.known.clone()),
+            }
+            false
+        });
+        known
+    }
+
+    /// Its backend was reached. Whether it could not be before.
+    pub(super) fn reached(&mut self) -> bool {
+        self.tries = false;
+        self.tasks
+            .send_if_modified(|counts| counts.change(&self.backend, |of| of.away.take().is_some()))
+    }
+
+    /// Its backend could not be reached. What is known of that, and whether it could be before.
+    pub(super) fn failed(&mut self, why: &str, backoff: Backoff) -> (KnownAway, bool) {
+        let is_try = std::mem::take(&mut self.tries);
+        let mut known = KnownAway { why: why.to_owned(), next_try: Timestamp::now() };
+        let mut is_new = false;
+        self.tasks.send_modify(|counts| {
+            counts.change(&self.backend, |of| {
+                let failures = match &of.away {
+                    // It began before that was known.
+                    Some(away) if !is_try => return known = away.known.clone(),
+                    away => away.as_ref().map_or(0, |away| away.failures).saturating_add(1),
+                };
+                let wait = backoff.wait(failures, rand::random());
+                known.next_try = known.next_try.plus(wait);
+                (is_new, of.away) = (
+                    of.away.is_none(),
+                    Some(BackendAway {
+                        failures,
+                        next_try: Instant::now() + wait,
+                        is_tried: false,
+                        known: known.clone(),
+                    }),
+                );
+            });
+        });
+        (known, is_new)
     }
 }
 
@@ -91,42 +227,49 @@ impl Drop for AskingTask {
 }
 
 impl WaitingAccounts {
-    /// These wait, too, in this order.
+    /// These wait, too, in this order, behind those that do. One that does already keeps its place.
     pub(super) fn add(&mut self, accounts: Vec<Account>, of: impl Fn(&Account) -> AskedBackend) {
-        let mut by_backend: HashMap<AskedBackend, VecDeque<Account>> = self.0.drain(..).collect();
+        let mut by_backend: HashMap<AskedBackend, VecDeque<Account>> = self.of.drain(..).collect();
         for account in accounts {
-            by_backend.entry(of(&account)).or_default().push_back(account);
+            if self.all.insert(account.clone()) {
+                by_backend.entry(of(&account)).or_default().push_back(account);
+            }
         }
-        self.0.extend(by_backend);
+        self.of.extend(by_backend);
     }
 
     /// The next one whose task may begin.
     pub(super) fn next(&mut self, asking: &AskingTasks) -> Option<Account> {
-        let counts = asking.0.borrow();
-        let place = self.0.iter().position(|(backend, _)| counts.has_room(backend))?;
-        let (backend, mut accounts) = self.0.remove(place)?;
+        let (counts, now) = (asking.0.borrow(), Instant::now());
+        let place = self.of.iter().position(|(backend, _)| counts.has_room(backend, now))?;
+        let (backend, mut accounts) = self.of.remove(place)?;
         let next = accounts.pop_front();
         if !accounts.is_empty() {
-            self.0.push_back((backend, accounts));
+            self.of.push_back((backend, accounts));
+        }
+        if let Some(account) = &next {
+            self.all.remove(account);
         }
         next
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.iter().map(|(_, accounts)| accounts.len()).sum()
+        self.all.len()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Account> {
-        self.0.iter().flat_map(|(_, accounts)| accounts)
+    pub(super) fn contains(&self, account: &Account) -> bool {
+        self.all.contains(account)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn backend(name: &str) -> AskedBackend {
@@ -149,7 +292,8 @@ mod tests {
     async fn a_task_that_waits_or_has_ended_makes_room() {
         let (tasks, alice) = (AskingTasks::new(), waiting(&["alice@a"]));
         let mut asking: Vec<_> = (0..MOST_OF_BACKEND).map(|_| tasks.begin(backend("a"))).collect();
-        let has_room = |tasks: &AskingTasks| tasks.0.borrow().has_room(&backend("a"));
+        let has_room =
+            |tasks: &AskingTasks| tasks.0.borrow().has_room(&backend("a"), Instant::now());
         assert!(!has_room(&tasks));
         asking[0].set(false);
         asking[0].set(false);
@@ -171,7 +315,7 @@ mod tests {
         assert_eq!((next(&mut waiting, &tasks), waiting.len()), (None, 2));
         drop(slow);
         assert_eq!(next(&mut waiting, &tasks).unwrap(), "one@slow");
-        assert_eq!(waiting.iter().count(), 1);
+        assert!(waiting.len() == 1 && waiting.contains(&Account::from_login("two@slow")));
         let _all: Vec<_> =
             (0..MOST).map(|number| tasks.begin(backend(&number.to_string()))).collect();
         assert_eq!((next(&mut waiting, &tasks), waiting.is_empty()), (None, false));
@@ -183,5 +327,53 @@ mod tests {
         let mut waiting = waiting(&["one@a", "two@a", "one@b", "two@b"]);
         let first: Vec<_> = (0..2).filter_map(|_| next(&mut waiting, &tasks)).collect();
         assert!(first.iter().all(|account| account.starts_with("one@")), "{first:?}");
+    }
+
+    const BACKOFF: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(60));
+
+    #[tokio::test(start_paused = true)]
+    async fn at_a_backend_that_cannot_be_reached_one_task_at_a_time_tries() {
+        let (tasks, mut waiting) = (AskingTasks::new(), waiting(&["one@a", "two@a", "one@b"]));
+        let mut under_way: Vec<_> = (0..3).map(|_| tasks.begin(backend("a"))).collect();
+        assert_eq!(under_way[0].away(), None);
+        let (known, is_new) = under_way[0].failed("reset", BACKOFF);
+        assert!(is_new && known.why == "reset");
+        // That of the others was known by then.
+        assert_eq!(under_way[1].failed("timeout", BACKOFF), (known.clone(), false));
+        assert_eq!(under_way[2].away(), Some(known));
+        drop(under_way);
+        assert_eq!(next(&mut waiting, &tasks).unwrap(), "one@b");
+        assert_eq!(next(&mut waiting, &tasks), None);
+        let began = Instant::now();
+        tasks.room(&waiting).await;
+        assert!((5..=10).contains(&began.elapsed().as_secs()));
+        assert_eq!(next(&mut waiting, &tasks).unwrap(), "one@a");
+        let (mut one, mut two) = (tasks.begin(backend("a")), tasks.begin(backend("a")));
+        assert_eq!(one.away(), None);
+        assert!(two.away().is_some());
+        // The wait grows.
+        let began = Instant::now();
+        assert!(!one.failed("reset", BACKOFF).1);
+        drop((one, two));
+        tasks.room(&waiting).await;
+        assert!((10..=20).contains(&began.elapsed().as_secs()));
+        // One that ends without having tried leaves it to the next one.
+        let mut one = tasks.begin(backend("a"));
+        assert_eq!(one.away(), None);
+        one.set(false);
+        tasks.room(&waiting).await;
+        let mut two = tasks.begin(backend("a"));
+        assert_eq!(two.away(), None);
+        assert!(two.reached() && !two.reached());
+        assert_eq!(tasks.begin(backend("a")).away(), None);
+        drop((one, two));
+        assert!(tasks.0.borrow().of.is_empty());
+    }
+
+    #[test]
+    fn an_account_waits_once() {
+        let mut waiting = waiting(&["one@a", "one@a"]);
+        waiting.add(vec![Account::from_login("one@a")], |_| backend("a"));
+        assert_eq!(waiting.len(), 1);
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::asking::AskingTask;
 use super::refusal;
 use super::source::imap::connection::ImapConnection;
 use super::source::imap::health::{BackendHealth, ConnectionSlot};
@@ -65,6 +66,9 @@ impl Watcher {
                     continue;
                 }
             };
+            if let Some(asking) = &mut self.asking {
+                asking.asks_at(backend.id());
+            }
             // Of a backend that is not the account's nothing is asked, not even a turn.
             if self.elsewhere
                 && let Err(end) = self.reload(&backend).await
@@ -91,9 +95,14 @@ impl Watcher {
                     }
                 }
             }
+            if !user_is_there && let Some(known) = self.asking.as_mut().and_then(AskingTask::away) {
+                next = Box::pin(self.after(SessionEnd::BackendAway(known))).await;
+                continue;
+            }
             let health = self.context.backend_health.of(&backend);
             if let Some(doveadm) = backend.doveadm().filter(|_| self.on_demand) {
                 let end = Box::pin(self.visit_by_doveadm(doveadm, &health.doveadm)).await;
+                user_is_there = false;
                 next = Box::pin(self.after(end)).await;
                 continue;
             }
@@ -258,7 +267,11 @@ impl Watcher {
                 None => NextStep::Try(Duration::ZERO),
             },
             SessionEnd::MasterRefused { answer, rest } => self.master_refused(&answer, rest),
-            SessionEnd::Failed(why) => {
+            SessionEnd::BackendAway(known) => self.waits_for_backend(known),
+            SessionEnd::Unreachable(why) if self.asking.is_some() => {
+                self.backend_is_away(&why, backoff)
+            }
+            SessionEnd::Failed(why) | SessionEnd::Unreachable(why) => {
                 self.failures = self.failures.saturating_add(1);
                 let wait = backoff.wait(self.failures, rand::random());
                 tracing::info!(
@@ -471,7 +484,10 @@ impl Watcher {
             return Err(SessionEnd::Moved);
         }
         let (timeout, longest) = (context.config.answer_timeout, context.response_size);
-        match context.backends.log_in(backend, account, credentials, timeout, longest).await {
+        let answer = context.backends.log_in(backend, account, credentials, timeout, longest).await;
+        self.note_reach(&answer);
+        let account = &self.account;
+        match answer {
             Ok(logged_in) => {
                 self.known.refusals = 0;
                 master.accepted();
@@ -482,7 +498,7 @@ impl Watcher {
                 let rest = master.refused(account, &why);
                 Err(SessionEnd::MasterRefused { answer, rest })
             }
-            Err(error) => Err(SessionEnd::Failed(error.to_string())),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -183,6 +183,7 @@ impl Watcher {
             let login = credentials.clone();
             let result =
                 context.backends.log_in(backend, &self.account, login, timeout, longest).await;
+            self.note_reach(&result);
             match result {
                 Ok(logged_in) => {
                     let again = self.known.refused.iter().any(|it| it.same_as(credentials));
@@ -231,7 +232,7 @@ impl Watcher {
                 }
                 Err(error) => {
                     self.count_refused(refused);
-                    return Err(SessionEnd::Failed(error.to_string()));
+                    return Err(error.into());
                 }
             }
         }

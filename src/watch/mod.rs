@@ -28,6 +28,7 @@ mod login;
 mod missed_events;
 mod on_demand;
 mod parked;
+mod reach;
 mod refusal;
 mod snapshot;
 mod source;

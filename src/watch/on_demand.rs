@@ -96,6 +96,8 @@ pub(super) struct VisitEnd {
     pub(super) mailboxes: Vec<WatchedMailbox>,
     pub(super) faults: MailboxFaults,
     pub(super) looked_at: Vec<LookedAt>,
+    /// The account is still to be asked for: its backend could not be reached.
+    pub(super) was_away: bool,
 }
 
 impl OnDemand {
@@ -187,8 +189,8 @@ impl OnDemand {
         let task = self.visits.spawn(async move {
             watcher.run(begin).await;
             let taken_over = watcher.taken_over();
-            let Watcher { account, mailboxes, faults, looked_at, .. } = watcher;
-            VisitEnd { account, began, taken_over, mailboxes, faults, looked_at }
+            let Watcher { account, mailboxes, faults, looked_at, was_away, .. } = watcher;
+            VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, was_away }
         });
         self.accounts.insert(task.id(), account);
     }
@@ -254,6 +256,21 @@ impl OnDemand {
         self.resting.insert(account, (status, moment));
     }
 
+    /// The same of one whose backend is away: it goes on showing that.
+    pub(super) fn rest_away(&mut self, account: Account, status: StatusCell, moment: u64) {
+        self.resting.insert(account, (status, moment));
+    }
+
+    /// The account is to be asked for when its backend can be reached.
+    pub(super) fn wait_for_backend(&mut self, account: Account, backend: Option<BackendId>) {
+        self.waiting.add(vec![account], |_| backend.clone());
+    }
+
+    /// Whether the account has no task since its backend is away.
+    pub(super) fn is_away(&self, account: &Account) -> bool {
+        self.resting.get(account).is_some_and(|(status, _)| status.rests())
+    }
+
     pub(super) fn is_resting(&self, account: &Account) -> bool {
         self.resting.contains_key(account)
     }
@@ -291,10 +308,7 @@ impl OnDemand {
     ) {
         if sweep == Sweep::None {
             // A sweep may have marked others since this was read.
-            let waiting: HashSet<&Account> = self.waiting.iter().collect();
-            let new = accounts.iter().filter(|account| !waiting.contains(account)).cloned();
-            let new = new.collect();
-            self.waiting.add(new, backend_of);
+            self.waiting.add(accounts, backend_of);
         } else if moment >= self.swept {
             self.swept = moment;
             self.waiting = WaitingAccounts::default();
@@ -339,8 +353,7 @@ impl OnDemand {
 
     pub(super) fn statuses(&self, account: Option<&Account>) -> Vec<WatcherStatus> {
         let asked = self.resting.iter().filter(|(it, _)| account.is_none_or(|asked| asked == *it));
-        let waiting: HashSet<&Account> = self.waiting.iter().collect();
-        let reason = |account: &Account| match waiting.contains(account) {
+        let reason = |account: &Account| match self.waiting.contains(account) {
             true => Some("it waits for its turn to be asked for, in a sweep"),
             false if self.after_session.contains(account) => {
                 Some("it is asked for soon: a session of its user has ended, or its task broke off")
@@ -348,8 +361,9 @@ impl OnDemand {
             false => None,
         };
         let shown = asked.map(|(account, (status, _))| {
-            let reason = reason(account).map(str::to_owned);
-            WatcherStatus { reason, ..status.of(account) }
+            let status = status.of(account);
+            let reason = status.reason.or_else(|| reason(account).map(str::to_owned));
+            WatcherStatus { reason, ..status }
         });
         shown.collect()
     }

@@ -416,7 +416,7 @@ impl Supervisor {
 
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
-        let VisitEnd { account, began, taken_over, mailboxes, faults, looked_at } = end;
+        let VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, was_away } = end;
         self.hint_writer.looked_at(looked_at);
         if self.watchers.get(&account).is_none_or(|handle| handle.began != began) {
             return;
@@ -428,11 +428,19 @@ impl Supervisor {
         if now.logins != taken_over.logins {
             (next.login, next.logins) = (now.login, 1);
         }
-        next.looks = u64::from(now.looks != taken_over.looks);
+        let looks = now.looks != taken_over.looks;
+        next.looks = u64::from(was_away || looks);
         // What is due may have been marked by another node since it was read.
         let has_news = now.registrations != taken_over.registrations;
-        if handle.hints.is_empty() && next.logins == 0 && next.looks == 0 && !has_news {
-            self.on_demand.rest(account, handle.status, handle.moment);
+        if was_away {
+            let backend = self.context.backends.id_of(&account);
+            self.on_demand.wait_for_backend(account.clone(), backend);
+        }
+        if handle.hints.is_empty() && next.logins == 0 && !looks && !has_news {
+            match was_away {
+                true => self.on_demand.rest_away(account, handle.status, handle.moment),
+                false => self.on_demand.rest(account, handle.status, handle.moment),
+            }
         } else {
             self.start_with(account, next, WatcherStart::AtOnce, handle.hints);
         }
@@ -484,10 +492,12 @@ impl Supervisor {
     fn start_with(
         &mut self,
         account: Account,
-        directive: Directive,
+        mut directive: Directive,
         begin: WatcherStart,
         hints: Hints,
     ) {
+        // What it was to be asked for is not known any more.
+        directive.looks += u64::from(self.on_demand.is_away(&account));
         let on_demand = self.context.is_on_demand(&account);
         let (sender, receiver) = cell::channel(directive);
         let doing = match &begin {

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::WatchContext;
-use super::asking::AskingTask;
+use super::asking::{AskingTask, KnownAway};
 use super::credential_history::CredentialHistory;
 use super::hints::Hints;
 use super::ledger::{Consequence, Ledger};
@@ -93,6 +93,8 @@ pub(super) struct Watcher {
     pub(super) asking: Option<AskingTask>,
     /// What was looked at, or told in full. Its marks are taken away when the task ends.
     pub(super) looked_at: Vec<LookedAt>,
+    /// Of an account on demand: it has ended since its backend could not be reached.
+    pub(super) was_away: bool,
     /// The account was last found to be of another backend than it has by the configuration.
     pub(super) elsewhere: bool,
     /// Hears of what it sees, instead of `push`. Then the supervisor does not know of it.
@@ -187,6 +189,10 @@ pub(super) enum SessionEnd {
         rest: Option<Duration>,
     },
     Failed(String),
+    /// The backend could not be reached.
+    Unreachable(String),
+    /// The same is known of it, and another account is asked for first. Of an account on demand.
+    BackendAway(KnownAway),
     /// The database did not say what is to be watched, or did not take what it is to know.
     Database(String),
 }
@@ -280,6 +286,7 @@ impl Watcher {
             found: 0,
             asking: None,
             looked_at: Vec::new(),
+            was_away: false,
             elsewhere: false,
             instead: None,
         }

@@ -10,13 +10,16 @@ use crate::net::doveadm::{Doveadm, DoveadmAnswer, DoveadmQuery, MOST_ACCOUNTS};
 /// Calls of one backend that are under way at once.
 const CALLS: usize = 2;
 
+/// The answer to one query; an error where the call failed, and nothing is known of any account of it.
+type CallAnswer = Result<DoveadmAnswer, String>;
+
 /// What waits to be asked for at one backend. Clones share it.
 #[derive(Clone, Debug)]
 pub(in crate::watch) struct DoveadmCalls(Arc<DoveadmCallsInner>);
 
 #[derive(Debug)]
 struct DoveadmCallsInner {
-    waiting: Mutex<Vec<(DoveadmQuery, oneshot::Sender<DoveadmAnswer>)>>,
+    waiting: Mutex<Vec<(DoveadmQuery, oneshot::Sender<CallAnswer>)>>,
     turns: Semaphore,
 }
 
@@ -33,7 +36,7 @@ impl DoveadmCalls {
         &self,
         doveadm: &Arc<Doveadm>,
         query: DoveadmQuery,
-    ) -> DoveadmAnswer {
+    ) -> CallAnswer {
         let (reply, answer) = oneshot::channel();
         self.0.waiting.lock().push((query, reply));
         let (calls, doveadm) = (self.clone(), Arc::clone(doveadm));
@@ -60,7 +63,7 @@ impl DoveadmCalls {
         match doveadm.status(&queries).await {
             Ok(answers) => {
                 for (reply, answer) in replies.into_iter().zip(answers) {
-                    let _ = reply.send(answer);
+                    let _ = reply.send(Ok(answer));
                 }
             }
             Err(error) => {

@@ -144,8 +144,14 @@ impl Watcher {
             () = stopped(self.directive.clone()) => return SessionEnd::Stop,
         };
         let states = match answer {
-            Ok(states) => states,
-            Err(why) => return SessionEnd::Failed(why),
+            Ok(answer) => {
+                self.backend_answers();
+                match answer {
+                    Ok(states) => states,
+                    Err(why) => return SessionEnd::Failed(why),
+                }
+            }
+            Err(why) => return SessionEnd::Unreachable(why),
         };
         for (index, state) in due.into_iter().zip(states) {
             let context = Arc::clone(&self.context);
