@@ -110,8 +110,10 @@ impl IntakeContext {
         if hints.is_empty() {
             return Ok(());
         }
-        if !source.may_send(hints.len()) {
+        let events = hints.len();
+        if !source.may_send(events) {
             self.recorder.missed();
+            source.metrics.missed(events);
             return Err(IntakeRefusal::too_many());
         }
         let recorded = timeout(RECORD_TIME, self.record_hints(hints)).await;
@@ -125,6 +127,7 @@ impl IntakeContext {
                 Ok(())
             }
             Err(error) => {
+                source.metrics.missed(events);
                 self.tell_of(source.name(), &error);
                 Err(match error {
                     NotRecorded::Full => IntakeRefusal::full(),

@@ -98,6 +98,7 @@ impl UdpEvents {
                 Err(why) => {
                     if why == EventRefusal::TooMany {
                         context.recorder.missed();
+                        metrics.missed(1);
                     }
                     context.refuse(Some("udp"), metrics, why);
                     continue;
@@ -109,6 +110,7 @@ impl UdpEvents {
                 match context.record_hints(vec![hint]).await {
                     Ok(known) => metrics.recorded(&known),
                     Err(error) => {
+                        metrics.missed(1);
                         let why = context.tell_of("udp", &error);
                         context.refuse(Some("udp"), &metrics, why);
                     }

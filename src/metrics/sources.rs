@@ -8,13 +8,14 @@ use prometheus_client::registry::Registry;
 
 use super::labels::{EventRefusal, Labels};
 
-type BySource = Family<[(&'static str, String); 2], Counter>;
+type BySource<const LABELS: usize> = Family<[(&'static str, String); LABELS], Counter>;
 
 /// The counters of all sources.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SourceFamilies {
-    events: BySource,
-    refused: BySource,
+    events: BySource<2>,
+    missed: BySource<1>,
+    refused: BySource<2>,
 }
 
 /// The counters of one source; clones share them.
@@ -22,6 +23,7 @@ pub(super) struct SourceFamilies {
 pub struct SourceMetrics {
     recorded: Counter,
     unwatched: Counter,
+    missed: Counter,
     refused: Arc<[Counter]>,
 }
 
@@ -32,6 +34,11 @@ impl SourceFamilies {
             "events",
             "Events of sources that were taken, by whether somebody has registered for the mailbox",
             families.events.clone(),
+        );
+        registry.register(
+            "events_missed",
+            "Events of sources that were dropped, and are found by a sweep or by the next look",
+            families.missed.clone(),
         );
         registry.register(
             "events_refused",
@@ -55,6 +62,7 @@ impl SourceFamilies {
         SourceMetrics {
             recorded: events("recorded"),
             unwatched: events("unwatched"),
+            missed: self.missed.get_or_create(&[("source", source.to_owned())]).clone(),
             refused: EventRefusal::all().into_iter().map(refused).collect(),
         }
     }
@@ -66,6 +74,11 @@ impl SourceMetrics {
         for known in known {
             if *known { &self.recorded } else { &self.unwatched }.inc();
         }
+    }
+
+    /// So many events were as they should be, and were dropped.
+    pub fn missed(&self, events: usize) {
+        self.missed.inc_by(u64::try_from(events).unwrap_or(u64::MAX));
     }
 
     /// A request was refused.

@@ -157,7 +157,10 @@ impl CyrusIntake {
                     self.source.metrics.recorded(&[known.contains(&true)]);
                     Ok(())
                 }
-                Err(error) => Err(self.context.tell_of(self.source.name(), &error)),
+                Err(error) => {
+                    self.source.metrics.missed(1);
+                    Err(self.context.tell_of(self.source.name(), &error))
+                }
             },
             CyrusNews::Device(account, request) => {
                 let Some(devices) = self.devices.clone() else { return Ok(()) };
@@ -333,6 +336,7 @@ fn read_datagrams(
                 Some(account) => DeviceRefusal::busy().tell(account, &intake.context),
                 None => {
                     intake.context.recorder.missed();
+                    intake.source.metrics.missed(1);
                     intake.context.tell_of(intake.source.name(), &NotRecorded::Full)
                 }
             }),

@@ -68,6 +68,9 @@ async fn of_a_flood_as_much_waits_as_may_and_the_rest_is_answered_503() {
         let full = vec![(503, "overloaded".to_owned()); 8];
         assert_eq!(answers, [vec![(204, String::new()); 4], full].concat());
         assert_eq!(intake.post(EVENT).await.status, 204);
+        assert!(
+            intake.counted().await.contains(&r#"_missed_total{source="dovecot"} 8"#.to_owned())
+        );
     })
     .await;
 }
@@ -89,6 +92,10 @@ async fn a_source_that_sends_more_than_it_may_is_answered_503() {
         let script = format!("POST /v1/events\nAuthorization: Bearer {signing}\n\n{EVENT}");
         assert_eq!(intake.ask(&script).await.status, 204);
         reached(&intake.world.mailchime.counters().events_per_second, 1).await;
+        // Each event of a request counts.
+        assert_eq!(intake.post(&many).await.status, 503);
+        let missed = r#"_missed_total{source="dovecot"} 101"#.to_owned();
+        assert!(intake.counted().await.contains(&missed));
     })
     .await;
 }
