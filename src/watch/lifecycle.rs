@@ -76,27 +76,10 @@ impl Watcher {
                 next = Box::pin(self.after(end)).await;
                 continue;
             }
-            if self.on_demand {
-                match Box::pin(self.find_due(&backend)).await {
-                    Ok(true) => {
-                        let now = Instant::now();
-                        if let Some(at) = self.retry_at.filter(|at| *at > now && !user_is_there) {
-                            next = NextStep::Try(at - now);
-                            continue;
-                        }
-                    }
-                    Ok(false) => {
-                        next = self.after(SessionEnd::Visited).await;
-                        continue;
-                    }
-                    Err(end) => {
-                        next = Box::pin(self.after(end)).await;
-                        continue;
-                    }
-                }
-            }
-            if !user_is_there && let Some(known) = self.asking.as_mut().and_then(AskingTask::away) {
-                next = Box::pin(self.after(SessionEnd::BackendAway(known))).await;
+            if self.on_demand
+                && let Err(other) = Box::pin(self.is_to_ask(&backend, user_is_there)).await
+            {
+                next = other;
                 continue;
             }
             let health = self.context.backend_health.of(&backend);
@@ -131,6 +114,27 @@ impl Watcher {
             drop(place);
             user_is_there = false;
             next = Box::pin(self.after(end)).await;
+        }
+    }
+
+    /// Tells what can be told of an account on demand without its backend. An error with what is next, where the
+    /// backend is not to be asked now.
+    async fn is_to_ask(&mut self, backend: &Backend, user_is_there: bool) -> Result<(), NextStep> {
+        match self.find_due(backend).await {
+            Ok(true) => {}
+            Ok(false) => return Err(self.after(SessionEnd::Visited).await),
+            Err(end) => return Err(self.after(end).await),
+        }
+        if user_is_there {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if let Some(at) = self.retry_at.filter(|at| *at > now) {
+            return Err(NextStep::Try(at - now));
+        }
+        match self.asking.as_mut().and_then(AskingTask::away) {
+            Some(known) => Err(self.after(SessionEnd::BackendAway(known)).await),
+            None => Ok(()),
         }
     }
 
