@@ -52,6 +52,17 @@ impl Store {
         .await
     }
 
+    /// Whether the account has a subscription, of whatever state.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn has_any(&self, account: &Account) -> Result<bool, StoreError> {
+        self.read(Call::Entries, async {
+            has_subscription(&mut self.begin_read().await?, account.as_str()).await
+        })
+        .await
+    }
+
     /// Notes that the account has its entry at `at`, at 0 perhaps, or has none. Returns whether the account is known: of
     /// any other nothing is noted.
     ///

@@ -258,19 +258,28 @@ async fn leave_spellings(work: &mut Work, key: &SubscriptionKey) -> sqlx::Result
 
 /// Removes what is kept of the account if another backend has accepted it.
 async fn leave(work: &mut Work, account: &Account, backend: &BackendId) -> sqlx::Result<()> {
-    let done =
-        sql::query("delete from account where name = $1 and coalesce(backend, $2) not in ($2, $3)")
-            .bind(account.as_str())
-            .bind(backend.as_str())
-            .bind(backend.address())
-            .execute_in(work)
-            .await?;
-    if done.rows_affected() > 0 {
-        tracing::info!(
-            target: "mailchime::store::account_changed_backend",
-            %account, %backend,
-            "an account registered at another backend; mailchime removes what it kept of the \
-             account for the former one"
+    let query = sql::query(
+        "select id, entry_at from account where name = $1 and coalesce(backend, $2) not in ($2, $3)",
+    )
+    .bind(account.as_str())
+    .bind(backend.as_str())
+    .bind(backend.address());
+    let Some(former) = query.fetch_optional_in(work).await? else { return Ok(()) };
+    let delete = sql::query("delete from account where id = $1");
+    delete.bind(former.try_get::<i64, _>("id")?).execute_in(work).await?;
+    tracing::info!(
+        target: "mailchime::store::account_changed_backend",
+        %account, %backend,
+        "an account registered at another backend; mailchime removes what it kept of the \
+         account for the former one"
+    );
+    if former.try_get::<Option<i64>, _>("entry_at")?.is_some() {
+        tracing::warn!(
+            target: "mailchime::store::entry_left_at_former_backend",
+            %account,
+            "the METADATA entry of an account stays at its former backend, for which mailchime keeps no password \
+             any more; that mail server goes on sending events of the account, which make mailchime look at the \
+             new one. Remove the entry with doveadm"
         );
     }
     Ok(())

@@ -86,11 +86,10 @@ impl Entries {
         (Self { context: Arc::clone(context), accounts }, run)
     }
 
-    /// A device of the account has registered, or the last one is gone.
-    pub(super) fn look_after(&self, account: &Account) {
-        if self.context.wants_entry(account) {
-            let _ = self.accounts.try_send(account.clone());
-        }
+    /// A device of the account has registered, or the last one is gone. Whether that is taken in: then what is kept
+    /// in memory of an account that is gone is forgotten when it is not needed any more.
+    pub(super) fn look_after(&self, account: &Account) -> bool {
+        self.context.wants_entry(account) && self.accounts.try_send(account.clone()).is_ok()
     }
 }
 
@@ -121,8 +120,11 @@ async fn run(
                 let leaving = writer.context.store.leaving(None, Timestamp::now()).await;
                 // An error is counted, and the database says it elsewhere.
                 let leaving = leaving.into_iter().flatten().map(|leaving| leaving.account);
-                let assignment = assignment.borrow().clone();
-                waiting.extend(leaving.filter(|account| assignment.is_mine(account)));
+                let (assignment, credentials) =
+                    (assignment.borrow().clone(), &writer.context.credentials);
+                let is_ours =
+                    |account: &Account| assignment.is_mine(account) || credentials.holds(account);
+                waiting.extend(leaving.filter(is_ours));
             }
         }
     }
@@ -136,8 +138,19 @@ impl EntryWriter {
         let leaving = leaving.map(|leaving| leaving.into_iter().next());
         match leaving {
             Ok(Some(leaving)) => self.leave(&leaving, now).await,
-            Ok(None) => self.enter(account, now).await,
+            Ok(None) => {
+                self.enter(account, now).await;
+                self.forget(account).await;
+            }
             Err(error) => self.not_written(account, error.into()),
+        }
+    }
+
+    /// Forgets what is in memory of an account without a subscription.
+    async fn forget(&self, account: &Account) {
+        let WatchContext { store, credentials, .. } = &*self.context;
+        if credentials.holds(account) && matches!(store.has_any(account).await, Ok(false)) {
+            credentials.forget(account);
         }
     }
 
@@ -227,7 +240,7 @@ impl EntryWriter {
         match self.context.store.left(account).await {
             // Its user has come back meanwhile.
             Ok(true) => self.enter(account, now).await,
-            Ok(false) => self.context.credentials.forget(account),
+            Ok(false) => self.forget(account).await,
             // The next look finds it again.
             Err(_) => {}
         }
@@ -239,6 +252,8 @@ impl EntryWriter {
             let ours = metadata::push_entry_of(account).map(String::into_bytes);
             let found = session.value().await?;
             if found.is_some() && found == ours {
+                // First: its user may come back, and this may be the end of the program.
+                self.context.store.note_entry(account, Some(MAYBE)).await?;
                 session.change(&metadata::unset_push_entry()).await?;
                 tracing::info!(
                     target: "mailchime::watch::entry_removed",
@@ -283,7 +298,11 @@ impl EntryWriter {
         now: Timestamp,
     ) -> Result<Credentials, EntryFailure> {
         let source = &self.context.credentials;
-        let none = || EntryFailure::ForGood("no password is kept".to_owned());
+        let none = || match source.are_shared() {
+            true => EntryFailure::ForGood("no password is kept".to_owned()),
+            // Another node may have it, or this one when the user logs in.
+            false => EntryFailure::ForNow("no password is in memory".to_owned()),
+        };
         if !source.are_of_users() {
             return Ok(backend.master().ok_or_else(none)?.acting_as(account));
         }

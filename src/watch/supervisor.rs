@@ -545,8 +545,9 @@ impl Supervisor {
                 target: "mailchime::watch::account_left",
                 %account, "the account has no device left; mailchime stops watching it"
             );
-            self.context.credentials.forget(account);
-            self.entries.look_after(account);
+            if !self.entries.look_after(account) {
+                self.context.credentials.forget(account);
+            }
         }
         if let Some(WatcherHandle { directive, .. }) = watched {
             directive.send_modify(|directive| directive.stop = true);

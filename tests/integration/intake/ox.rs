@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 
 use mailchime::app;
-use mailchime::config::{Config, EventSourceConfig, WatchConnection};
+use mailchime::config::{Config, CredentialsMode, EventSourceConfig, WatchConnection};
 use mailchime::demo::apns::Answer;
 use mailchime::model::{Account, SubscriptionKey, Timestamp};
 use mailchime::store::Store;
@@ -58,7 +58,12 @@ impl OxSite {
 
     /// mailchime, with a source that needs the entry.
     async fn mailchime(&self) -> InProcess {
+        self.mailchime_with(CredentialsMode::Stored).await
+    }
+
+    async fn mailchime_with(&self, credentials: CredentialsMode) -> InProcess {
         let world = InProcess::pushing(self.dovecot.plain, |config: &mut Config| {
+            config.credentials = credentials;
             let folder = config.key_file.parent().unwrap();
             let secret = folder.join("events.secret");
             fs::write(&secret, TOKEN).unwrap();
@@ -104,11 +109,20 @@ async fn looked_at(store: &Store) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_driver_tells_of_a_user_from_the_registration_to_the_last_device_s_end() {
+    let test = "intake::ox::the_driver_tells_of_a_user_from_the_registration_to_the_last_device";
+    from_registration_to_end(test, CredentialsMode::Stored).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_entry_goes_where_the_password_is_in_memory_alone() {
+    let test = "intake::ox::the_entry_goes_where_the_password_is_in_memory_alone";
+    from_registration_to_end(test, CredentialsMode::Memory).await;
+}
+
+async fn from_registration_to_end(test: &str, credentials: CredentialsMode) {
     limited(async {
-        let test =
-            "intake::ox::the_driver_tells_of_a_user_from_the_registration_to_the_last_device";
         let Some(mut site) = OxSite::start(test) else { return };
-        let world = site.mailchime().await;
+        let world = site.mailchime_with(credentials).await;
         site.tell(world.mailchime.events.unwrap());
         assert_eq!(site.entry(ALICE), "NIL");
         world.register(ALICE, &["INBOX"]).await;

@@ -43,6 +43,16 @@ pub(super) async fn an_account_with_an_entry_stays_until_that_is_removed(store: 
     assert_eq!(leaving(12).await, []);
     assert_eq!(kept(&store, &alice()).await, None);
 
+    // What another backend has is not known any more.
+    register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    store.note_entry(&alice(), Some(now)).await.unwrap();
+    let elsewhere = BackendId::new(None, "elsewhere.example.org", 993);
+    let there = registration(device(&alice(), 'a'), &["INBOX"], 5);
+    store.register(&there, by(&elsewhere, None), 10, Timestamp(101)).await.unwrap();
+    assert!(lacks(5).await, "it is to be written there");
+    store.remove_subscription(&key, None).await.unwrap().unwrap();
+    assert_eq!(leaving(13).await, []);
+
     // What is found to have none is not kept for it.
     register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
     store.note_entry(&alice(), Some(now)).await.unwrap();

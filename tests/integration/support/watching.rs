@@ -67,6 +67,8 @@ pub(crate) struct WatchWorld {
     pub(crate) most_hints: usize,
     /// `[push] preview`, which browsers may be told of.
     pub(crate) preview: config::PreviewContent,
+    /// A source of events has `metadata`.
+    pub(crate) entries: bool,
 }
 
 /// A running [`watch::run`], and the hands of its cluster.
@@ -125,6 +127,7 @@ impl WatchWorld {
             queue,
             most_hints: config::EventsConfig::default().waiting,
             preview,
+            entries: false,
         }
     }
 
@@ -236,6 +239,11 @@ impl WatchWorld {
         config.limits.connect_timeout = self.connect_timeout;
         config.push.preview = self.preview;
         config.events.waiting = self.most_hints;
+        if self.entries {
+            let source =
+                config::EventSourceConfig::new("dovecot", self.folder.path().join("secret"));
+            config.events.sources = vec![config::EventSourceConfig { metadata: true, ..source }];
+        }
         config
     }
 

@@ -2,6 +2,7 @@
 
 mod cuts;
 mod dialogues;
+mod entries;
 mod followers;
 mod given_up;
 mod hints;
