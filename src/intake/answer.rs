@@ -33,6 +33,31 @@ pub(super) struct IntakeContext {
     pub(super) strangers: SourceMetrics,
 }
 
+/// The request of a source that has proved itself, until its events are recorded or refused. Dropped before, they are
+/// missed: the source went away meanwhile, or sent them in part, or there was no room for them.
+struct UntakenEvents<'a> {
+    recorder: &'a dyn HintRecorder,
+    metrics: &'a SourceMetrics,
+    /// How many they are, as far as they are read.
+    events: usize,
+}
+
+impl UntakenEvents<'_> {
+    /// They are recorded, or refused.
+    fn over(mut self) {
+        self.events = 0;
+    }
+}
+
+impl Drop for UntakenEvents<'_> {
+    fn drop(&mut self) {
+        if self.events > 0 {
+            self.recorder.missed();
+            self.metrics.missed(self.events);
+        }
+    }
+}
+
 /// How a body is read.
 type ReadHints = fn(&[u8], &KnownSource) -> Result<Vec<Hint>, IntakeRefusal>;
 
@@ -80,24 +105,29 @@ impl IntakeContext {
         let (parts, body) = request.into_parts();
         let proof = SourceProof::of(&parts.headers);
         let stranger = |refusal| (None, refusal);
-        let (source, body) = match proof {
+        let untaken = |source: usize| {
+            let metrics = sources.get(source).map_or(&self.strangers, |known| &known.metrics);
+            UntakenEvents { recorder: &*self.recorder, metrics, events: 1 }
+        };
+        let (source, untaken, body) = match proof {
             // Of a stranger no body is read.
             Some(SourceProof::Secret(presented)) => {
                 let source = presented.source(sources).ok_or_else(unknown)?;
                 let of_source = |refusal| (Some(source), refusal);
                 is_json(&parts.headers).map_err(of_source)?;
-                (source, self.body(body).await.map_err(of_source)?)
+                (source, untaken(source), self.body(body).await.map_err(of_source)?)
             }
             Some(SourceProof::Signature(signed)) => {
                 is_json(&parts.headers).map_err(stranger)?;
                 let body = self.body(body).await.map_err(stranger)?;
                 let source = signed.source(sources, &body, Timestamp::now());
-                (source.ok_or_else(unknown)?, body)
+                let source = source.ok_or_else(unknown)?;
+                (source, untaken(source), body)
             }
             None => return Err(unknown()),
         };
         let Some(known) = sources.get(source) else { return Err(unknown()) };
-        self.record(&body, known, read).await.map_err(|refusal| (Some(source), refusal))
+        self.record(&body, known, read, untaken).await.map_err(|refusal| (Some(source), refusal))
     }
 
     async fn record(
@@ -105,29 +135,26 @@ impl IntakeContext {
         body: &[u8],
         source: &KnownSource,
         read: ReadHints,
+        mut untaken: UntakenEvents<'_>,
     ) -> Result<(), IntakeRefusal> {
-        let hints = read(body, source)?;
-        if hints.is_empty() {
-            return Ok(());
+        let hints = read(body, source);
+        if hints.as_ref().map_or(true, Vec::is_empty) {
+            untaken.over();
+            return hints.map(drop);
         }
-        let events = hints.len();
-        if !source.may_send(events) {
-            self.recorder.missed();
-            source.metrics.missed(events);
+        let hints = hints?;
+        untaken.events = hints.len();
+        if !source.may_send(hints.len()) {
             return Err(IntakeRefusal::too_many());
         }
         let recorded = timeout(RECORD_TIME, self.record_hints(hints)).await;
-        let late = |_| {
-            self.recorder.missed();
-            Err(NotRecorded::late())
-        };
-        match recorded.unwrap_or_else(late) {
+        match recorded.unwrap_or_else(|_| Err(NotRecorded::late())) {
             Ok(known) => {
+                untaken.over();
                 source.metrics.recorded(&known);
                 Ok(())
             }
             Err(error) => {
-                source.metrics.missed(events);
                 self.tell_of(source.name(), &error);
                 Err(match error {
                     NotRecorded::Full => IntakeRefusal::full(),

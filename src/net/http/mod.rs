@@ -45,6 +45,10 @@ use crate::config::Network;
 const HEAD_SIZE: u32 = 16 * 1024;
 const HEADERS: usize = 64;
 
+/// A client of HTTP/1.1 that closes its side is answered all the same: a mail server may say what it has to say and go
+/// (RFC 9112 section 9.6).
+const HALF_CLOSE: bool = true;
+
 /// Requests at once on one connection of HTTP/2.
 const STREAMS: u32 = 16;
 
@@ -359,7 +363,8 @@ impl ServedConnection {
             // The time for a head is that of the connection.
             .header_read_timeout(None)
             .max_buf_size(HEAD_SIZE as usize)
-            .max_headers(HEADERS);
+            .max_headers(HEADERS)
+            .half_close(HALF_CLOSE);
         let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
         let mut serving = UntilEndless { connection: Box::new(connection), slot, unflushed };
         let goodbye = |serving: Pin<&mut UntilEndless<http1::UpgradeableConnection<_, _>, _>>| {
@@ -469,7 +474,8 @@ fn builder() -> auto::Builder<TokioExecutor> {
         // The time for a head is that of the connection.
         .header_read_timeout(None)
         .max_buf_size(HEAD_SIZE as usize)
-        .max_headers(HEADERS);
+        .max_headers(HEADERS)
+        .half_close(HALF_CLOSE);
     builder
         .http2()
         .timer(TokioTimer::new())

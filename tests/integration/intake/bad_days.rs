@@ -9,7 +9,7 @@ use sqlx::{Connection, Executor, SqliteConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{IntakeWorld, TOKEN, post, written};
+use super::{ALICE, IntakeWorld, MAIL, TOKEN, post, written};
 use crate::support::program::mailchime;
 use crate::support::world::{Server, World};
 use crate::support::{limited, reached, soon};
@@ -24,6 +24,42 @@ async fn busy(file: &std::path::Path) -> SqliteConnection {
     let mut beside = SqliteConnection::connect(&url).await.unwrap();
     beside.execute("begin immediate").await.unwrap();
     beside
+}
+
+/// Sends this, and goes before mailchime has read any of it: nothing here runs meanwhile.
+async fn send_and_go(intake: &IntakeWorld, sent: &str) {
+    let stream = TcpStream::connect(intake.address()).await.unwrap();
+    let length = stream.try_write(sent.as_bytes()).unwrap();
+    assert_eq!(length, sent.len());
+}
+
+#[tokio::test]
+async fn an_event_counts_although_its_sender_does_not_wait_for_the_answer() {
+    limited(async {
+        let intake = IntakeWorld::start().await;
+        intake.registered().await;
+        intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        let request = format!("POST /v1/events\nAuthorization: Bearer {TOKEN}\n\n{EVENT}");
+        send_and_go(&intake, &written(&request)).await;
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+        assert_eq!(intake.counted().await, [r#"_total{source="dovecot",what="recorded"} 1"#]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_mail_of_an_event_that_breaks_off_is_found() {
+    limited(async {
+        let intake = IntakeWorld::start().await;
+        intake.registered().await;
+        intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        let request = format!("POST /v1/events\nAuthorization: Bearer {TOKEN}\n\n{EVENT}");
+        let whole = written(&request);
+        send_and_go(&intake, &whole[..whole.len() - 1]).await;
+        // A sweep follows.
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+    })
+    .await;
 }
 
 #[tokio::test]
