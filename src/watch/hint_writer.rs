@@ -13,7 +13,8 @@ use super::WatchContext;
 use crate::model::{Account, Hint, Timestamp};
 use crate::store::{DueMark, LookedAt, StoreError};
 
-/// Marks that may wait to be taken away. Of more, the mailboxes are looked at once more.
+/// Marks that may wait to be taken away. Of more, the mailboxes are looked at once more: none is taken away later, for
+/// there may be a new one by then.
 const LOOKED_AT: usize = 10_000;
 
 /// Hints that are written in one transaction, but for the last call's, and marks that are taken away.
@@ -62,6 +63,8 @@ pub(super) struct RecordedHints {
     replies: Vec<(usize, Option<HintReply>)>,
     /// Whether somebody has registered for the mailbox of each.
     known: Result<Vec<bool>, HintError>,
+    /// Marks of mailboxes that were looked at are left.
+    pub(super) marks_left: bool,
 }
 
 impl HintWriter {
@@ -96,11 +99,13 @@ impl HintWriter {
         Ok(())
     }
 
-    /// These were looked at.
-    pub(super) fn looked_at(&mut self, looked_at: Vec<LookedAt>) {
+    /// These were looked at. Whether their marks are left, since too many wait.
+    pub(super) fn looked_at(&mut self, looked_at: Vec<LookedAt>) -> bool {
         if self.looked_at.len() < LOOKED_AT {
             self.looked_at.extend(looked_at);
+            return false;
         }
+        !looked_at.is_empty()
     }
 
     /// Begins to write the next batch, unless one is being written. `is_ours` says which accounts this node
@@ -152,7 +157,8 @@ impl HintWriter {
                 hints.clear();
                 HintError::Store(Arc::new(error))
             });
-            RecordedHints { hints, replies, known }
+            let marks_left = known.is_err() && !looked_at.is_empty();
+            RecordedHints { hints, replies, known, marks_left }
         });
     }
 
@@ -167,8 +173,7 @@ impl HintWriter {
 }
 
 impl RecordedHints {
-    /// Answers those that wait for it. An error where hints were not written: what was looked at is still due then,
-    /// and is looked at once more.
+    /// Answers those that wait for it. An error where hints were not written.
     pub(super) fn answer(self) -> Result<(), HintError> {
         let had_hints = !self.replies.is_empty();
         let mut known = self.known.map(Vec::into_iter);
@@ -211,7 +216,7 @@ mod tests {
     use super::*;
 
     fn failed(replies: Vec<(usize, Option<HintReply>)>) -> RecordedHints {
-        RecordedHints { hints: Vec::new(), replies, known: Err(HintError::Busy) }
+        RecordedHints { hints: Vec::new(), replies, known: Err(HintError::Busy), marks_left: true }
     }
 
     #[test]

@@ -38,6 +38,8 @@ use crate::store::{Invalidation, LiveAccount, StoreError};
 
 /// Between two comparisons of the table with the store.
 const REFRESH_INTERVAL: Duration = Duration::from_hours(1);
+/// The same where mailboxes that were looked at are still due on disk: the database has failed.
+const MARKS_LEFT: Duration = Duration::from_secs(5);
 
 /// The same while the database does not answer.
 const REFRESH_RETRY: Duration = Duration::from_secs(2);
@@ -283,6 +285,12 @@ impl Supervisor {
         self.next_refresh.min(self.on_demand.next_sweep())
     }
 
+    /// Mailboxes that were looked at are still due on disk: they are found when all accounts are read, and looked at
+    /// once more.
+    fn read_all_again(&mut self) {
+        self.next_refresh = self.next_refresh.min(Instant::now() + MARKS_LEFT);
+    }
+
     /// Has devices forgotten that have not registered for long, and all accounts with others read: also where not all
     /// of those can be forgotten.
     fn read_all(&mut self) {
@@ -398,26 +406,12 @@ impl Supervisor {
             && self.is_ours(account)
     }
 
-    /// Those on demand that are due get their tasks, so many at once.
-    fn ask_for_those_due(&mut self) {
-        let waiting = i64::try_from(self.on_demand.waiting()).unwrap_or(i64::MAX);
-        self.context.metrics.sweep_waiting.set(waiting);
-        while let Some(account) = self.on_demand.next_waiting() {
-            match self.watchers.get(&account) {
-                Some(handle) => handle.directive.send_modify(|directive| directive.looks += 1),
-                None if self.on_demand.is_resting(&account) => {
-                    let looks = Directive { looks: 1, ..Directive::default() };
-                    self.start(account, looks, WatcherStart::AtOnce);
-                }
-                None => {}
-            }
-        }
-    }
-
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
         let VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, was_away } = end;
-        self.hint_writer.looked_at(looked_at);
+        if self.hint_writer.looked_at(looked_at) {
+            self.read_all_again();
+        }
         if self.watchers.get(&account).is_none_or(|handle| handle.began != began) {
             return;
         }

@@ -26,6 +26,9 @@ impl Supervisor {
 
     /// Hints are on disk, and go to their watchers. Who brought them gets an answer.
     pub(super) fn recorded(&mut self, mut written: RecordedHints) {
+        if written.marks_left {
+            self.read_all_again();
+        }
         for (hint, others_know) in written.hints.drain(..) {
             self.hint(hint, others_know);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{ReplyKind, StoreReply, Supervisor};
 use crate::model::Account;
 use crate::watch::on_demand::{self, DueAccounts, Sweep};
+use crate::watch::watcher::{Directive, WatcherStart};
 
 impl Supervisor {
     /// Finds what is due, of accounts that are known by now: an event that comes meanwhile has its task begin.
@@ -40,5 +41,21 @@ impl Supervisor {
             let due = on_demand::mark(&context, &assignment, unmarked).await;
             StoreReply { moment, what: ReplyKind::Marked { sweep, due } }
         });
+    }
+
+    /// Those on demand that are due get their tasks, so many at once.
+    pub(super) fn ask_for_those_due(&mut self) {
+        let waiting = i64::try_from(self.on_demand.waiting()).unwrap_or(i64::MAX);
+        self.context.metrics.sweep_waiting.set(waiting);
+        while let Some(account) = self.on_demand.next_waiting() {
+            match self.watchers.get(&account) {
+                Some(handle) => handle.directive.send_modify(|directive| directive.looks += 1),
+                None if self.on_demand.is_resting(&account) => {
+                    let looks = Directive { looks: 1, ..Directive::default() };
+                    self.start(account, looks, WatcherStart::AtOnce);
+                }
+                None => {}
+            }
+        }
     }
 }

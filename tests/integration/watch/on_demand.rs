@@ -7,6 +7,7 @@ use mailchime::demo::backend::{Counters, DemoBackend};
 use mailchime::metrics::Watching as Mode;
 use mailchime::model::{Account, Mailbox, MailboxEvent, SessionEvent, Snapshot, Timestamp};
 use mailchime::store::DueMark;
+use sqlx::{Connection, Executor, SqliteConnection};
 use tracing::Level;
 
 use super::hints::hint;
@@ -437,6 +438,30 @@ S: w2 OK out
         )
         .await;
         watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// Where the database fails when it is to note that a mailbox was looked at, the mailbox is due no longer than it fails.
+#[tokio::test]
+async fn a_mark_that_the_database_does_not_take_away_has_its_mailbox_looked_at_once_more() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        stage.world.watch.connection = WatchConnection::OnDemand;
+        let url = stage.world.reopened(Duration::from_millis(100)).await;
+        let watching = stage.world.watch();
+        let mut beside = SqliteConnection::connect(&url).await.unwrap();
+        let visit = inbox(1) + "C: w2 LOGOUT\nS: * BYE\nS: w2 OK out\n";
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        beside.execute("begin immediate").await.unwrap();
+        peer.play(&visit).await;
+        let mut peer = stage.accept().await;
+        beside.execute("rollback").await.unwrap();
+        peer.play(IDLE).await;
+        peer.play(&visit).await;
+        until(async || stage.world.store.due_accounts().await.unwrap().is_empty()).await;
         watching.stop().await;
     })
     .await;
