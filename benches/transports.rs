@@ -104,7 +104,7 @@ impl Site {
         let host = host.parse().map_err(|()| "not a host")?;
         let guard = Guard::new(&[host], &[]);
         let web_push = WebPush::new(Arc::new(key), Arc::new(guard));
-        let registrar = registrar(folder, &self.backend).await?;
+        let registrar = registrar(folder, &self.backend, None).await?;
         for number in 0..accounts {
             let user = format!("user{number}@example.org");
             let subscription = if number % 2 == 0 {

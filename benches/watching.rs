@@ -10,6 +10,7 @@
 #![expect(clippy::print_stdout, reason = "that is what it is for")]
 
 mod events;
+mod on_demand;
 mod transports;
 
 use std::collections::HashMap;
@@ -56,9 +57,19 @@ struct Options {
     /// TLS to the IMAP server.
     #[arg(long)]
     tls: bool,
-    /// No connection for each account: measures the memory, the start and the sweep, and ends.
+    /// No connection for each account: measures what they take on disk and in memory, the start, and the sweep, and
+    /// ends.
     #[arg(long)]
     on_demand: bool,
+    /// The same with a hundredth of the accounts and with a tenth first, each in a database of its own.
+    #[arg(long)]
+    growth: bool,
+    /// With `--on-demand` or `--events`: `sqlite`, or the URL of an empty database of PostgreSQL.
+    #[arg(long, default_value = "sqlite", conflicts_with = "growth")]
+    store: String,
+    /// With these: programs that share a database of PostgreSQL.
+    #[arg(long, default_value_t = 1)]
+    nodes: usize,
     /// Mails a second while the latency is measured.
     #[arg(long, default_value_t = 200)]
     changes: u32,
@@ -68,7 +79,7 @@ struct Options {
     /// Measures nothing but what a push costs by Web Push, beside one by APNs.
     #[arg(long)]
     transports: bool,
-    /// Measures nothing but how long events of a mail server take to their answers.
+    /// As `--on-demand`, and then how long events of a mail server take to their answers and to their pushes.
     #[arg(long, conflicts_with = "transports")]
     events: bool,
     /// Mails a second for each transport, or events a second.
@@ -95,8 +106,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     if options.transports {
         return transports::compare(&options).await;
     }
-    if options.events {
-        return events::measure(&options).await;
+    if options.events || options.on_demand || options.growth {
+        return on_demand::measure(&options).await;
     }
     let folder = tempfile::tempdir()?;
     let pki = Pki::generate(Some(TOPIC))?;
@@ -115,13 +126,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     verdict("MB resident", empty as f64 / f64::from(1 << 20), |mb| mb < 30.0, "under 30");
     drop(program);
 
-    let devices = if options.on_demand { options.devices } else { 1 };
-    let accounts = register(folder.path(), &backend, options.accounts, devices).await?;
+    let accounts = register(folder.path(), &backend, options.accounts).await?;
     let began = Instant::now();
-    let (program, listening) = start(folder.path(), port, &options).await?;
-    if options.on_demand {
-        return on_demand(&options, &program, &backend, (began, listening, empty)).await;
-    }
+    let (program, _) = start(folder.path(), port, &options).await?;
     let all = |counters: &mailchime::demo::backend::Counters| counters.idling >= options.accounts;
     timeout(Duration::from_secs(600), backend.wait_until(all)).await?;
     let took = began.elapsed().as_secs_f64();
@@ -157,36 +164,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Accounts without a connection: how soon the program listens, how long the sweep after the start takes, and
-/// what memory they take when it is over.
-async fn on_demand(
-    options: &Options,
-    program: &Program,
-    backend: &DemoBackend,
-    (began, listening, empty): (Instant, Duration, u64),
-) -> Result<(), Box<dyn Error>> {
-    let all = |counters: &mailchime::demo::backend::Counters| {
-        counters.logins.len() >= options.accounts && counters.connections == 0
-    };
-    timeout(Duration::from_secs(3600), backend.wait_until(all)).await?;
-    println!(
-        "{} accounts on demand: listening {:.0} ms after the start, all asked for after {:.1} s, {:.2} ms of CPU each",
-        options.accounts,
-        ms(listening),
-        began.elapsed().as_secs_f64(),
-        cpu(program)? * 1000.0 / options.accounts as f64,
-    );
-    verdict("seconds to listening", listening.as_secs_f64(), |s| s < 5.0, "under 5");
-    sleep(Duration::from_secs(15)).await;
-    let full = memory(program)?;
-    let each = full.saturating_sub(empty) as f64 / options.accounts as f64 / 1024.0;
-    println!("memory: {} MB, {each:.2} KB an account", megabytes(full));
-    let most = 250.0 * options.accounts.max(20_000) as f64 / 100_000.0;
-    let wanted = format!("under {most:.0}");
-    verdict("MB", full as f64 / f64::from(1 << 20), |mb| mb < most, &wanted);
-    Ok(())
-}
-
 fn configure(
     folder: &Path,
     options: &Options,
@@ -195,11 +172,22 @@ fn configure(
     apns: &Apns,
     more: &str,
 ) -> Result<(), Box<dyn Error>> {
+    Ok(fs::write(folder.join("proxy.toml"), configuration(options, port, backend, apns, more))?)
+}
+
+/// The configuration of a program that listens on this port.
+fn configuration(
+    options: &Options,
+    port: u16,
+    backend: &DemoBackend,
+    apns: &Apns,
+    more: &str,
+) -> String {
     let tls = match options.tls {
         true => "tls = \"implicit\"\nca = \"ca.pem\"",
         false => "tls = \"none\"",
     };
-    let config = format!(
+    format!(
         "[[listener]]\naddress = \"127.0.0.1:{port}\"\n\
          [tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
          [backend]\naddress = \"{HOST}:{}\"\n{tls}\n\
@@ -209,10 +197,9 @@ fn configure(
          [log]\nlevel = \"info\"\n",
         backend.address().port(),
         options.logins_per_second,
-        if options.on_demand || options.events { "on_demand" } else { "held" },
+        if options.on_demand || options.events || options.growth { "on_demand" } else { "held" },
         apns.address().port(),
-    );
-    Ok(fs::write(folder.join("proxy.toml"), config)?)
+    )
 }
 
 /// The program that was built in the same way as this one: examples are in a folder beside it.
@@ -235,20 +222,7 @@ async fn start(
     options: &Options,
 ) -> Result<(Program, Duration), Box<dyn Error>> {
     let began = Instant::now();
-    let mut command = match &options.cores {
-        None => Command::new(program()?),
-        Some(cores) => {
-            let mut command = Command::new("taskset");
-            command.args(["-c", cores]).arg(program()?);
-            command
-        }
-    };
-    let child = command
-        .args(["serve", "--config", "proxy.toml"])
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .spawn()?;
-    let program = Program(child);
+    let program = start_node(folder, "proxy.toml", options)?;
     while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
         if began.elapsed() > Duration::from_secs(30) {
             return Err("the program does not listen".into());
@@ -258,6 +232,24 @@ async fn start(
     Ok((program, began.elapsed()))
 }
 
+/// Starts the program with this configuration.
+fn start_node(folder: &Path, config: &str, options: &Options) -> Result<Program, Box<dyn Error>> {
+    let mut command = match &options.cores {
+        None => Command::new(program()?),
+        Some(cores) => {
+            let mut command = Command::new("taskset");
+            command.args(["-c", cores]).arg(program()?);
+            command
+        }
+    };
+    let child = command
+        .args(["serve", "--config", config])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .spawn()?;
+    Ok(Program(child))
+}
+
 /// Fills the program's database.
 struct Registrar {
     store: Store,
@@ -265,8 +257,14 @@ struct Registrar {
     backend: BackendId,
 }
 
-async fn registrar(folder: &Path, backend: &DemoBackend) -> Result<Registrar, Box<dyn Error>> {
-    let url = format!("sqlite://{}", folder.join("mailchime.db").display());
+/// Of the database at `url`, or of the file in the folder.
+async fn registrar(
+    folder: &Path,
+    backend: &DemoBackend,
+    url: Option<&str>,
+) -> Result<Registrar, Box<dyn Error>> {
+    let file = || format!("sqlite://{}", folder.join("mailchime.db").display());
+    let url = url.map_or_else(file, str::to_owned);
     let key_file = folder.join("mailchime.key");
     let store = Store::open(&url.parse()?, Duration::from_secs(5)).await?.sealing(&key_file);
     let vault = Vault::open(&key_file)?;
@@ -284,6 +282,15 @@ impl Registrar {
         subscription: Subscription,
     ) -> Result<(), Box<dyn Error>> {
         backend.add_account(user, PASSWORD.as_bytes());
+        self.store_device(user, subscription).await
+    }
+
+    /// The same for a user whom the backend has.
+    async fn store_device(
+        &self,
+        user: &str,
+        subscription: Subscription,
+    ) -> Result<(), Box<dyn Error>> {
         let credentials = Credentials::new(user.to_owned(), SecretKind::Password, PASSWORD.into());
         let text = self.vault.seal(&credentials.account(), &credentials);
         let sealed = Sealed { text, until: None };
@@ -310,22 +317,19 @@ fn device(number: usize, user: &str) -> Result<Subscription, Box<dyn Error>> {
     Ok(registration.subscription(Account::from_login(user), TOPIC))
 }
 
-/// Gives each account so many devices; the account by the device's token.
+/// Gives each account a device; the account by the device's token.
 async fn register(
     folder: &Path,
     backend: &DemoBackend,
     accounts: usize,
-    devices: usize,
 ) -> Result<HashMap<String, String>, Box<dyn Error>> {
-    let registrar = registrar(folder, backend).await?;
+    let registrar = registrar(folder, backend, None).await?;
     let mut by_token = HashMap::new();
     for number in 0..accounts {
         let user = format!("user{number}@example.org");
-        for of_user in 0..devices {
-            let device = device(number + of_user * accounts, &user)?;
-            by_token.insert(device.endpoint.as_given().to_owned(), user.clone());
-            registrar.register(backend, &user, device).await?;
-        }
+        let device = device(number, &user)?;
+        by_token.insert(device.endpoint.as_given().to_owned(), user.clone());
+        registrar.register(backend, &user, device).await?;
     }
     registrar.store.close().await;
     Ok(by_token)
