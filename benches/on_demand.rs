@@ -170,15 +170,16 @@ impl Site {
                 let device = device(number + of_user * self.accounts, &user)?;
                 let (registrar, user) = (Arc::clone(&registrar), user.clone());
                 while registering.len() >= AT_ONCE {
-                    registering.join_next().await.ok_or("nothing was to be done")??;
+                    registering.join_next().await.ok_or("nothing was to be done")???;
                 }
                 registering.spawn(async move {
-                    registrar.store_device(&user, device).await.expect("a registration is written");
+                    let stored = registrar.store_device(&user, device).await;
+                    stored.map_err(|error| error.to_string())
                 });
             }
         }
         while let Some(registered) = registering.join_next().await {
-            registered?;
+            registered??;
         }
         registrar.store.close().await;
         Ok(())
