@@ -15,7 +15,7 @@ use super::{MailPushSetup, StartError};
 use crate::admin::{self, AdminListener, Ask, Context, Part};
 use crate::config;
 use crate::metrics::Metrics;
-use crate::model::{Account, BackendId, Mailbox, Subscription, Timestamp};
+use crate::model::{Account, BackendId, Mailbox, Subscription, Timestamp, seconds};
 use crate::net::backends::Backends;
 use crate::nodes::{self, Assignment};
 use crate::push::dispatcher::{self, DispatcherHandle};
@@ -332,6 +332,6 @@ async fn test_device(
     } else {
         shown["detail"] = json!(format!("it did not register for {mailbox:?}"));
     }
-    shown["milliseconds"] = json!(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    shown["seconds"] = json!(seconds(began.elapsed()));
     shown
 }

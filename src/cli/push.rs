@@ -64,11 +64,11 @@ pub(super) fn run(options: &PushOptions) -> Result<(), CommandFailure> {
 
 fn tested(devices: &[Value]) {
     let row = |device: &Value| {
-        let took = device["milliseconds"].as_u64().unwrap_or_default();
+        let took = device["seconds"].as_f64().unwrap_or_default();
         let [transport, endpoint, app, outcome, id, detail] =
             ["transport", "endpoint", "app", "outcome", "message_id", "detail"]
                 .map(|key| word(&device[key]));
-        vec![transport, endpoint, app, outcome, format!("{took} ms"), id, detail]
+        vec![transport, endpoint, app, outcome, format!("{took} s"), id, detail]
     };
     if !devices.is_empty() {
         let rows: Vec<_> = devices.iter().map(row).collect();
