@@ -185,7 +185,9 @@ fn subscriptions(overview: &Overview) -> Markup {
     });
     let head = ["Service", "Subscriptions", "Not confirmed", "Pushes accepted", "Pushes failed"];
     let content = html! {
-        p.quiet { (overview.accounts) " accounts of all nodes. Pushes are of this node, since its start." }
+        p.quiet {
+            "Accounts of all nodes: " (overview.accounts) ". Pushes are of this node, since its start."
+        }
         (table(&head, rows))
     };
     section("subscriptions", "Subscriptions", &content)
