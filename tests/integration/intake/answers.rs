@@ -70,6 +70,8 @@ async fn each_request_has_its_answer() {
         assert_eq!(
             intake.counted().await,
             [
+                // The one that was too large.
+                r#"_missed_total{source="dovecot"} 1"#,
                 r#"_refused_total{source="",why="unauthorized"} 3"#,
                 r#"_refused_total{source="dovecot",why="foreign"} 3"#,
                 r#"_refused_total{source="dovecot",why="malformed"} 4"#,
