@@ -20,8 +20,8 @@ use super::transport::{MailboxChange, Notice, RouteId, Routes, Verdict};
 use crate::config;
 use crate::metrics::{Metrics, Queue};
 use crate::model::{
-    Account, BackendId, Change, ChangeKind, Mailbox, Snapshot, Subscription, Timestamp, WatchEvent,
-    seconds,
+    Account, BackendId, Change, ChangeKind, Mailbox, Snapshot, Subscription, SubscriptionKey,
+    Timestamp, WatchEvent, seconds,
 };
 use crate::net::backends::Backends;
 use crate::net::backoff::Backoff;
@@ -244,7 +244,7 @@ enum Done {
     Read(Account, Option<Vec<Target>>),
     Answered(Arc<Subscription>, Verdict),
     /// All subscriptions of an account in any state, and those of them that can be sent to.
-    Asked(Explain, Result<[Vec<Target>; 2], StoreError>),
+    Asked(Explain, Result<(Vec<Target>, Vec<SubscriptionKey>), StoreError>),
     /// With what could not be written, and the accounts of subscriptions that were to be removed and have
     /// registered since.
     Written(Batch, Vec<Account>),
@@ -349,8 +349,7 @@ impl Jobs {
         self.under_way.spawn(async move {
             let both = async {
                 let all = store.all_targets(&request.account).await?;
-                // Subscriptions that are forgotten for their silence too: that is the explanation then.
-                Ok([all, store.targets(&request.account, Timestamp::default()).await?])
+                Ok((all, store.unopened(&request.account).await?))
             };
             let both = both.await;
             Done::Asked(request, both)
@@ -391,17 +390,15 @@ impl Jobs {
                 self.busy -= 1;
                 scheduler.answered(&subscription, &verdict, now(), Timestamp::now(), self.served());
             }
-            Ok(Done::Asked(Explain { mailbox, reply, .. }, targets)) => {
+            Ok(Done::Asked(Explain { mailbox, reply, .. }, found)) => {
                 let wall = Timestamp::now();
-                let explained = targets.map(|[all, usable]| {
+                let explained = found.map(|(all, unopened)| {
                     let explained = all.iter().map(|target| {
                         let home = self.home(&target.subscription.account);
                         let route = self.routes.find(&RouteId::of(&target.subscription));
                         let facts = Facts {
                             target,
-                            opened: usable
-                                .iter()
-                                .any(|it| it.subscription.is(&(&target.subscription).into())),
+                            opened: !unopened.iter().any(|key| target.subscription.is(key)),
                             home: home.as_ref(),
                             config: &self.config,
                             route: route.as_ref(),

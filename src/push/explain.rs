@@ -59,7 +59,7 @@ pub struct Explanation {
 pub enum Reason {
     /// Its client has not confirmed it with the code that a first push brings.
     Pending,
-    /// The key file does not open its secrets.
+    /// The key file cannot be read, or does not open its secrets.
     Sealed,
     /// It has not registered for too long.
     Expired {
@@ -273,8 +273,8 @@ impl fmt::Display for Reason {
                 "it is pending: its client has not confirmed it with the code that its first push brings",
             ),
             Self::Sealed => f.write_str(
-                "[credentials] key_file does not open its secrets; put the key file back that sealed them, or its \
-                 user subscribes again",
+                "[credentials] key_file cannot be read, or does not open its secrets; put the file back that \
+                 sealed them, so that mailchime can read it, or its user subscribes again",
             ),
             Self::Expired { since } => {
                 let days = since / (24 * 3600 * 1000);

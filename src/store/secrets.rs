@@ -1,12 +1,13 @@
 //! The secrets of subscriptions: sealed in their rows, and opened for those who push.
 
 use sqlx::Row;
+use sqlx::any::AnyRow;
 
-use super::records::account;
+use super::records::{account, subscription, subscription_columns};
 use super::sql::{self, UpdateFrom};
 use super::{Store, StoreError, Target, VaultError, unreadable};
 use crate::metrics::Call;
-use crate::model::{PushEndpoint, Subscription, SubscriptionKey, TransportId};
+use crate::model::{Account, PushEndpoint, Subscription, SubscriptionKey, TransportId};
 
 /// The sealed secrets of a subscription.
 pub(super) struct SealedSecrets {
@@ -85,6 +86,30 @@ impl Store {
             Some(target)
         };
         targets.into_iter().filter_map(open).collect()
+    }
+
+    /// The subscriptions of the account whose secrets cannot be opened: by another key, or as the key file cannot be
+    /// read. Nothing can be sent to them meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn unopened(&self, whose: &Account) -> Result<Vec<SubscriptionKey>, StoreError> {
+        let found = self.read(Call::Devices, async {
+            let query = sql::query(concat!(
+                "select ",
+                subscription_columns!(),
+                ", s.secrets from account a join subscription s on s.account = a.id \
+                 where a.name = $1 and s.secrets is not null"
+            ));
+            let read =
+                |row: &AnyRow| Ok((subscription(row)?, row.try_get::<String, _>("secrets")?));
+            self.rows(query.bind(whose.as_str()), read).await
+        });
+        let is_shut = |(subscription, sealed): &(Subscription, String)| {
+            !matches!(self.with_secrets(subscription.clone(), Some(sealed)), Ok(Some(_)))
+        };
+        let shut = found.await?.into_iter().filter(is_shut);
+        Ok(shut.map(|(subscription, _)| SubscriptionKey::from(&subscription)).collect())
     }
 
     /// Of how many accounts subscriptions have secrets that the key file does not open.

@@ -1,12 +1,15 @@
 //! From a watcher's change to the push and the row.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use mailchime::config;
 use mailchime::demo::apns::Answer;
-use mailchime::model::{ChangeKind, Mailbox, Registration, Timestamp, WatchEvent};
+use mailchime::model::{
+    ChangeKind, Mailbox, Registration, Subscription, SubscriptionSecrets, Timestamp, WatchEvent,
+};
 use mailchime::push::transport::apns::payload::mailbox_hash;
-use mailchime::store::Settlement;
+use mailchime::store::{Settlement, Vault};
 use tracing::Level;
 
 use crate::support::log::Log;
@@ -165,6 +168,45 @@ async fn a_push_stays_owed_for_every_answer_that_does_not_say_that_the_device_is
             assert_eq!(stand_in.next().await.status, Some(200), "{status} {reason}");
             running.end().await;
             assert!(disk.owed().await.is_empty(), "{status} {reason}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_subscription_whose_secrets_cannot_be_opened_would_not_be_pushed_and_what_to_do_is_said()
+{
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let identities = certificates.identities(stand_in.address());
+        let mut disk = Disk::with(&[]).await;
+        let file = |name: &str| certificates.folder.path().join(name);
+        disk.store = disk.store.clone().sealing(&file("key"));
+        let secrets = Some(SubscriptionSecrets::new("a secret".to_owned()));
+        let registration = Registration {
+            subscription: Subscription { secrets, ..certificates.device("aa") },
+            mailboxes: vec![(Mailbox::inbox(), state(1))],
+        };
+        register(&disk.store, &registration, Timestamp::now()).await;
+        fs::write(file("no key"), "no key").unwrap();
+        let other = file("another");
+        drop(Vault::open(&other).unwrap());
+        for (key, opens) in [("key", true), ("none", false), ("no key", false), ("another", false)]
+        {
+            disk.store = disk.store.clone().sealing(&file(key));
+            let running = Running::start(&disk, identities.clone());
+            let explained = running.inquirer.explain(alice(), None).await.unwrap().unwrap();
+            assert_eq!(explained[0].would_push, opens, "{key}: {explained:?}");
+            if !opens {
+                let said = explained[0].reasons[0].to_string();
+                assert!(
+                    said.contains("[credentials] key_file cannot be read, or does not"),
+                    "{said}"
+                );
+                assert!(said.contains("put the file back"), "{said}");
+            }
+            running.end().await;
         }
     })
     .await;

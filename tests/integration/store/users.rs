@@ -360,13 +360,19 @@ pub(super) async fn secrets_are_sealed_for_their_subscription(store: Store) {
         });
         shown.collect::<Vec<_>>()
     };
+    let unopened = async |file| store.clone().sealing(file).unopened(&alice()).await.unwrap();
+    let shut = [SubscriptionKey::from(&self::browser("one"))];
+    assert_eq!(unopened(&key_file).await, []);
+    assert_eq!(unopened(&other).await, shut, "there is no file");
     let (phone, browser) = (("apns".to_owned(), false, 1), ("web".to_owned(), false, 2));
     assert_eq!(looks().await, [phone.clone(), browser.clone()]);
     fs::write(&other, "no key").unwrap();
     assert_eq!(looks().await, [phone.clone(), browser]);
+    assert_eq!(unopened(&other).await, shut, "the file cannot be read");
     fs::remove_file(&other).unwrap();
     drop(Vault::open(&other).unwrap());
     assert_eq!(looks().await, [phone], "the key opens no secrets of others");
+    assert_eq!(unopened(&other).await, shut, "the key is another");
     fs::copy(&key_file, &other).unwrap();
     assert_eq!(source(&other).unreadable().await.unwrap(), 0);
 }
