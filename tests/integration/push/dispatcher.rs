@@ -1,6 +1,5 @@
 //! From a watcher's change to the push and the row.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use mailchime::config;
@@ -189,7 +188,7 @@ async fn a_subscription_whose_secrets_cannot_be_opened_would_not_be_pushed_and_w
             mailboxes: vec![(Mailbox::inbox(), state(1))],
         };
         register(&disk.store, &registration, Timestamp::now()).await;
-        fs::write(file("no key"), "no key").unwrap();
+        std::fs::write(file("no key"), "no key").unwrap();
         let other = file("another");
         drop(Vault::open(&other).unwrap());
         for (key, opens) in [("key", true), ("none", false), ("no key", false), ("another", false)]

@@ -361,7 +361,7 @@ pub(super) async fn secrets_are_sealed_for_their_subscription(store: Store) {
         shown.collect::<Vec<_>>()
     };
     let unopened = async |file| store.clone().sealing(file).unopened(&alice()).await.unwrap();
-    let shut = [SubscriptionKey::from(&self::browser("one"))];
+    let shut = [SubscriptionKey::from(&browser("one"))];
     assert_eq!(unopened(&key_file).await, []);
     assert_eq!(unopened(&other).await, shut, "there is no file");
     let (phone, browser) = (("apns".to_owned(), false, 1), ("web".to_owned(), false, 2));
