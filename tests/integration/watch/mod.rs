@@ -1,5 +1,6 @@
 //! Watchers on real sockets: a backend, a store in a temporary folder, and what they tell `push`.
 
+mod away;
 mod cuts;
 mod dialogues;
 mod entries;

@@ -8,15 +8,13 @@ use mailchime::metrics::Watching as Mode;
 use mailchime::model::{Account, Mailbox, MailboxEvent, SessionEvent, Snapshot, Timestamp};
 use mailchime::store::DueMark;
 use sqlx::{Connection, Executor, SqliteConnection};
-use tracing::Level;
 
 use super::hints::hint;
 use super::mail::backend;
 use super::nodes::Others;
-use crate::support::log::Log;
 use crate::support::stage::{IDLE, Stage};
 use crate::support::watching::{PASSWORD, WatchWorld, Watching, told};
-use crate::support::{later, limited, patient, until};
+use crate::support::{limited, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
@@ -517,82 +515,6 @@ async fn a_mailbox_that_ends_connections_is_left_out_of_later_visits_too() {
         let mut peer = stage.accept().await;
         peer.play(IDLE).await;
         peer.play(&self::inbox(1)).await;
-        watching.stop().await;
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn an_account_whose_backend_is_away_shows_that_until_it_is_back_and_numbers_are_told() {
-    patient(async {
-        let backend = backend().await;
-        let mut world = world(&backend).await;
-        let retry = Duration::from_mins(10);
-        (world.watch.retry_min, world.watch.retry_max) = (retry, retry);
-        let mut watching = resting(&world, &backend).await;
-        backend.refuse().await;
-        let inbox = || Some(Mailbox::inbox());
-        hint(&watching, inbox(), MailboxEvent::FlagsSet, Snapshot::default()).await;
-        let away = watching.until("backing_off").await;
-        // They do not wait for the next try, nor is there one.
-        hint(&watching, inbox(), MailboxEvent::MessageNew, told(1, 2, 1, 1)).await;
-        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
-        let still = watching.until("backing_off").await;
-        assert_eq!((still.since, still.next_try_at), (away.since, away.next_try_at));
-        backend.resume().await.unwrap();
-        later(retry).await;
-        until_resting(&world, &watching).await;
-        watching.stop().await;
-    })
-    .await;
-}
-
-/// More of them than may be asked for at once.
-const MANY: usize = 300;
-
-#[tokio::test]
-async fn the_accounts_of_a_backend_that_is_away_wait_together_in_a_sweep() {
-    patient(async {
-        let backend = backend().await;
-        let mut world = world(&backend).await;
-        let retry = Duration::from_mins(10);
-        (world.watch.retry_min, world.watch.retry_max) = (retry, retry);
-        for number in 1..MANY {
-            let user = format!("user{number}");
-            backend.add_account(&user, PASSWORD.as_bytes());
-            world.register(&user, &[("INBOX", told(1, 1, 0, 0))]).await;
-        }
-        backend.refuse().await;
-        let log = Log::default();
-        let _logs = tracing::subscriber::set_default(log.subscriber(Level::INFO));
-        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
-        let before = tasks();
-        let mut watching = world.watch();
-        let many = i64::try_from(MANY).unwrap();
-        let wait = async || watching.metrics.sweep_waiting.get() == many && tasks() < before + 20;
-        until(wait).await;
-        let tries = async || {
-            let all = watching.inquirer.watchers(None).await.unwrap();
-            let away = all.into_iter().filter(|it| it.state == "backing_off");
-            away.filter_map(|it| it.next_try_at).collect::<Vec<_>>()
-        };
-        let first = tries().await;
-        assert!((1..MANY).contains(&first.len()), "{}", first.len());
-        assert!(first.iter().all(|at| *at == first[0]), "{first:?}");
-        // One tries for all of them.
-        later(retry).await;
-        until(async || tries().await.iter().filter(|at| **at != first[0]).count() == 1).await;
-        until(wait).await;
-        assert_eq!(log.count("the backend cannot be reached"), 1);
-        assert_eq!(backend.counters().accepted, 0);
-        backend.resume().await.unwrap();
-        backend.deliver("alice", "INBOX", MAIL).unwrap();
-        later(retry).await;
-        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
-        until(async || world.store.due_accounts().await.unwrap().is_empty()).await;
-        until(async || watching.watched(Mode::OnDemand) == MANY).await;
-        assert_eq!(backend.counters().accepted, MANY as u64);
-        assert_eq!(log.count("the backend can be reached again"), 1);
         watching.stop().await;
     })
     .await;
