@@ -150,6 +150,11 @@ impl CircuitBreaker {
     pub(super) fn fails_mostly(&self) -> bool {
         !self.is_open() || (self.endpoints.bad() > 1 && self.endpoints.are_mostly_bad())
     }
+
+    /// Whether there have been pushes to no more than one endpoint.
+    pub(super) fn has_one_endpoint(&self) -> bool {
+        self.endpoints.last.len() == 1
+    }
 }
 
 impl BadEndpointMonitor {

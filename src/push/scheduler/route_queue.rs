@@ -79,6 +79,9 @@ pub(super) struct AnswerNews {
 pub(super) enum Fault {
     /// The subscription's own: its service takes the pushes of others.
     Subscription,
+    /// Its own or the operator's: its service is asked for no other, and other services take pushes. It counts as its
+    /// own, for the service took the push that confirmed it.
+    Alone,
     /// One that an operator mends.
     Operator,
 }
@@ -91,6 +94,13 @@ pub(super) struct PushAnswer<'a> {
     pub(super) pass: Option<BreakerPass>,
     /// For the jitter of waits.
     pub(super) chance: f64,
+}
+
+impl Fault {
+    /// Whether it counts as the subscription's own.
+    pub(super) fn counts(self) -> bool {
+        matches!(self, Self::Subscription | Self::Alone)
+    }
 }
 
 // === impl RouteQueue ===
@@ -322,18 +332,26 @@ impl PeerQueue {
         route_accepted_at: Option<Instant>,
         now: Instant,
     ) -> Option<Fault> {
-        let (mostly, accepted_at) = match verdict {
+        let (mostly, accepted_at, fault) = match verdict {
             Verdict::TooLarge | Verdict::Misconfigured { .. } => return Some(Fault::Operator),
-            // That another service takes pushes says nothing: some take them from anybody.
-            Verdict::Refused { .. } => (self.breaker.fails_mostly(), self.accepted_at),
+            Verdict::Refused { .. } if self.breaker.has_one_endpoint() => {
+                (false, route_accepted_at, Fault::Alone)
+            }
+            // Where the service has others, it says nothing that another one takes pushes: some take them from
+            // anybody.
+            Verdict::Refused { .. } => {
+                (self.breaker.fails_mostly(), self.accepted_at, Fault::Subscription)
+            }
             // Something that answers in the place of the services would do so for all of them.
-            Verdict::BadEndpoint => (!self.monitor.is_only_bad_one(), route_accepted_at),
+            Verdict::BadEndpoint => {
+                (!self.monitor.is_only_bad_one(), route_accepted_at, Fault::Subscription)
+            }
             _ => return None,
         };
         let lately = |at: Instant| now.saturating_duration_since(at) < LATELY;
         match mostly {
             true => Some(Fault::Operator),
-            false => accepted_at.is_some_and(lately).then_some(Fault::Subscription),
+            false => accepted_at.is_some_and(lately).then_some(fault),
         }
     }
 

@@ -64,7 +64,7 @@ impl SubscriptionQueue {
             return None;
         }
         let lasts = verdict.lasts();
-        let is_own = lasts && fault == Some(Fault::Subscription);
+        let is_own = lasts && fault.is_some_and(Fault::counts);
         let tried_at = std::mem::replace(&mut self.at_fault_at, is_own.then_some(now));
         if !lasts {
             return None;
@@ -76,7 +76,7 @@ impl SubscriptionQueue {
             // Its silence ends it.
             _ if self.renews => Duration::ZERO,
             Some(Fault::Operator) => Duration::ZERO,
-            Some(Fault::Subscription) => counted + since_try.min(BETWEEN_TRIES),
+            Some(Fault::Subscription | Fault::Alone) => counted + since_try.min(BETWEEN_TRIES),
             None => counted,
         };
         let since = before.map_or(wall, |before| before.since);
@@ -95,7 +95,7 @@ impl SubscriptionQueue {
         // Since the push was sent: what was said of the subscription was said of the registration before.
         let renewed = registered_at < self.registered_at;
         let soon_if_renewed = |backoff| if renewed { UNAVAILABLE } else { backoff };
-        if !renewed && fault == Some(Fault::Subscription) && self.is_given_up(verdict) {
+        if !renewed && fault.is_some_and(Fault::counts) && self.is_given_up(verdict) {
             return FollowUp::Dead { not_after: registered_at };
         }
         let SubscriptionQueue { subscription, .. } = self;
