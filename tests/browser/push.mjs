@@ -83,6 +83,18 @@ main(async () => {
     }));
     await until('the list without it', async () => (await page.$$('#subscriptions > li')).length === 1);
 
+    // The page closes before the first push to another endpoint has come: the former one goes when the page opens again.
+    await page.evaluate(async () => {
+      const manager = (await navigator.serviceWorker.ready).pushManager;
+      await (await manager.getSubscription()).unsubscribe();
+      await makeSubscription(await subscribed(manager, false), ['INBOX']);
+    });
+    const all = () => page.evaluate(async () => (await (await fetch('/v1/subscriptions')).json()).subscriptions);
+    await until('two that count', async () => (await all()).filter(it => it.state === 'active').length === 2);
+    await page.reload();
+    await until('the end of the one before it', async () => (await all()).length === 1);
+    await until('the list without the one before it', async () => (await page.$$('#subscriptions > li')).length === 1);
+
     // Removed, the browser is notified of nothing, and its subscription has ended at the push service.
     await page.click('#subscriptions button:last-of-type');
     await page.waitForSelector('#none:not([hidden])');

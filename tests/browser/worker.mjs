@@ -62,6 +62,7 @@ main(async () => {
     check(kept?.endpoint === given.endpoint && kept.mailboxes.join() === 'Lists', JSON.stringify(kept));
     const { subscriptions } = await page.evaluate(async () => (await fetch('/v1/subscriptions')).json());
     const made = subscriptions.find(it => it.id === kept.id);
+    check(kept.former.join() === '0', `the one before is to be removed: ${JSON.stringify(kept)}`);
     check(made?.transport === 'webpush' && made.mailboxes.join() === 'Lists', JSON.stringify(subscriptions));
   } finally {
     await browser.close();

@@ -136,6 +136,7 @@ async function showAccount() {
     throw error;
   });
   await showSubscriptions();
+  await removeFormer().catch(console.warn);
   at('notify').hidden = isPlainTabOfApple();
   showNotifyState();
   if (canNotify()) {
@@ -254,6 +255,7 @@ async function subscribe(manager, mailboxes) {
     at('alert').textContent = texts.waiting_long;
     return;
   }
+  await removeFormer().catch(console.warn);
   const left = made.unreadable.map(isolated).join(', ');
   const done = made.state === 'active' ? texts.changes_saved : texts.works;
   say(left === '' ? done : `${done} ${fill(texts.mailboxes_unreadable, { mailboxes: left })}`);
@@ -263,7 +265,7 @@ async function makeSubscription(subscription, mailboxes) {
   const of = account;
   const body = { transport: 'webpush', quiet: true, mailboxes, ...subscription.toJSON() };
   const made = await api('/v1/subscriptions', 'POST', body);
-  await remember(of, { id: made.id, mailboxes: made.mailboxes, endpoint: subscription.endpoint });
+  await rememberMade(of, made, subscription.endpoint);
   return made;
 }
 
@@ -298,15 +300,26 @@ async function subscribeAnew() {
   const isOfOtherKey = Boolean(given) && base64url(given) !== key;
   if (isOfOtherKey || current?.endpoint !== before.endpoint) {
     await subscribe(manager, before.mailboxes);
-    // Nothing is sent to the former one any more, so no push service says that it is gone.
-    if (account === of && own?.state === 'active' && own.id !== before.id) {
-      await api(`/v1/subscriptions/${encodeURIComponent(before.id)}`, 'DELETE').catch(console.warn);
-      await showSubscriptions();
-    }
   } else if (own === null) {
     await remember(account, null);
     say(texts.removed_elsewhere);
   }
+}
+
+/** Nothing is sent to those that this browser had before its own, so no push service says that they are gone. */
+async function removeFormer() {
+  const of = account;
+  const kept = await remembered();
+  const mine = Object.hasOwn(kept, of) ? kept[of] : null;
+  if (!mine?.former?.length || own?.state !== 'active' || own.id !== mine.id) return;
+  for (const id of mine.former) {
+    if (account !== of) return;
+    await api(`/v1/subscriptions/${encodeURIComponent(id)}`, 'DELETE').catch(error => {
+      if (error.status !== 404) throw error;
+    });
+  }
+  await remember(of, { ...mine, former: [] });
+  if (account === of) await showSubscriptions();
 }
 
 // === All subscriptions ===

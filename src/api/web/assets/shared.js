@@ -38,7 +38,7 @@ function isolated(name, most = undefined) {
   return `\u2068${plain(name, most)}\u2069`;
 }
 
-/** What this browser is notified of: {account: {id, mailboxes, endpoint}}. */
+/** What this browser is notified of: {account: {id, mailboxes, endpoint, former}}; `former` are ids of before, to be removed. */
 async function remembered() {
   const kept = await (await caches.open(MEMORY)).match('/remembered');
   return kept ? kept.json() : {};
@@ -52,6 +52,15 @@ async function remember(account, value) {
   const body = JSON.stringify(Object.fromEntries(kept));
   await (await caches.open(MEMORY)).put('/remembered', new Response(body));
   return kept.size;
+}
+
+/** Keeps the subscription that was made for an account. One that it replaces is removed once it is confirmed. */
+async function rememberMade(account, { id, mailboxes }, endpoint) {
+  const kept = await remembered();
+  const before = Object.hasOwn(kept, account) ? kept[account] : null;
+  const ids = before ? [...before.former ?? [], before.id] : [];
+  const former = [...new Set(ids)].filter(it => it !== id);
+  await remember(account, { id, mailboxes, endpoint, former });
 }
 
 /** Where a tap on a notification leads, or null. `message:` is the mail program of Apple's devices. */

@@ -198,7 +198,6 @@ async function renewedOf(accounts, given) {
   const body = { transport: 'webpush', quiet: true, mailboxes: wanted, ...subscription.toJSON() };
   const made = await api('/v1/subscriptions', 'POST', body);
   if (!made.ok) return null;
-  const { id, mailboxes } = await made.json();
-  await remember(account, { id, mailboxes, endpoint: subscription.endpoint });
+  await rememberMade(account, await made.json(), subscription.endpoint);
   return account;
 }
