@@ -262,10 +262,10 @@ impl Scheduler {
                 account
             }
             WatchEvent::Registered { account } => {
-                // A registration that brings the state of a mailbox marks what it owes to the others.
-                let state = self.accounts.entry(account.clone()).or_default();
-                state.doubt(now);
-                state.want_marks_read(now);
+                // Where nothing is pending the next change has the subscriptions read.
+                if let Some(state) = self.accounts.get_mut(&account) {
+                    state.doubt(now);
+                }
                 account
             }
             WatchEvent::LoginWanted { account, .. } => {

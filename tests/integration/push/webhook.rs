@@ -10,17 +10,14 @@ use mailchime::config::{
 };
 use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::webhook::{ReceivedEvent, ReceiverAnswer, WebhookReceiver};
-use mailchime::model::{
-    Account, BackendId, Mailbox, Registration, Snapshot, Subscription, Timestamp,
-};
+use mailchime::model::{Account, Mailbox, Subscription, Timestamp};
 use mailchime::net::guard::Guard;
 use mailchime::net::resolve::NameResolver;
 use mailchime::push::transport::apns::payload::mailbox_hash;
 use mailchime::push::transport::enrol::Enrol;
-use mailchime::push::transport::webhook;
 use mailchime::push::transport::webhook::users::UserWebhooks;
 use mailchime::push::transport::{Route, Routes};
-use mailchime::store::{Registrant, Target};
+use mailchime::store::Target;
 use serde_json::{Value, json};
 
 use crate::support::in_process::{InProcess, demo_backend};
@@ -251,48 +248,6 @@ async fn a_web_hook_hears_of_the_mailboxes_that_a_phone_has_registered() {
                 break;
             }
         }
-        world.mailchime.stop().await;
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_phone_that_registers_where_a_web_hook_waits_for_its_first_look_hears_of_later_mail_alone()
- {
-    limited(async {
-        let backend = demo_backend(&[ALICE]).await;
-        let receiver = receiver().await;
-        let world = InProcess::pushing(backend.address(), |config| {
-            let folder = config.tls.certificates[0].certificate.parent().unwrap().to_owned();
-            config.webhooks = vec![WebhookFolder(folder).webhook("a", &receiver.url("/"))];
-        })
-        .await;
-        // Its row is there, and nobody has looked at the mailbox yet.
-        let account = Account::from_login(ALICE);
-        let subscription = webhook::of_operator("a", &account);
-        let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
-        let joined = Registration { subscription, mailboxes };
-        let at = backend.address();
-        let home = BackendId::new(None, &at.ip().to_string(), at.port());
-        let login = Registrant::new(&home, Timestamp(0), None);
-        world.mailchime.store.register(&joined, login, 5, Timestamp::now()).await.unwrap();
-        backend.deliver(ALICE, "INBOX", MAIL).unwrap();
-
-        world.register((ALICE, "secret"), &["INBOX"]).await;
-        let event = soon("the event of what came before", receiver.next()).await;
-        assert_eq!(about(&event), (json!(ALICE), json!("INBOX")));
-        soon("a watcher in IDLE", backend.wait_until(|counters| counters.idling > 0)).await;
-        backend.deliver(ALICE, "INBOX", MAIL).unwrap();
-        soon("a push", world.apns.next()).await;
-        soon("the event of it", receiver.next()).await;
-        // The row moves when all have been pushed.
-        let all_told = async || {
-            let known = world.mailchime.store.watched(&account, &home, Timestamp(0)).await.unwrap();
-            let owed = rows(&world, ALICE).await.into_iter().flat_map(|it| it.mailboxes);
-            known[0].1.messages == Some(2) && owed.filter(|(_, owed)| *owed).count() == 0
-        };
-        until(all_told).await;
-        assert_eq!((world.apns.received(), receiver.events().len()), (1, 2));
         world.mailchime.stop().await;
     })
     .await;
