@@ -83,6 +83,11 @@ impl Kept {
         newer.since > self.proved_at && newer.proved_for() >= millis(SUPERSEDES)
     }
 
+    /// Whether it was refused before another password was accepted, and nobody has logged in with it since.
+    fn is_doubted(&self) -> bool {
+        self.is_password() && self.proved_at < self.since
+    }
+
     /// Whether the database has them as they are here.
     fn is_as_stored(&self, stored: &Self) -> bool {
         let times = |kept: &Self| (kept.until, kept.since, kept.proved_at);
@@ -91,10 +96,15 @@ impl Kept {
 }
 
 /// The backend has refused the last tries with `kept`, and accepts `fresh` now: other passwords count as if
-/// they had come after it, so that they are tried behind it.
+/// they had come after it, so that they are tried behind it. Where `fresh` was refused before as well, they may be as
+/// good; else they are [in doubt](Kept::is_doubted).
 pub(super) fn doubt(kept: &mut [Kept], fresh: &Kept) {
+    let again = kept.iter().any(|it| it.has_secret_of(fresh));
     for it in kept.iter_mut().filter(|it| it.is_password() && !it.has_secret_of(fresh)) {
         it.since = Timestamp(fresh.since.0.saturating_add(1));
+        if again {
+            it.proved_at = it.since;
+        }
     }
 }
 
@@ -132,18 +142,24 @@ pub(super) fn accept(before: &[Kept], mut fresh: Kept, now: Timestamp) -> Accept
     Accepted { kept: [last, proved, token].into_iter().flatten().collect(), other_password }
 }
 
-/// What is kept when a watcher has logged in with `accepted`, and tried `refused` before. `None` where that
-/// changes nothing.
+/// What is kept when a watcher has logged in with `accepted`, and tried `refused` before. What is in doubt was refused
+/// as well, perhaps by a program that was killed since. `None` where that changes nothing.
 pub(super) fn worked(
     before: &[Kept],
     accepted: &Credentials,
     refused: &[Credentials],
     now: Timestamp,
 ) -> Option<Vec<Kept>> {
-    let is_refused = |kept: &Kept| refused.iter().any(|it| it.same_as(&kept.credentials));
+    let is_it = |kept: &Kept| accepted.same_as(&kept.credentials);
+    // Where it is in doubt itself, the others may be as good.
+    let doubts = !before.iter().any(|kept| is_it(kept) && kept.is_doubted());
+    let is_refused = |kept: &Kept| {
+        let tried = refused.iter().any(|it| it.same_as(&kept.credentials));
+        tried || doubts && kept.is_doubted()
+    };
     let mut kept: Vec<Kept> = before.iter().filter(|kept| !is_refused(kept)).cloned().collect();
     let newest = kept.iter().filter(|it| it.is_password()).map(|it| it.since).max();
-    let proved = kept.iter_mut().find(|kept| accepted.same_as(&kept.credentials));
+    let proved = kept.iter_mut().find(|kept| is_it(kept));
     let notes = proved.is_some_and(|it| match newest.is_some_and(|newest| it.proved_at < newest) {
         true => {
             it.proved_at = now;
@@ -229,6 +245,28 @@ mod tests {
         doubt(&mut kept, &password("old", 2 * HOUR));
         by_durability(&mut kept);
         assert_eq!(secrets(&kept), ["old", "other"]);
+    }
+
+    /// The program that had it refused may have been killed before it could note which one that was.
+    #[test]
+    fn what_was_refused_goes_once_a_watcher_has_logged_in_with_what_was_accepted_then() {
+        let refused = |before: &[&str], fresh: &str| {
+            let before = before.iter().zip(0..).map(|(secret, at)| password(secret, at));
+            let (mut kept, fresh) = (after(before), password(fresh, 2 * HOUR));
+            doubt(&mut kept, &fresh);
+            accept(&kept, fresh, Timestamp(2 * HOUR)).kept
+        };
+        let worked = |kept: &[Kept], accepted: &str| {
+            let accepted = password(accepted, 0).credentials;
+            worked(kept, &accepted, &[], Timestamp(2 * HOUR + 1)).unwrap_or(kept.to_vec())
+        };
+        let new = refused(&["old"], "new");
+        assert_eq!(secrets(&new), ["new", "old"]);
+        assert_eq!(secrets(&worked(&new, "new")), ["new"]);
+        // It was the backend's fault that it was refused.
+        assert_eq!(secrets(&worked(&new, "old")), ["new", "old"]);
+        let again = refused(&["old", "new"], "new");
+        assert_eq!(secrets(&worked(&again, "new")), ["new", "old"]);
     }
 
     #[test]
