@@ -423,7 +423,8 @@ impl ServedConnection {
     async fn grace_is_over(&self) {
         self.stop.cancelled().await;
         let stopped_at = *self.stopped_at.get_or_init(Instant::now);
-        sleep_until(stopped_at + self.limits.shutdown_grace).await;
+        // Boxed: a timer is large, and each connection has room for what it may wait for.
+        Box::pin(sleep_until(stopped_at + self.limits.shutdown_grace)).await;
     }
 
     fn ended(&self, peer: SocketAddr, error: Option<Box<dyn Error + Send + Sync>>) {
