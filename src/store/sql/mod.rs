@@ -9,6 +9,7 @@ pub(super) mod rows;
 pub(super) mod schema;
 pub(super) mod sqlite;
 pub(super) mod statement;
+mod unbroken;
 pub(super) mod work;
 
 pub(super) use dialect::{Take, UpdateFrom, Upsert, values};

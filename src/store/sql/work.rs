@@ -26,6 +26,7 @@ use tokio::time::timeout;
 
 use super::dialect::Dialect;
 
+use super::unbroken::Unbroken;
 /// For the first word of a connection that has been used before. After this time another one is made.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
@@ -76,6 +77,8 @@ pub(in crate::store) struct Work {
 }
 
 impl Connections {
+    /// Of a connection to a server.
+    trust: Option<ConnectionTrust>,
     /// Begins a transaction that reads.
     pub(in crate::store) async fn begin_read(&self) -> sqlx::Result<Work> {
         self.begin(&self.reads, "begin").await
@@ -90,20 +93,19 @@ impl Connections {
     /// Begins a transaction that writes to a server, on a connection that is closed behind it with all that was
     /// set for its session.
     pub(super) async fn begin_alone(&self) -> sqlx::Result<Work> {
-        let TransactionKind::Server { dialect, begin, named, .. } = &self.kind else {
+        if !self.are_to_a_server() {
             return self.begin_write().await;
-        };
+        }
         let mut connection = self.writes.acquire().await?;
         connection.close_on_drop();
-        begun(connection, *dialect, begin, *named).await
+        self.begun(connection).await
     }
 
     async fn begin(&self, pool: &AnyPool, of_file: &'static str) -> sqlx::Result<Work> {
-        let TransactionKind::Server { dialect, begin, named, trust } = &self.kind else {
+        let TransactionKind::Server { trust, .. } = &self.kind else {
             return Work::begin_on(pool, of_file).await;
         };
-        let connection = pool.acquire().await?;
-        let first = begun(connection, *dialect, begin, *named);
+        let first = self.begun(pool.acquire().await?);
         match timeout(SIGN_OF_LIFE, first).await {
             Ok(Ok(work)) => {
                 trust.is_read_only(false);
@@ -119,7 +121,7 @@ impl Connections {
             ),
         }
         self.distrust();
-        let begun = begun(pool.acquire().await?, *dialect, begin, *named).await;
+        let begun = self.begun(pool.acquire().await?).await;
         match &begun {
             Ok(_) => trust.is_read_only(false),
             Err(error) => {
@@ -133,6 +135,15 @@ impl Connections {
     /// What the database speaks.
     pub(in crate::store) fn dialect(&self) -> Dialect {
         match &self.kind {
+    /// Begins a transaction on this connection to a server.
+    async fn begun(&self, connection: PoolConnection<Any>) -> sqlx::Result<Work> {
+        let TransactionKind::Server { dialect, begin, named, trust, .. } = &self.kind else {
+            return Err(sqlx::Error::BeginFailed);
+        };
+        let begun = begun(connection, *dialect, Arc::clone(begin), *named, trust.clone());
+        Unbroken::new(trust, begun).await
+    }
+
             TransactionKind::File => Dialect::Sqlite,
             TransactionKind::Server { dialect, .. } => *dialect,
         }
@@ -160,21 +171,22 @@ impl Connections {
 async fn begun(
     connection: PoolConnection<Any>,
     dialect: Dialect,
-    begin: &Arc<str>,
+    begin: Arc<str>,
     named: bool,
 ) -> sqlx::Result<Work> {
-    let begin = AssertSqlSafe(Arc::clone(begin)).into_sql_str();
+    let begin = AssertSqlSafe(begin).into_sql_str();
     let mut transaction = Transaction::begin(connection, Some(begin)).await?;
     // It is on in a standby, too.
     let shown = transaction.fetch_one(dialect.asks_read_only()).await?;
     if shown.try_get::<i64, _>(0)? != 0 {
         return Err(standby());
     }
-    Ok(Work { transaction, dialect, named })
+    Ok(Work { transaction, dialect, named, trust: Some(trust) })
 }
 
 fn standby() -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, READ_ONLY))
+    trust: ConnectionTrust,
 }
 
 fn is_standby(error: &sqlx::Error) -> bool {
@@ -187,7 +199,7 @@ impl ConnectionTrust {
         self.seen().distrusted.is_none_or(|since| age < since.elapsed())
     }
 
-    fn distrust(&self) {
+    pub(super) fn distrust(&self) {
         self.seen().distrusted = Some(Instant::now());
     }
 
@@ -220,11 +232,15 @@ impl Work {
         begin: &'static str,
     ) -> sqlx::Result<Self> {
         let transaction = pool.begin_with(begin).await?;
-        Ok(Self { transaction, dialect: Dialect::Sqlite, named: true })
+        Ok(Self { transaction, dialect: Dialect::Sqlite, named: true, trust: None })
     }
 
     pub(in crate::store) async fn commit(self) -> sqlx::Result<()> {
-        self.transaction.commit().await
+        let Self { transaction, trust, .. } = self;
+        match trust {
+            Some(trust) => Unbroken::new(&trust, transaction.commit()).await,
+            None => transaction.commit().await,
+        }
     }
 
     /// Runs statements that take no parameters.

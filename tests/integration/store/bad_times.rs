@@ -1,8 +1,11 @@
 //! A database that is slow, locked, full or gone: each call ends in time with an error to try again
 //! on, and the store is well again by itself when the database is.
 
+use std::future::poll_fn;
 use std::path::Path;
+use std::pin::pin;
 use std::process::Command;
+use std::task::Poll;
 use std::time::Instant;
 
 use super::postgres::Database;
@@ -131,6 +134,52 @@ async fn connections_that_the_server_ends_are_replaced() {
         .get(0);
         assert!(ended >= 2, "{ended}");
         well_again(&store).await;
+    })
+    .await;
+}
+
+/// Lets a call go on until it has waited so often, and drops it then. Whether it had ended.
+async fn dropped_after(waits: usize, call: impl Future) -> bool {
+    let (mut call, mut left) = (pin!(call), waits);
+    poll_fn(|cx| match (call.as_mut().poll(cx), left) {
+        (Poll::Ready(_), _) => Poll::Ready(true),
+        (Poll::Pending, 1) => Poll::Ready(false),
+        (Poll::Pending, _) => {
+            left -= 1;
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_dropped_in_its_middle_leaves_no_transaction_in_its_session() {
+    let test = "store::bad_times::a_call_that_is_dropped_in_its_middle_leaves_no_transaction_in_its_session";
+    let Some(server) = Postgres::start(test) else { return };
+    limited(async {
+        let store = Store::open(&server.url().parse().unwrap(), BUSY).await.unwrap();
+        well_again(&store).await;
+        let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
+        let backend = imap();
+        let mut waits = 0;
+        loop {
+            waits += 1;
+            let write = store.register(&registration, by(&backend, None), 10, Timestamp(100));
+            let calls = [
+                dropped_after(waits, store.targets(&alice(), EVER)).await,
+                dropped_after(waits, store.remove_account(&bob())).await,
+                dropped_after(waits, write).await,
+            ];
+            // Those that come behind it have its session.
+            well_again(&store).await;
+            if calls == [true; 3] {
+                break;
+            }
+        }
+        assert!(waits > 4, "each call has several middles: {waits}");
+        store.close().await;
+        let log = server.log();
+        assert!(!log.contains("transaction in progress"), "{log}");
     })
     .await;
 }

@@ -54,6 +54,11 @@ impl Postgres {
         run(promote.current_dir(self.process.folder()), "");
     }
 
+    /// What the server has written to its log so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.process.folder().join("output.log")).unwrap()
+    }
+
     /// What `store.url` takes.
     pub(crate) fn url(&self) -> String {
         format!("postgres://mc:{PASSWORD}@{}/postgres", self.address)
