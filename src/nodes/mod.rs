@@ -15,17 +15,19 @@
 
 mod assignment;
 mod failure_detector;
+mod listening;
 
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 pub use self::assignment::Assignment;
 use self::failure_detector::FailureDetector;
+use self::listening::NewsBell;
 use crate::metrics::Metrics;
 use crate::store::{Invalidation, Node, Store, StoreError};
 
@@ -37,6 +39,10 @@ const LOOKS_PER_HEARTBEAT: u32 = 5;
 
 /// News that may wait to be looked into; what is more waits in the database.
 const NEWS: usize = 256;
+
+/// Where nothing tells of news: behind some there may be more, and it is looked for after so long. After a look that
+/// found none the wait doubles, up to that between two looks at the rows.
+const MORE: Duration = Duration::from_millis(20);
 
 /// What a node sees of the others.
 #[derive(Debug)]
@@ -57,6 +63,9 @@ pub struct Membership {
     news: mpsc::Sender<Invalidation>,
     /// Between two looks.
     pause: Duration,
+    bell: Arc<NewsBell>,
+    /// The next look for news between two looks at the rows, and what was waited for it.
+    next_news: Option<(Instant, Duration)>,
     failures: FailureDetector,
     turns: u32,
     /// As [`Assignment::joined`].
@@ -115,6 +124,8 @@ impl Membership {
             assignment,
             news,
             pause: takeover / LOOKS,
+            bell: Arc::default(),
+            next_news: None,
             failures: FailureDetector::new(LOOKS),
             turns: 0,
             joined: 0,
@@ -129,14 +140,22 @@ impl Membership {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut turns = interval(self.pause);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (bell, store) = (Arc::clone(&self.bell), self.store.clone());
         let taking_part = async {
             loop {
-                turns.tick().await;
-                let result = self.turn().await;
+                let next_news = self.next_news.map(|(at, _)| at);
+                let result = tokio::select! {
+                    _ = turns.tick() => self.turn().await,
+                    () = bell.rung() => self.take_news().await,
+                    () = sleep_until(next_news.unwrap_or_else(Instant::now)), if next_news.is_some() => {
+                        self.take_news().await
+                    }
+                };
                 self.report(result);
             }
         };
-        stop.run_until_cancelled(taking_part).await;
+        let listening = async { tokio::join!(taking_part, bell.listen(&store)) };
+        stop.run_until_cancelled(listening).await;
         if let Err(error) = self.store.leave(&self.name).await {
             tracing::warn!(
                 target: "mailchime::nodes::departure_not_recorded",
@@ -174,14 +193,34 @@ impl Membership {
         }
         self.evict(&mut rows).await?;
         self.assign(&rows);
-        if !self.displaced && self.news.capacity() > 0 {
-            let news = self.store.take_invalidations(&self.name, self.news.capacity()).await;
-            // What could not be taken may be gone.
-            self.joined += u64::from(news.is_err());
-            for news in news? {
-                // There is room, unless nobody reads it any more.
-                let _ = self.news.try_send(news);
-            }
+        self.take_news().await
+    }
+
+    /// Takes what news there is room for.
+    async fn take_news(&mut self) -> Result<(), StoreError> {
+        let (waited, most) =
+            (self.next_news.take().map(|(_, waited)| waited), self.news.capacity());
+        if self.displaced || self.joined == 0 {
+            return Ok(());
+        }
+        let news = match most {
+            0 => Ok(Vec::new()),
+            most => self.store.take_invalidations(&self.name, most).await,
+        };
+        // What could not be taken may be gone.
+        self.joined += u64::from(news.is_err());
+        let news = news?;
+        let wait = match news.len() {
+            // There is more, or may be.
+            taken if taken == most => Some(MORE),
+            _ if self.bell.hears() => None,
+            0 => waited.map(|waited| waited * 2).filter(|wait| *wait < self.pause),
+            _ => Some(MORE),
+        };
+        self.next_news = wait.map(|wait| (Instant::now() + wait, wait));
+        for news in news {
+            // There is room, unless nobody reads it any more.
+            let _ = self.news.try_send(news);
         }
         Ok(())
     }

@@ -162,6 +162,7 @@ impl Store {
     /// Writes news of these accounts to all nodes but this one.
     async fn tell_all(&self, work: &mut Work, accounts: &BTreeSet<&str>) -> sqlx::Result<()> {
         let accounts: Vec<_> = accounts.iter().collect();
+        let mut told = 0;
         for accounts in accounts.chunks(rows::MOST) {
             let names: Vec<_> = (2..accounts.len() + 2).map(|place| format!("${place}")).collect();
             let rows = format!(
@@ -182,9 +183,12 @@ impl Store {
             for account in accounts {
                 query = query.bind(**account);
             }
-            query.execute_in(work).await?;
+            told += query.execute_in(work).await?.rows_affected();
         }
-        Ok(())
+        match told {
+            0 => Ok(()),
+            _ => self.notify(work).await,
+        }
     }
 
     /// The mailboxes of an account that are due.

@@ -223,6 +223,8 @@ const NOT_A_DATABASE: i64 = 26;
 
 // PostgreSQL's, https://www.postgresql.org/docs/current/errcodes-appendix.html
 const UNDEFINED_TABLE: &str = "42P01";
+const UNDEFINED_FUNCTION: &str = "42883";
+const NOT_SUPPORTED: &str = "0A000";
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// A primary that became a standby: its successor will be found at the same address.
 const READ_ONLY: &str = "25006";
@@ -297,6 +299,11 @@ pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
         || mariadb_number(error).is_some_and(|number| MARIADB_REFUSALS.contains(&number))
         || postgres_code(error)
             .is_some_and(|code| code.starts_with(AUTHORIZATION) || code == NO_SUCH_DATABASE)
+}
+
+/// Whether the server does not know a statement or a function, as those do that speak PostgreSQL's protocol alone.
+pub(super) fn is_unsupported(error: &sqlx::Error) -> bool {
+    postgres_code(error).is_some_and(|code| [UNDEFINED_FUNCTION, NOT_SUPPORTED].contains(&code))
 }
 
 /// Whether a table is not there, so that it is another's database or an empty one.

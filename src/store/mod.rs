@@ -35,6 +35,7 @@ mod import;
 mod keeping;
 mod kept_rows;
 mod nodes;
+mod notifications;
 mod open;
 mod records;
 mod registrant;
@@ -78,6 +79,7 @@ pub use error::StoreError;
 pub use import::{ImportOutcome, ImportedRegistration};
 pub use keeping::Kept;
 pub use nodes::{Invalidation, Node};
+pub use notifications::NewsListener;
 pub use registrant::{Registrant, Sealed};
 pub use removal::Removed;
 pub use rotation::{RotationError, rotate};
@@ -114,6 +116,8 @@ pub struct Store {
     said_slow: Arc<Mutex<Option<Instant>>>,
     /// Of this process as a node; empty if it is none.
     incarnation: Arc<str>,
+    /// The database knows NOTIFY, by what [`Store::listen`] has seen.
+    notifies: Arc<AtomicBool>,
 }
 
 /// The end of the program, which does not wait for a database that is away.

@@ -209,12 +209,15 @@ impl Store {
         account: &str,
         login: bool,
     ) -> sqlx::Result<()> {
-        sql::query(TELL.of(work.dialect()))
+        let told = sql::query(TELL.of(work.dialect()))
             .bind(account)
             .bind(i64::from(login))
             .bind(&*self.incarnation)
             .execute_in(work)
-            .await
-            .map(drop)
+            .await?;
+        match told.rows_affected() {
+            0 => Ok(()),
+            _ => self.notify(work).await,
+        }
     }
 }

@@ -2,18 +2,24 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
 use mailchime::model::{Account, Mailbox, Registration, Snapshot, Timestamp};
 use mailchime::nodes::{Assignment, ClusterView, Membership};
-use mailchime::store::{Invalidation, Store};
+use mailchime::store::{DueMark, Invalidation, Store};
+use sqlx::{Connection, PgConnection, Row};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::limited;
+use crate::support::log::Log;
 use crate::support::pushing::register;
+use crate::support::servers::DatabaseServer;
+use crate::support::servers::mariadb::MariaDb;
+use crate::support::servers::pgbouncer::{IGNORES, PgBouncer};
+use crate::support::servers::postgres::Postgres;
+use crate::support::{limited, until};
 
 /// A database that nodes share. In an SQLite file they share it as one process does.
 struct NodesWorld {
@@ -38,17 +44,33 @@ impl NodesWorld {
 
     /// Finds others dead after 300 ms.
     async fn node(&self, name: &str, incarnation: &str) -> Node {
-        let store = self.store.clone().of_node(incarnation.into());
-        let takeover = Duration::from_millis(300);
+        Node::start(&self.store, name, incarnation, Duration::from_millis(300))
+    }
+}
+
+/// So long a node takes to look for news by itself that a test ends before it does.
+const SELDOM: Duration = Duration::from_hours(10);
+
+/// What opens a database on a server.
+async fn opened(url: &str) -> Store {
+    Store::open(&url.parse().unwrap(), Duration::from_secs(30)).await.unwrap()
+}
+
+impl Node {
+    fn start(store: &Store, name: &str, incarnation: &str, takeover: Duration) -> Self {
+        let store = store.clone().of_node(incarnation.into());
         let (membership, cluster) =
             Membership::new(name.into(), store.clone(), takeover, Arc::default());
         let stop = CancellationToken::new();
         let task = tokio::spawn(membership.run(stop.clone()));
-        Node { store, cluster, stop, task }
+        Self { store, cluster, stop, task }
     }
-}
 
-impl Node {
+    /// Takes news until that of this user.
+    async fn hears_of(&mut self, user: &str) {
+        while self.cluster.news.recv().await.unwrap().account.as_str() != user {}
+    }
+
     /// Waits until the assignment is such.
     async fn until(&mut self, reached: impl FnMut(&Assignment) -> bool) -> Assignment {
         self.cluster.assignment.wait_for(reached).await.unwrap().clone()
@@ -68,6 +90,25 @@ impl Node {
         self.stop.cancel();
         self.task.await.unwrap();
     }
+}
+
+/// A device of this user registers.
+async fn registers(store: &Store, user: &str) {
+    let device = XAppleRegistration {
+        version: 2,
+        account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
+        token: DeviceToken::new(&format!("{:0>64}", hex(user))).unwrap(),
+        subtopic: "com.apple.mobilemail".into(),
+        mailboxes: Vec::new(),
+    }
+    .subscription(Account::from_login(user), "com.apple.mail.XServer.1");
+    let mailboxes = vec![(Mailbox::new("INBOX"), Snapshot::default())];
+    let registration = Registration { subscription: device, mailboxes };
+    register(store, &registration, Timestamp::now()).await;
+}
+
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whose the accounts are, by the assignment of each node: each must be of one.
@@ -149,18 +190,8 @@ async fn a_change_by_another_session_is_announced() {
         let other = world.store.clone();
         let users: BTreeSet<_> =
             (0..300).map(|number| Account::from_login(&format!("user{number}"))).collect();
-        for (number, account) in users.iter().enumerate() {
-            let device = XAppleRegistration {
-                version: 2,
-                account_id: "0715A26B-CA09-4730-A419-793000CA982E".into(),
-                token: DeviceToken::new(&format!("{number:064x}")).unwrap(),
-                subtopic: "com.apple.mobilemail".into(),
-                mailboxes: Vec::new(),
-            }
-            .subscription(account.clone(), "com.apple.mail.XServer.1");
-            let mailboxes = vec![(Mailbox::new("INBOX"), Snapshot::default())];
-            let registration = Registration { subscription: device, mailboxes };
-            register(&other, &registration, Timestamp::now()).await;
+        for account in &users {
+            registers(&other, account.as_str()).await;
         }
         let mut told = BTreeSet::new();
         while told != users {
@@ -171,4 +202,121 @@ async fn a_change_by_another_session_is_announced() {
         a.stop().await;
     })
     .await;
+}
+
+/// Ends the connections on which nodes hear of news; how many there were.
+async fn end_listeners(beside: &mut PgConnection) -> i64 {
+    let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+               where query like 'LISTEN %' and pid <> pg_backend_pid()";
+    sqlx::query(end).fetch_one(beside).await.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_tells_a_node_of_news_at_once() {
+    let test = "nodes::postgresql_tells_a_node_of_news_at_once";
+    let Some(server) = Postgres::start(test) else { return };
+    limited(async {
+        let mut a = Node::start(&opened(&server.url()).await, "a", "1", SELDOM);
+        let mut b = Node::start(&opened(&server.url()).await, "b", "2", SELDOM);
+        a.sees(&["a"]).await;
+        b.sees(&["a", "b"]).await;
+        let mut beside = PgConnection::connect(&server.url()).await.unwrap();
+        // What a node writes before it notifies the others find when it does.
+        for user in ["user1", "user2"] {
+            registers(&b.store, user).await;
+            a.hears_of(user).await;
+        }
+        // An event of a mail server.
+        let mark = DueMark {
+            account: Account::from_login("user1"),
+            mailbox: Some(Mailbox::inbox()),
+            state: None,
+            is_due: true,
+            for_another_node: true,
+        };
+        a.store.mark_due(&[], &[mark], Timestamp::now()).await.unwrap();
+        b.hears_of("user1").await;
+
+        // A connection that is lost is made anew, and what came meanwhile is found then.
+        for user in ["user3", "user4", "user5"] {
+            until(async || end_listeners(&mut beside).await > 0).await;
+            registers(&b.store, user).await;
+            a.hears_of(user).await;
+        }
+        a.stop().await;
+        b.stop().await;
+    })
+    .await;
+}
+
+/// Nothing tells of news there: each node looks for it, soon again where there was some.
+async fn news_is_looked_for(url: &str) {
+    let log = Log::default();
+    let _logged = tracing::subscriber::set_default(log.subscriber(tracing::Level::INFO));
+    let mut a = Node::start(&opened(url).await, "a", "1", Duration::from_mins(1));
+    a.sees(&["a"]).await;
+    let other = opened(url).await.of_node("2".into());
+    registers(&other, "user0").await;
+    a.hears_of("user0").await;
+    let began = Instant::now();
+    for number in 1..=20 {
+        let user = format!("user{number}");
+        registers(&other, &user).await;
+        a.hears_of(&user).await;
+    }
+    // Each would have to wait for the next of the looks that come every 2 s.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    until(async || log.count("the database tells this node of no news") == 1).await;
+    a.stop().await;
+    assert_eq!(log.count("the database tells this node of no news"), 1);
+    assert_eq!(log.count("WARN") + log.count("ERROR"), 0, "{}", log.text());
+}
+
+#[tokio::test]
+async fn behind_pgbouncer_news_is_looked_for_and_no_session_listens() {
+    let test = "nodes::behind_pgbouncer_news_is_looked_for_and_no_session_listens";
+    let Some(server) = Postgres::start(test) else { return };
+    let Some(bouncer) = PgBouncer::start(test, &server, "transaction", IGNORES) else { return };
+    limited(async {
+        let url = bouncer.url(&server.url(), server.address);
+        news_is_looked_for(&url).await;
+        let mut sessions = Vec::new();
+        for _ in 0..3 {
+            let mut session = PgConnection::connect(&url).await.unwrap();
+            sqlx::raw_sql("begin").execute(&mut session).await.unwrap();
+            sessions.push(session);
+        }
+        for session in &mut sessions {
+            let listening = sqlx::raw_sql("select count(*) from pg_listening_channels()");
+            assert_eq!(listening.fetch_one(session).await.unwrap().get::<i64, _>(0), 0);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pooler_by_session_passes_notifications_on() {
+    let test = "nodes::a_pooler_by_session_passes_notifications_on";
+    let Some(server) = Postgres::start(test) else { return };
+    let more = format!("{IGNORES}default_pool_size = 20\n");
+    let Some(bouncer) = PgBouncer::start(test, &server, "session", &more) else { return };
+    limited(async {
+        let url = bouncer.url(&server.url(), server.address);
+        let mut a = Node::start(&opened(&url).await, "a", "1", SELDOM);
+        a.sees(&["a"]).await;
+        let other = opened(&server.url()).await.of_node("2".into());
+        assert!(other.listen().await.unwrap().is_some());
+        for user in ["user1", "user2"] {
+            registers(&other, user).await;
+            a.hears_of(user).await;
+        }
+        a.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn on_mariadb_news_is_looked_for() {
+    let Some(server) = MariaDb::start("nodes::on_mariadb_news_is_looked_for") else { return };
+    limited(news_is_looked_for(&server.database_url())).await;
 }

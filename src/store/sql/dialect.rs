@@ -105,7 +105,7 @@ impl Dialect {
     }
 
     /// Asks whether nothing can be written: a number, 0 if it can.
-    pub(super) fn asks_read_only(self) -> &'static str {
+    pub(in crate::store) fn asks_read_only(self) -> &'static str {
         match self {
             Self::Sqlite => "pragma query_only",
             Self::Postgres => {

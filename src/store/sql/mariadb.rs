@@ -32,6 +32,7 @@ pub(in crate::store) fn connections(
         begin: BEGIN.into(),
         named: true,
         trust,
+        listens_at: None,
     };
     Ok(Connections { reads, writes, kind })
 }

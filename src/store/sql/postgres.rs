@@ -3,9 +3,11 @@
 //! Each wait has its end on the server as well as here, so that neither a lock that nobody gives
 //! back nor a node that vanished in the middle of a transaction holds up the others.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, SqlSafeStr};
 
 use super::dialect::Dialect;
@@ -26,7 +28,12 @@ pub(in crate::store) fn connections(
     let (reads, writes, trust) = pools(url.as_str(), busy_timeout, None)
         .map_err(|error| unusable_server(database, error))?;
     let (begin, named) = (begin(busy_timeout, limit).into(), url.keeps_statements());
-    let kind = TransactionKind::Server { dialect: Dialect::Postgres, begin, named, trust };
+    let listens_at = Some(Arc::new(
+        PgConnectOptions::from_str(url.as_str())
+            .map_err(|error| unusable_server(database, error))?,
+    ));
+    let dialect = Dialect::Postgres;
+    let kind = TransactionKind::Server { dialect, begin, named, trust, listens_at };
     Ok(Connections { reads, writes, kind })
 }
 

@@ -19,14 +19,15 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{
     Any, AnyConnection, AnyPool, AssertSqlSafe, Executor, Row, SqlSafeStr, SqlStr, Transaction,
 };
 use tokio::time::timeout;
 
 use super::dialect::Dialect;
-
 use super::unbroken::Unbroken;
+
 /// For the first word of a connection that has been used before. After this time another one is made.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
@@ -54,6 +55,8 @@ pub(in crate::store) enum TransactionKind {
         /// Statements are kept prepared, by names: only for a server that no pooler stands before.
         named: bool,
         trust: ConnectionTrust,
+        /// Where a connection can listen; `None` where the server knows no notifications.
+        listens_at: Option<Arc<PgConnectOptions>>,
     },
 }
 
@@ -74,11 +77,11 @@ pub(in crate::store) struct Work {
     transaction: Transaction<'static, Any>,
     dialect: Dialect,
     named: bool,
+    /// Of a connection to a server.
+    trust: Option<ConnectionTrust>,
 }
 
 impl Connections {
-    /// Of a connection to a server.
-    trust: Option<ConnectionTrust>,
     /// Begins a transaction that reads.
     pub(in crate::store) async fn begin_read(&self) -> sqlx::Result<Work> {
         self.begin(&self.reads, "begin").await
@@ -132,9 +135,6 @@ impl Connections {
         begun
     }
 
-    /// What the database speaks.
-    pub(in crate::store) fn dialect(&self) -> Dialect {
-        match &self.kind {
     /// Begins a transaction on this connection to a server.
     async fn begun(&self, connection: PoolConnection<Any>) -> sqlx::Result<Work> {
         let TransactionKind::Server { dialect, begin, named, trust, .. } = &self.kind else {
@@ -144,6 +144,9 @@ impl Connections {
         Unbroken::new(trust, begun).await
     }
 
+    /// What the database speaks.
+    pub(in crate::store) fn dialect(&self) -> Dialect {
+        match &self.kind {
             TransactionKind::File => Dialect::Sqlite,
             TransactionKind::Server { dialect, .. } => *dialect,
         }
@@ -152,6 +155,16 @@ impl Connections {
     /// Whether they lead to a server, which others may share.
     pub(in crate::store) fn are_to_a_server(&self) -> bool {
         matches!(self.kind, TransactionKind::Server { .. })
+    }
+
+    /// Where a connection can listen, and which of them may be used.
+    pub(in crate::store) fn listens_at(&self) -> Option<(Arc<PgConnectOptions>, ConnectionTrust)> {
+        match &self.kind {
+            TransactionKind::Server { listens_at: Some(options), trust, .. } => {
+                Some((Arc::clone(options), trust.clone()))
+            }
+            TransactionKind::Server { .. } | TransactionKind::File => None,
+        }
     }
 
     /// A connection is broken, or its server became a standby: neither it nor any that is as old is
@@ -173,6 +186,7 @@ async fn begun(
     dialect: Dialect,
     begin: Arc<str>,
     named: bool,
+    trust: ConnectionTrust,
 ) -> sqlx::Result<Work> {
     let begin = AssertSqlSafe(begin).into_sql_str();
     let mut transaction = Transaction::begin(connection, Some(begin)).await?;
@@ -186,7 +200,6 @@ async fn begun(
 
 fn standby() -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, READ_ONLY))
-    trust: ConnectionTrust,
 }
 
 fn is_standby(error: &sqlx::Error) -> bool {
