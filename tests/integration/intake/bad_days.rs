@@ -2,17 +2,22 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::net::UnixDatagram;
 use std::process::Stdio;
 
+use mailchime::config::UdpEventsConfig;
 use mailchime::store::Store;
 use sqlx::{Connection, Executor, SqliteConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 
+use super::cyrus::{SocketFolder, datagram, notify, said};
+use super::udp::DELIVERY;
 use super::{ALICE, IntakeWorld, MAIL, TOKEN, post, written};
+use crate::support::in_process::loopback;
 use crate::support::program::mailchime;
 use crate::support::world::{Server, World};
-use crate::support::{limited, reached, soon};
+use crate::support::{limited, reached, soon, until};
 
 /// Of which the numbers are not said.
 const EVENT: &str =
@@ -78,6 +83,78 @@ async fn while_the_database_is_away_an_event_is_answered_503_and_counts_again_la
         assert_eq!(intake.post(EVENT).await.status, 204);
         let counted = intake.counted().await;
         assert!(counted.iter().any(|line| line.contains("unrecorded")), "{counted:?}");
+    })
+    .await;
+}
+
+/// Nobody repeats what came by UDP or by Cyrus.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_udp_and_cyrus_told_while_the_database_was_away_is_counted_as_missed_and_found() {
+    limited(async {
+        let folder = SocketFolder::new();
+        let intake = IntakeWorld::with(|config| {
+            config.store.busy_timeout = std::time::Duration::from_millis(200);
+            config.events.udp = Some(UdpEventsConfig {
+                address: loopback(),
+                interface: None,
+                networks: vec!["127.0.0.1".parse().unwrap()],
+                default_domain: Some("example.org".to_owned()),
+            });
+            let mut cyrus = folder.config();
+            cyrus.source.default_domain = Some("example.org".to_owned());
+            config.events.cyrus = Some(cyrus);
+        })
+        .await;
+        intake.registered().await;
+        let udp = UdpSocket::bind(loopback()).await.unwrap();
+        let address = intake.world.mailchime.udp_events.unwrap();
+        let counts = async |line: &str| intake.counted().await.iter().any(|it| it == line);
+
+        let mut beside = busy(&intake.world.file("mailchime.db")).await;
+        intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        udp.send_to(DELIVERY, address).await.unwrap();
+        until(async || counts(r#"_missed_total{source="udp"} 1"#).await).await;
+        assert_eq!(said(&folder.stream(), notify("alice")).await, "NO ()\r\n");
+        until(async || counts(r#"_missed_total{source="cyrus"} 1"#).await).await;
+        let datagrams = UnixDatagram::unbound().unwrap();
+        datagrams.send_to(datagram("alice").as_bytes(), folder.datagrams()).unwrap();
+        until(async || counts(r#"_missed_total{source="cyrus"} 2"#).await).await;
+        beside.execute("rollback").await.unwrap();
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+    })
+    .await;
+}
+
+/// As many as wait to be written, and more. Cyrus waits for none of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn datagrams_of_cyrus_for_which_there_is_no_room_are_missed() {
+    limited(async {
+        let folder = SocketFolder::new();
+        let intake = IntakeWorld::with(|config| {
+            config.events.waiting = 4;
+            let mut cyrus = folder.config();
+            cyrus.source.default_domain = Some("example.org".to_owned());
+            config.events.cyrus = Some(cyrus);
+        })
+        .await;
+        intake.registered().await;
+        let mut beside = busy(&intake.world.file("mailchime.db")).await;
+        let datagrams = UnixDatagram::unbound().unwrap();
+        for _ in 0..12 {
+            datagrams.send_to(datagram("alice").as_bytes(), folder.datagrams()).unwrap();
+        }
+        let missed = async || {
+            let counted = intake.counted().await;
+            counted.contains(&r#"_missed_total{source="cyrus"} 8"#.to_owned())
+        };
+        until(missed).await;
+        beside.execute("rollback").await.unwrap();
+        until(async || {
+            let recorded = r#"_total{source="cyrus",what="recorded"} 4"#.to_owned();
+            intake.counted().await.contains(&recorded)
+        })
+        .await;
+        assert!(missed().await);
     })
     .await;
 }

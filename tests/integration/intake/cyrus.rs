@@ -37,7 +37,7 @@ pub(super) const EVENTS: &str = "event_groups: message flags mailbox applepushse
 pub(super) const GROUP: &str = "65534";
 
 /// A folder that Cyrus can enter, for the sockets.
-struct SocketFolder(TempDir);
+pub(super) struct SocketFolder(TempDir);
 
 /// An intake of events without a mailchime behind it. It ends with this.
 struct CyrusSide {
@@ -59,17 +59,17 @@ struct SlowDisk {
 }
 
 impl SocketFolder {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("mc-").tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         Self(folder)
     }
 
-    fn datagrams(&self) -> PathBuf {
+    pub(super) fn datagrams(&self) -> PathBuf {
         self.0.path().join("datagrams")
     }
 
-    fn stream(&self) -> PathBuf {
+    pub(super) fn stream(&self) -> PathBuf {
         self.0.path().join("stream")
     }
 
@@ -85,7 +85,7 @@ impl SocketFolder {
         format!("{EVENTS}event_notifier: mailchime\nnotifysocket: dlist:{path}\n")
     }
 
-    fn config(&self) -> CyrusEventsConfig {
+    pub(super) fn config(&self) -> CyrusEventsConfig {
         let mut config = CyrusEventsConfig::new();
         (config.socket, config.stream) = (Some(self.datagrams()), Some(self.stream()));
         config.group = Some(GROUP.to_owned());
@@ -307,13 +307,18 @@ async fn a_device_that_registers_at_cyrus_is_pushed_to_by_mailchime() {
 }
 
 /// A notification of new mail in the INBOX of this owner, for a connection.
-fn notify(owner: &str) -> String {
+pub(super) fn notify(owner: &str) -> String {
     let json = event_of(owner);
     format!(
         "NOTIFY %(METHOD m CLASS EVENT PRIORITY NIL USER NIL MAILBOX NIL OPTIONS () MESSAGE {{{}+}}\r\n{json} \
          FILEPATH NIL)\r\n",
         json.len()
     )
+}
+
+/// The same as a datagram.
+pub(super) fn datagram(owner: &str) -> String {
+    format!("external\0EVENT\0\0\0\x000\0{}\0", event_of(owner))
 }
 
 fn event_of(owner: &str) -> String {
@@ -323,7 +328,7 @@ fn event_of(owner: &str) -> String {
 }
 
 /// Writes to the socket and returns all that is answered.
-async fn said(path: &Path, text: String) -> String {
+pub(super) async fn said(path: &Path, text: String) -> String {
     let path = path.to_owned();
     let answer = spawn_blocking(move || {
         let mut stream = UnixStream::connect(path).unwrap();
@@ -381,7 +386,7 @@ async fn datagrams_are_read_while_the_disk_is_busy() {
         let side = CyrusSide::start(&folder.config(), Arc::clone(&disk) as Arc<dyn HintRecorder>);
         let socket = UnixDatagram::unbound().unwrap();
         socket.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
-        let event = format!("external\0EVENT\0\0\0\x000\0{}\0", event_of("alice"));
+        let event = datagram("alice");
         block_in_place(|| {
             for _ in 0..500 {
                 socket.send_to(event.as_bytes(), folder.datagrams()).unwrap();

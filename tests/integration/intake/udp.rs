@@ -12,7 +12,8 @@ use crate::support::{limited, soon, until};
 /// A group of the administrator's own scope (RFC 2365).
 const GROUP: &str = "239.255.23.42:0";
 
-const DELIVERY: &[u8] = b"log\0MAIL\0\0alice\0INBOX\x000\0From: a@b\nSubject: private\n\0";
+pub(super) const DELIVERY: &[u8] =
+    b"log\0MAIL\0\0alice\0INBOX\x000\0From: a@b\nSubject: private\n\0";
 
 /// mailchime in the group, which hears this network.
 async fn in_group(network: &str) -> IntakeWorld {
@@ -41,6 +42,36 @@ async fn a_datagram_to_the_group_has_the_mailbox_looked_at() {
         socket.send_to(DELIVERY, group).await.unwrap();
         soon("a push", intake.world.push_of(&["INBOX"])).await;
         assert_eq!(intake.counted().await, [r#"_total{source="udp",what="recorded"} 1"#]);
+    })
+    .await;
+}
+
+/// Whatever it says counts, so nobody who floods is asked what he says.
+#[tokio::test]
+async fn more_datagrams_than_are_heard_are_missed_and_have_all_accounts_looked_at() {
+    limited(async {
+        let intake = in_group("127.0.0.1").await;
+        intake.registered().await;
+        let group = intake.world.mailchime.udp_events.unwrap();
+        let socket = UdpSocket::bind(loopback()).await.unwrap();
+        intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        let count = async |of: &str| {
+            let counted = intake.counted().await;
+            let line = counted.iter().find_map(|line| line.strip_prefix(of)).unwrap_or("0");
+            line.parse::<u64>().unwrap()
+        };
+        let missed = r#"_missed_total{source="udp"} "#;
+        while count(missed).await == 0 {
+            for _ in 0..20 {
+                for _ in 0..20 {
+                    socket.send_to(b"garbage", group).await.unwrap();
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+        let refused = r#"_refused_total{source="udp",why="too_many"} "#;
+        assert_eq!(count(missed).await, count(refused).await);
     })
     .await;
 }
