@@ -98,6 +98,8 @@ pub(super) struct VisitEnd {
     pub(super) looked_at: Vec<LookedAt>,
     /// The account is still to be asked for: its backend could not be reached.
     pub(super) was_away: bool,
+    /// The task has found that out by itself.
+    pub(super) has_tried: bool,
 }
 
 impl OnDemand {
@@ -189,8 +191,18 @@ impl OnDemand {
         let task = self.visits.spawn(async move {
             watcher.run(begin).await;
             let taken_over = watcher.taken_over();
-            let Watcher { account, mailboxes, faults, looked_at, was_away, .. } = watcher;
-            VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, was_away }
+            let Watcher { account, mailboxes, faults, looked_at, was_away, has_tried, .. } =
+                watcher;
+            VisitEnd {
+                account,
+                began,
+                taken_over,
+                mailboxes,
+                faults,
+                looked_at,
+                was_away,
+                has_tried,
+            }
         });
         self.accounts.insert(task.id(), account);
     }
@@ -261,9 +273,18 @@ impl OnDemand {
         self.resting.insert(account, (status, moment));
     }
 
-    /// The account is to be asked for when its backend can be reached.
-    pub(super) fn wait_for_backend(&mut self, account: Account, backend: Option<BackendId>) {
-        self.waiting.add(vec![account], |_| backend.clone());
+    /// The account is to be asked for when its backend can be reached; behind the others where it `has_tried`: it may
+    /// be the one for which the backend serves no login.
+    pub(super) fn wait_for_backend(
+        &mut self,
+        account: Account,
+        backend: Option<BackendId>,
+        has_tried: bool,
+    ) {
+        match has_tried {
+            true => self.waiting.add(vec![account], |_| backend.clone()),
+            false => self.waiting.add_first(account, backend),
+        }
     }
 
     /// Whether the account has no task since its backend is away.

@@ -408,7 +408,8 @@ impl Supervisor {
 
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
-        let VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, was_away } = end;
+        let VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, .. } = end;
+        let VisitEnd { was_away, has_tried, .. } = end;
         if self.hint_writer.looked_at(looked_at) {
             self.read_all_again();
         }
@@ -428,7 +429,7 @@ impl Supervisor {
         let has_news = now.registrations != taken_over.registrations;
         if was_away {
             let backend = self.context.backends.id_of(&account);
-            self.on_demand.wait_for_backend(account.clone(), backend);
+            self.on_demand.wait_for_backend(account.clone(), backend, has_tried);
         }
         if handle.hints.is_empty() && next.logins == 0 && !looks && !has_news {
             match was_away {

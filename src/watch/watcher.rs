@@ -95,6 +95,8 @@ pub(super) struct Watcher {
     pub(super) looked_at: Vec<LookedAt>,
     /// Of an account on demand: it has ended since its backend could not be reached.
     pub(super) was_away: bool,
+    /// It has found that out by itself.
+    pub(super) has_tried: bool,
     /// The account was last found to be of another backend than it has by the configuration.
     pub(super) elsewhere: bool,
     /// Hears of what it sees, instead of `push`. Then the supervisor does not know of it.
@@ -191,6 +193,8 @@ pub(super) enum SessionEnd {
     Failed(String),
     /// The backend could not be reached.
     Unreachable(String),
+    /// It was reached, and could serve no login.
+    InTrouble(String),
     /// The same is known of it, and another account is asked for first. Of an account on demand.
     BackendAway(KnownAway),
     /// The database did not say what is to be watched, or did not take what it is to know.
@@ -287,6 +291,7 @@ impl Watcher {
             asking: None,
             looked_at: Vec::new(),
             was_away: false,
+            has_tried: false,
             elsewhere: false,
             instead: None,
         }

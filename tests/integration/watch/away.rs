@@ -136,3 +136,44 @@ async fn the_accounts_wait_together_where_doveadm_is_away_too() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_accounts_wait_together_where_the_backend_greets_and_serves_no_login() {
+    patient(async {
+        let backend = backend().await;
+        let mut world = world(&backend).await;
+        let retry = Duration::from_mins(10);
+        (world.watch.retry_min, world.watch.retry_max) = (retry, retry);
+        for number in 1..MANY {
+            let user = format!("user{number}");
+            backend.add_account(&user, PASSWORD.as_bytes());
+            world.register(&user, &[("INBOX", told(1, 1, 0, 0))]).await;
+        }
+        backend.behave(|behaviour| behaviour.unavailable = true);
+        let log = Log::default();
+        let _logs = tracing::subscriber::set_default(log.subscriber(Level::INFO));
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let before = tasks();
+        let mut watching = world.watch();
+        let many = i64::try_from(MANY).unwrap();
+        // Of the first two it may have been the accounts, and each waits by itself once.
+        let waiting = async |least: i64| {
+            watching.metrics.sweep_waiting.get() >= least && tasks() < before + 20
+        };
+        until(async || waiting(many - 2).await).await;
+        let refused = || backend.counters().refused.values().sum::<u64>();
+        let tries = refused();
+        later(retry).await;
+        until(async || refused() > tries && waiting(many).await).await;
+        assert_eq!(refused(), tries + 1);
+        assert_eq!(log.count("serves no login"), 1);
+        backend.behave(|behaviour| behaviour.unavailable = false);
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        later(retry).await;
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        until(async || watching.watched(Mode::OnDemand) == MANY).await;
+        assert_eq!(backend.counters().accepted, MANY as u64 + refused());
+        watching.stop().await;
+    })
+    .await;
+}
