@@ -8,7 +8,7 @@
 //! at a time, and then asked for; each visit takes its marks away. So a sweep that the end of the program interrupts
 //! goes on where it stopped.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::task::{Id, JoinSet};
@@ -21,6 +21,7 @@ use super::source::imap::mailbox_faults::MailboxFaults;
 use super::status::{StatusCell, WatchMode, WatcherState, WatcherStatus};
 use super::watcher::{TakenOver, WatchedMailbox, Watcher, WatcherStart};
 use crate::model::{Account, BackendId, Timestamp};
+use crate::net::backoff::Backoff;
 use crate::nodes::Assignment;
 use crate::store::{DueMark, LookedAt, StoreError};
 
@@ -29,6 +30,9 @@ const ENDED: usize = 100_000;
 
 /// Accounts that are marked in one transaction.
 const BATCH: usize = 500;
+
+/// The longest wait for another look at mailboxes that visits have left due.
+const LEFT_DUE: Duration = Duration::from_hours(1);
 
 /// For so long what was told is remembered: `push` records it on disk meanwhile.
 const REMEMBERED: Duration = Duration::from_secs(10);
@@ -50,6 +54,10 @@ pub(super) struct OnDemand {
     sessions: VecDeque<(Instant, Account)>,
     /// Those of `sessions`.
     after_session: HashSet<Account>,
+    /// When accounts are asked for again whose visits have left mailboxes due.
+    left_due: BTreeSet<(Instant, Account)>,
+    /// The same of each of these, and how many such visits there were in a row.
+    visits_left: HashMap<Account, (Instant, u32)>,
     /// Of the next sweep.
     sweep_at: Instant,
     /// It is of the accounts of all nodes.
@@ -68,8 +76,8 @@ pub(super) struct OnDemand {
 pub(super) enum OnDemandEvent {
     /// A task has ended.
     Ended(VisitEnd),
-    /// A session of the account's user ended some time ago.
-    AfterSession(Account),
+    /// A session of the account's user ended some time ago, or a visit that has left mailboxes due.
+    LookAgain(Account),
     /// The task of this account broke off.
     Broken(Account),
     /// More tasks may begin.
@@ -100,6 +108,8 @@ pub(super) struct VisitEnd {
     pub(super) was_away: bool,
     /// The task has found that out by itself.
     pub(super) has_tried: bool,
+    /// Mailboxes are still due: their state is refused for now, or they are left out.
+    pub(super) left_due: bool,
 }
 
 impl OnDemand {
@@ -112,6 +122,8 @@ impl OnDemand {
             waiting: WaitingAccounts::default(),
             sessions: VecDeque::new(),
             after_session: HashSet::new(),
+            left_due: BTreeSet::new(),
+            visits_left: HashMap::new(),
             sweep_at: Instant::now(),
             everybody: false,
             missed: MissedEvents::default(),
@@ -193,6 +205,7 @@ impl OnDemand {
             let taken_over = watcher.taken_over();
             let Watcher { account, mailboxes, faults, looked_at, was_away, has_tried, .. } =
                 watcher;
+            let left_due = !was_away && mailboxes.iter().any(|watched| watched.due);
             VisitEnd {
                 account,
                 began,
@@ -202,6 +215,7 @@ impl OnDemand {
                 looked_at,
                 was_away,
                 has_tried,
+                left_due,
             }
         });
         self.accounts.insert(task.id(), account);
@@ -230,9 +244,28 @@ impl OnDemand {
         self.forget.push_back((now + REMEMBERED, account.clone(), task));
     }
 
+    /// A visit has left mailboxes of the account due, or none. They are asked for again after `first`, which doubles with
+    /// each such visit in a row, and not while the task's own `faults` say that they are left out.
+    pub(super) fn visited(&mut self, account: &Account, left_due: bool, first: Duration) {
+        let before = self.visits_left.remove(account);
+        if let Some((at, _)) = before {
+            self.left_due.remove(&(at, account.clone()));
+        }
+        if left_due {
+            let visits = before.map_or(0, |(_, visits)| visits).saturating_add(1);
+            let backoff = Backoff::new(first, LEFT_DUE.max(first));
+            let at = Instant::now() + backoff.wait(visits, rand::random());
+            let rests = self.faults.get(account).and_then(MailboxFaults::next_try);
+            let at = rests.map_or(at, |rests| rests.max(at));
+            self.left_due.insert((at, account.clone()));
+            self.visits_left.insert(account.clone(), (at, visits));
+        }
+    }
+
     /// What happens next. Cancel safe.
     pub(super) async fn next(&mut self) -> OnDemandEvent {
         let at = self.sessions.front().map(|(at, _)| *at);
+        let left_at = self.left_due.first().map(|(at, _)| *at);
         tokio::select! {
             Some(ended) = self.visits.join_next_with_id() => match ended {
                 Ok((task, end)) => {
@@ -248,8 +281,14 @@ impl OnDemand {
                 match self.sessions.pop_front() {
                     Some((_, account)) => {
                         self.after_session.remove(&account);
-                        OnDemandEvent::AfterSession(account)
+                        OnDemandEvent::LookAgain(account)
                     }
+                    None => OnDemandEvent::Room,
+                }
+            }
+            () = sleep_until(left_at.unwrap_or_else(Instant::now)), if left_at.is_some() => {
+                match self.left_due.pop_first() {
+                    Some((_, account)) => OnDemandEvent::LookAgain(account),
                     None => OnDemandEvent::Room,
                 }
             }
@@ -304,6 +343,7 @@ impl OnDemand {
     /// The account is not this node's any more. Whether it was, without a task.
     pub(super) fn leave(&mut self, account: &Account) -> bool {
         self.faults.remove(account);
+        self.visited(account, false, Duration::ZERO);
         self.resting.remove(account).is_some()
     }
 
@@ -376,6 +416,9 @@ impl OnDemand {
         let asked = self.resting.iter().filter(|(it, _)| account.is_none_or(|asked| asked == *it));
         let reason = |account: &Account| match self.waiting.contains(account) {
             true => Some("it waits for its turn to be asked for, in a sweep"),
+            false if self.visits_left.contains_key(account) => {
+                Some("it is asked for again soon: the state of a mailbox was not to be had")
+            }
             false if self.after_session.contains(account) => {
                 Some("it is asked for soon: a session of its user has ended, or its task broke off")
             }

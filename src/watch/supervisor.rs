@@ -246,7 +246,7 @@ impl Supervisor {
     fn on_demand_event(&mut self, event: OnDemandEvent) {
         match event {
             OnDemandEvent::Ended(end) => self.visit_ended(end),
-            OnDemandEvent::AfterSession(account) => self.look_after_session(account),
+            OnDemandEvent::LookAgain(account) => self.look_again(account),
             OnDemandEvent::Broken(account) => self.visit_broke_off(account),
             OnDemandEvent::Room => {}
         }
@@ -409,7 +409,7 @@ impl Supervisor {
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
         let VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, .. } = end;
-        let VisitEnd { was_away, has_tried, .. } = end;
+        let VisitEnd { was_away, has_tried, left_due, .. } = end;
         if self.hint_writer.looked_at(looked_at) {
             self.read_all_again();
         }
@@ -418,6 +418,7 @@ impl Supervisor {
         }
         let Some(handle) = self.watchers.remove(&account) else { return };
         self.on_demand.remember(&account, began, mailboxes, faults);
+        self.on_demand.visited(&account, left_due, self.context.config.poll_interval);
         let now = handle.directive.borrow().clone();
         let mut next = Directive::default();
         if now.logins != taken_over.logins {

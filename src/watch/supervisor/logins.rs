@@ -93,8 +93,8 @@ impl Supervisor {
         }
     }
 
-    /// Has an account looked at, some time after a session of its user has ended.
-    pub(super) fn look_after_session(&mut self, account: Account) {
+    /// Has an account looked at, some time after a session of its user has ended, or a visit that has left mailboxes due.
+    pub(super) fn look_again(&mut self, account: Account) {
         if let Some(handle) = self.watchers.get(&account) {
             handle.directive.send_modify(|directive| directive.looks += 1);
         } else if self.on_demand.is_resting(&account) {

@@ -14,7 +14,7 @@ use super::mail::backend;
 use super::nodes::Others;
 use crate::support::stage::{IDLE, Stage};
 use crate::support::watching::{PASSWORD, WatchWorld, Watching, told};
-use crate::support::{limited, until};
+use crate::support::{later, limited, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
@@ -334,13 +334,15 @@ async fn a_mailbox_that_is_gone_does_not_stay_due() {
 }
 
 #[tokio::test]
-async fn a_mailbox_whose_state_is_refused_for_now_stays_due_on_disk() {
+async fn a_mailbox_whose_state_is_refused_for_now_stays_due_on_disk_and_is_asked_for_again_in_a_minute()
+ {
     limited(async {
         let mut stage = Stage::new().await;
         stage.world.watch.connection = WatchConnection::OnDemand;
+        stage.world.watch.poll_interval = Duration::from_mins(1);
         let told_of = [("INBOX", told(7, 10, 5, 2)), ("Team", told(1, 1, 0, 0))];
         stage.world.register("alice", &told_of).await;
-        let watching = stage.world.watch();
+        let mut watching = stage.world.watch();
         let mut peer = stage.accept().await;
         peer.play(IDLE).await;
         peer.play(
@@ -361,6 +363,29 @@ S: w3 OK out
         until(async || due().await.iter().all(|due| !due.mailbox.is_inbox())).await;
         let due: Vec<_> = due().await.into_iter().map(|due| due.mailbox).collect();
         assert_eq!(due, [Mailbox::new("Team")]);
+        let reason = watching.until("watching").await.reason.unwrap();
+        assert!(reason.starts_with("it is asked for again soon"), "{reason}");
+
+        later(Duration::from_mins(1)).await;
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(
+            "\
+C: w1 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+C: w2 STATUS \"Team\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2)
+S: w1 OK done
+S: * STATUS Team (MESSAGES 1 UIDNEXT 2 UIDVALIDITY 1 UNSEEN 1)
+S: w2 OK done
+C: w3 LOGOUT
+S: * BYE
+S: w3 OK out
+",
+        )
+        .await;
+        watching.expect(&["Team: new mail, next 2 of 1 with 1 unseen"]).await;
+        until(async || stage.world.store.due(&alice).await.unwrap().is_empty()).await;
+        assert_eq!(watching.until("watching").await.reason, None);
         watching.stop().await;
     })
     .await;
