@@ -209,7 +209,7 @@ fn pushes(pushes: &Value) -> Markup {
     });
     let content = match list(pushes).is_empty() {
         true => html! { p { "None since the start." } },
-        false => table(&["When", "Account", "To", "Outcome", "Took"], rows),
+        false => table(&["When", "Account", "To", "Outcome", "After the change"], rows),
     };
     section("pushes", "Last pushes of this node", &content)
 }

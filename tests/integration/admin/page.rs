@@ -17,13 +17,16 @@ use crate::support::{limited, until};
 
 const ALICE: &str = "alice@example.org";
 
+/// Whose pushes are refused. One of each: after a refusal mailchime waits a minute with the next push of a user.
+const REFUSED: [&str; 2] = ["bob@example.org", "carol@example.org"];
+
 /// A name that a backend may allow, and that is markup.
 const HOSTILE: &str = "<img src=x onerror=alert(1)>@example.org";
 
 const MAILBOX: &str = "x<script>alert(2)</script>";
 
 async fn start() -> (DemoBackend, InProcess) {
-    let backend = demo_backend(&[ALICE, HOSTILE]).await;
+    let backend = demo_backend(&[ALICE, HOSTILE, REFUSED[0], REFUSED[1]]).await;
     let world = InProcess::pushing(backend.address(), |config| {
         config.admin.address = Some(AdminAddress::Tcp(loopback()));
         config.node.name = Some("mail1".to_owned());
@@ -39,6 +42,17 @@ impl InProcess {
         let answer = get(self.mailchime.admin.unwrap(), target).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         answer
+    }
+}
+
+/// Most of the last pushes fail, those of [`REFUSED`]. Alice is watched alone before.
+async fn refuse_most(backend: &DemoBackend, world: &InProcess) {
+    for (number, user) in (2..).zip(REFUSED) {
+        world.register((user, "secret"), &["INBOX"]).await;
+        backend.wait_until(|counters| counters.idling == number).await;
+        world.apns.answer_next(1, ApnsAnswer::refuse(403, "BadCertificate"));
+        backend.deliver(user, "INBOX", MAIL).unwrap();
+        world.apns.next().await;
     }
 }
 
@@ -74,12 +88,8 @@ async fn it_shows_what_is_watched_and_what_became_of_the_last_pushes() {
         assert!(section(&page, "nodes").contains("<bdi>mail1</bdi> (this one)"), "{}", page.body);
         assert!(!page.body.contains(crate::support::world::TOKEN), "{}", page.body);
 
-        // Most of the last ones fail: it is the first that one reads.
-        for _ in 0..2 {
-            world.apns.answer_next(1, ApnsAnswer::refuse(403, "BadCertificate"));
-            backend.deliver(ALICE, "INBOX", MAIL).unwrap();
-            world.apns.next().await;
-        }
+        // It is the first that one reads.
+        refuse_most(&backend, &world).await;
         let failed = async || {
             let page = world.page("/").await;
             section(&page, "warnings").contains("pushes by apns were not accepted")
@@ -218,11 +228,7 @@ async fn the_page_fits_each_width_and_is_usable_by_all() {
         world.apns.next().await;
         until(async || section(&world.page("/").await, "pushes").contains(">accepted<")).await;
         // A day on which something is wrong, for the picture.
-        for _ in 0..2 {
-            world.apns.answer_next(1, ApnsAnswer::refuse(403, "BadCertificate"));
-            backend.deliver(ALICE, "INBOX", MAIL).unwrap();
-            world.apns.next().await;
-        }
+        refuse_most(&backend, &world).await;
         until(async || !section(&world.page("/").await, "warnings").contains("Nothing")).await;
         script.tell(&format!("http://localhost:{}", world.mailchime.admin.unwrap().port()));
         assert_eq!(script.next().await.as_deref(), Some("hostile"));
