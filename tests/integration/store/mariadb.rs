@@ -44,7 +44,7 @@ impl Database {
     }
 
     /// A connection beside the store's own.
-    async fn beside(&self) -> MySqlConnection {
+    pub(super) async fn beside(&self) -> MySqlConnection {
         MySqlConnection::connect(&self.url).await.unwrap()
     }
 }

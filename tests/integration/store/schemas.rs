@@ -1,6 +1,8 @@
 //! Databases of earlier schemas, kept in `fixtures/schemas`, are brought up to date with all that is
 //! in them.
 
+mod eleventh;
+
 use mailchime::config::PushConfig;
 use mailchime::store::Alive;
 use sqlx::{AnyConnection, AssertSqlSafe, Connection, Executor, Row};
