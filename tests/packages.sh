@@ -7,7 +7,9 @@
 # The package is made twice of the same program, as version 0.0.9 and as that of Cargo.toml: there is no earlier
 # release yet. Where systemd-nspawn can boot the Debian, its systemd starts the service. Elsewhere the maintainer
 # scripts run in a chroot, and this script starts the program as the unit would. The IMAP server and the push service
-# are those of `mailchime demo`. Needs root, debootstrap, cargo-deb and python3; says SKIPPED without one of them.
+# are those of `mailchime demo`. Needs root, debootstrap, cargo-deb, python3 and binutils; says SKIPPED without one of
+# them, or where MAILCHIME_SKIP names it. With MAY_DOWNLOAD=no it also says so where CACHE has no Debian yet: it brings
+# nothing then.
 set -euo pipefail
 
 [ $# = 1 ] || [ $# = 2 ] || { echo 'usage: tests/packages.sh PROGRAM [CACHE]' >&2; exit 64; }
@@ -16,10 +18,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cache=$(realpath -m "${2:-target/debian}")
 skip() { echo "SKIPPED: tests/packages.sh: $*"; exit 0; }
 [ "$(id -u)" = 0 ] || skip 'only root can install a package'
-for needed in debootstrap python3; do
-    command -v $needed >/dev/null || skip "$needed is not on this machine"
+for needed in debootstrap python3 strip cargo-deb; do
+    [[ " ${MAILCHIME_SKIP-} " != *" $needed "* ]] && command -v $needed >/dev/null ||
+        skip "$needed is not on this machine"
 done
-cargo deb --version >/dev/null 2>&1 || skip 'cargo-deb is not on this machine'
+[ "${MAY_DOWNLOAD-yes}" != no ] || [ -e "$cache/bookworm.tar" ] ||
+    skip "$cache has no Debian; tests/run.sh --install makes one"
 
 folder=$(mktemp -d)
 root=$folder/root

@@ -28,6 +28,7 @@ needs=(
     curl:curl:curl
     python3:python3:python3
     openssl:openssl:openssl
+    jq:jq:jq
     postgres:postgresql:/usr/lib/postgresql/*/bin/postgres
     mariadb:mariadb-server-core:/usr/sbin/mariadbd
     mariadb:mariadb-client-core:/usr/bin/mariadb
@@ -340,7 +341,8 @@ step cargo clippy --all-targets --locked -- -D warnings
 step cargo clippy --test soak --locked -- -D warnings
 step env RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked --document-private-items
 step cargo test --locked --no-fail-fast
-step env PATH="$PATH:$clients/cargo-deb-3.8.0/bin" tests/packages.sh "$target/debug/mailchime" "$target/debian"
+step env PATH="$PATH:$clients/cargo-deb-3.8.0/bin" MAY_DOWNLOAD="${may_install:-no}" \
+    tests/packages.sh "$target/debug/mailchime" "$target/debian"
 # It has dependencies and a lock of its own; that it compiles is all that is looked at here.
 step cargo clippy --manifest-path fuzz/Cargo.toml --target-dir "$target" --locked -- -D warnings
 

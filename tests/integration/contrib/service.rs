@@ -121,8 +121,33 @@ fn certbots_hook_copies_a_renewed_certificate() {
         assert_eq!(fs::read_to_string(&path).unwrap(), text);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
     }
+    // Files of another program, under other names.
+    fs::write(renewed.join("cert.pem"), "another certificate").unwrap();
+    fs::write(renewed.join("key.pem"), "another key").unwrap();
+    succeeds(hook().env("CERTIFICATE", "cert.pem").env("PRIVATE_KEY", "key.pem"));
+    for (name, text) in [("server.pem", "another certificate"), ("server.key", "another key")] {
+        assert_eq!(fs::read_to_string(into.join(name)).unwrap(), text);
+    }
     let (succeeded, said) = ends(hook().env_remove("RENEWED_LINEAGE"));
     assert!(!succeeded && said.contains("certbot sets it"), "{said}");
+}
+
+/// `tests/run.sh` without `--install` brings nothing.
+#[test]
+fn the_test_of_the_package_is_skipped_aloud_where_its_parts_are_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = || {
+        let mut script = Command::new(file("tests/packages.sh"));
+        script.arg(env!("CARGO_BIN_EXE_mailchime")).arg(folder.path());
+        script.env_remove("MAILCHIME_SKIP").env("MAY_DOWNLOAD", "no");
+        script
+    };
+    let (mut bare, mut named) = (script(), script());
+    for script in [&mut bare, named.env("MAILCHIME_SKIP", "x debootstrap y")] {
+        let said = succeeds(script);
+        assert!(said.starts_with("SKIPPED: tests/packages.sh: "), "{said}");
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something was brought");
 }
 
 #[test]
