@@ -1,5 +1,8 @@
 //! The tables of a notifyd script for Cyrus, in MySQL or MariaDB: users, their devices, and the mailboxes that
-//! each device asked for. Installations differ, so a statement can take the place of the one that is here.
+//! each device asked for. What such a script keeps is known from its author's description: a device is a token and
+//! an id of an account, which has mailboxes and the time of its last registration (info-cyrus, 24 August 2017).
+//! The names of its tables and columns are not: those here are assumed. A statement can take the place of the one
+//! that is here, and where this one fails, the columns that there are get listed.
 
 use std::future::poll_fn;
 use std::path::PathBuf;
@@ -25,6 +28,16 @@ const STATEMENT: &str = "select u.name as user, d.device_token, d.account_id, d.
 /// For the connection, and for all rows.
 const CONNECT_TIME: Duration = Duration::from_secs(15);
 const READ_TIME: Duration = Duration::from_mins(10);
+
+/// For the list of the columns that there are.
+const COLUMNS_TIME: Duration = Duration::from_secs(15);
+
+/// Columns in that list, at most.
+const MOST_COLUMNS: usize = 200;
+
+/// All columns of the database, table by table.
+const COLUMNS: &str = "select cast(table_name as char) as table_name, cast(column_name as char) as column_name \
+     from information_schema.columns where table_schema = database() order by table_name, ordinal_position";
 
 /// Rows of one import, at most: as many as 100,000 users have.
 const MOST_ROWS: u32 = 2_000_000;
@@ -108,13 +121,18 @@ impl NotifydOptions {
              cast(unix_timestamp(q.registered_at) as signed) as registered_at from ({statement}\n) q"
         );
         let reading = devices(&mut connection, statement);
-        let devices = timeout(READ_TIME, reading).await.map_err(late)?.map_err(|error| {
-            CommandFailure::Failed(format!(
-                "{url}: {}; where the tables or columns have other names, write a statement for them and name \
-                 its file with --query",
-                said(&error)
-            ))
-        })?;
+        let devices = match timeout(READ_TIME, reading).await.map_err(late)? {
+            Ok(devices) => devices,
+            Err(error) => {
+                let said = said(&error);
+                let columns = timeout(COLUMNS_TIME, columns(&mut connection)).await;
+                let columns = columns.ok().and_then(Result::ok).unwrap_or_default();
+                return Err(CommandFailure::Failed(format!(
+                    "{url}: {said}; where the tables or columns have other names, write a statement for them \
+                     and name its file with --query{columns}"
+                )));
+            }
+        };
         // A farewell, whether it arrives or not.
         let _ = connection.close().await;
         Ok(FormerDevices { devices, notes: Vec::new() })
@@ -167,4 +185,33 @@ async fn devices(
         device.mailboxes.push(text("mailbox")?);
     }
     Ok(devices.into_values().collect())
+}
+
+/// The tables of the database with their columns, a line for each, to be shown below the failure; empty if there
+/// is none.
+async fn columns(connection: &mut MySqlConnection) -> sqlx::Result<String> {
+    let mut shown = String::new();
+    let mut rows = sqlx::query(COLUMNS).fetch(connection);
+    let (mut before, mut count) = (String::new(), 0);
+    while let Some(row) = poll_fn(|context| rows.as_mut().poll_next(context)).await {
+        let row = row?;
+        count += 1;
+        if count > MOST_COLUMNS {
+            shown.push_str(", …");
+            break;
+        }
+        let (table, column): (String, String) =
+            (row.try_get("table_name")?, row.try_get("column_name")?);
+        match (before == table, shown.is_empty()) {
+            (true, _) => shown.push_str(", "),
+            (false, true) => shown.push_str(". These are there:\n  "),
+            (false, false) => shown.push_str("\n  "),
+        }
+        if before != table {
+            shown += &format!("{}: ", printable(&table, LONGEST_SAID));
+            before = table;
+        }
+        shown += &printable(&column, LONGEST_SAID);
+    }
+    Ok(shown)
 }

@@ -1,10 +1,13 @@
-//! The database of xapsd (`internal/database` of dovecot-xaps-daemon): one file in JSON.
+//! The database of xapsd (`internal/database` of dovecot-xaps-daemon): one file in JSON. Read in its forms of 2015
+//! (accounts without a time), 2018 (with one) and 2020 (with the keys of Apple's certificates beside them, which are
+//! skipped); the form of 2014, of the program in Python, is recognized.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::super::CommandFailure;
 use super::{FormerDevices, FoundDevice, ImportOptions};
@@ -49,6 +52,13 @@ struct XapsdAccount {
     registration_time: Option<String>,
 }
 
+/// A user in the form of 2014, which has users at its top and no times.
+#[derive(Deserialize)]
+struct FirstXapsdUser {
+    #[serde(rename = "accounts")]
+    _accounts: BTreeMap<String, IgnoredAny>,
+}
+
 impl XapsdOptions {
     pub(super) fn common(&self) -> &ImportOptions {
         &self.common
@@ -59,13 +69,9 @@ impl XapsdOptions {
         let failed = |why: String| CommandFailure::Usage(format!("{}: {why}", self.file.display()));
         let (text, _) =
             files::read_text(&self.file, LARGEST).map_err(|error| failed(error.to_string()))?;
-        let database: XapsdDatabase = serde_json::from_str(&text).map_err(|error| {
-            // The error itself could quote a token.
-            let (line, column) = (error.line(), error.column());
-            failed(format!("is no database of xapsd (line {line}, column {column})"))
-        })?;
+        let users = users(&text).map_err(failed)?;
         let mut devices = Vec::new();
-        for (user, of_user) in database.users.unwrap_or_default() {
+        for (user, of_user) in users {
             for (account_id, account) in of_user.accounts.unwrap_or_default() {
                 devices.push(account.device(&user, account_id));
             }
@@ -75,12 +81,35 @@ impl XapsdOptions {
             notes: vec![
                 "xapsd never named mailboxes to phones, so these get pushes for INBOX alone until they \
                  register anew, within a day. Then all of their mailboxes count.",
-                "xapsd has names of users in lower case. Where users log in with capitals and the server \
+                "xapsd has names of users in lower case, except its first versions. Where users log in with capitals and the server \
                  does not mind, set [backend] names_ignore_case = true; where they log in by another name \
                  than Dovecot's name of the user, the import is of no use to them.",
             ],
         })
     }
+}
+
+/// The users of a database, or why it is none.
+fn users(text: &str) -> Result<BTreeMap<String, XapsdUser>, String> {
+    // xapsd takes an empty file for a database without users.
+    if text.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let database: XapsdDatabase = serde_json::from_str(text).map_err(|error| {
+        // The error itself could quote a token.
+        let (line, column) = (error.line(), error.column());
+        format!("is no database of xapsd (line {line}, column {column})")
+    })?;
+    if let Some(users) = database.users {
+        return Ok(users);
+    }
+    let first: Option<BTreeMap<String, FirstXapsdUser>> = serde_json::from_str(text).ok();
+    Err(match first.is_some_and(|users| !users.is_empty()) {
+        true => "is of xapsd's first version, which kept no times: which phones still live is not known. \
+                 Each phone that lives registers anew within a day"
+            .to_owned(),
+        false => "is no database of xapsd (it has no \"Users\")".to_owned(),
+    })
 }
 
 impl XapsdAccount {

@@ -13,6 +13,9 @@ use crate::support::limited;
 use crate::support::program::{Process, mailchime};
 use crate::support::servers::mariadb::MariaDb;
 use crate::support::world::{ACCOUNT_ID, LOGIN, TOKEN, World};
+use crate::support::xapsd::{
+    database_with_certificate, database_with_times, database_without_times, first_database,
+};
 
 const HOUR: u64 = 3600;
 
@@ -153,7 +156,7 @@ async fn a_file_that_xapsd_did_not_write_is_named_and_not_quoted() {
         let world = World::new().await;
         world.first_start().await.close().await;
         for text in
-            ["", "[]", "{\"Users\": {\"secret\": 5}}", "{\"Users\": {\"a\": {\"Accounts\": []}}}"]
+            ["{}", "[]", "{\"Users\": {\"secret\": 5}}", "{\"Users\": {\"a\": {\"Accounts\": []}}}"]
         {
             fs::write(world.file("database.json"), text).unwrap();
             let topic = world.pki.topic.clone();
@@ -161,6 +164,45 @@ async fn a_file_that_xapsd_did_not_write_is_named_and_not_quoted() {
             assert_eq!(code, Some(64), "{text}: {said}");
             assert!(said.contains("database.json: is no database of xapsd"), "{said}");
             assert!(!said.contains("secret"), "{said}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_form_that_xapsd_has_written_is_read_or_named() {
+    limited(async {
+        let world = World::new().await;
+        world.first_start().await.close().await;
+        let upper = TOKEN.to_uppercase();
+        let topic = world.pki.topic.clone();
+        let east = SystemTime::now() + Duration::from_secs(HOUR);
+        let east = humantime::format_rfc3339_nanos(east).to_string().replace('Z', "+02:00");
+        let with_certificate = database_with_certificate(&world.pki, "carol", &upper, &ago(HOUR));
+        for (text, code, expected) in [
+            // A file that was made by `touch`, and one that a new version wrote when it had an old one.
+            (String::new(), 0, "accounts: 0, devices: 0 taken over, 0 skipped"),
+            ("{\n  \"Users\": {}\n}".to_owned(), 0, "accounts: 0, devices: 0 taken over"),
+            (first_database(LOGIN, &upper), 64, "is of xapsd's first version, which kept no times"),
+            (database_without_times(LOGIN, &upper), 0, "when it registered is not known"),
+            (
+                database_with_times(LOGIN, "ZERO", &upper, "0001-01-01T00:00:00Z"),
+                0,
+                "when it registered is not known",
+            ),
+            (database_with_times("bob", "EAST", &upper, &east), 0, "bob: 1 taken over, 0 skipped"),
+            (with_certificate, 0, "carol: 1 taken over, 0 skipped"),
+        ] {
+            fs::write(world.file("database.json"), &text).unwrap();
+            let (ended, said) = world.import(&["xapsd", "database.json", "--topic", &topic]).await;
+            assert_eq!(ended, Some(code), "{text}: {said}");
+            assert!(said.contains(expected), "{expected}: {said}");
+            assert!(!said.to_uppercase().contains(&upper), "{said}");
+        }
+        assert!(world.registered(LOGIN).await.is_empty());
+        for (user, id) in [("bob", "EAST"), ("carol", "ID")] {
+            let expected = (id.to_owned(), 1, vec!["INBOX".to_owned()]);
+            assert_eq!(world.registered(user).await, [expected]);
         }
     })
     .await;
@@ -224,7 +266,15 @@ async fn phones_of_a_notifyd_script_come_with_their_mailboxes() {
         connection.execute("rename table devices to push_devices").await.unwrap();
         let (code, said) = world.import(&arguments).await;
         assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains("--query"), "{said}");
+        for expected in [
+            "--query",
+            "  mailboxes: id, device, name",
+            "  push_devices: id, user, device_token, account_id, subtopic, version, registered_at",
+            "  users: id, name",
+        ] {
+            assert!(said.contains(expected), "{expected}: {said}");
+        }
+        assert!(!said.contains("a1a1"), "{said}");
         fs::write(
             world.file("query.sql"),
             "select u.name as user, d.device_token, 'NEW-ID' as account_id, d.subtopic, \

@@ -26,6 +26,7 @@ pub(crate) mod skip;
 pub(crate) mod stage;
 pub(crate) mod watching;
 pub(crate) mod world;
+pub(crate) mod xapsd;
 
 /// How long a test may take, on a machine that is busy.
 pub(crate) const LIMIT: Duration = Duration::from_secs(300);
