@@ -31,6 +31,11 @@ test-install:
 doc:
     RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --locked --document-private-items
 
+# the documents as a book, in target/book; each link in it leads somewhere
+book:
+    mdbook build
+    contrib/book/links.py check target/book
+
 # licences, advisories and sources of the dependencies
 deny:
     cargo deny check

@@ -169,7 +169,7 @@ pub fn main() -> ExitCode {
         CliCommand::Push(options) => push::run(&options),
         CliCommand::Event(options) => event::run(&options),
         CliCommand::Health(options) => health::run(&options),
-        CliCommand::PackageFiles(options) => package_files::run(&options, Arguments::command()),
+        CliCommand::PackageFiles(options) => package_files::run(&options, command()),
         CliCommand::Demo(options) => demo::run(&options),
         CliCommand::Replay(options) => replay::run(&options),
         CliCommand::Certs(Certs::Dev(options)) => certs::run(&options),
@@ -188,9 +188,14 @@ pub fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
+/// The command line with all subcommands and options, as help, manual pages and completions have it.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// What the program's arguments say. A configuration that the command would not read is an error.
 fn arguments() -> Result<Arguments, clap::Error> {
-    let mut command = Arguments::command();
+    let mut command = command();
     let matches = command.try_get_matches_from_mut(std::env::args_os())?;
     if let Some((name @ ("setup" | "demo" | "replay" | "certs" | "package-files"), given)) =
         matches.subcommand()
