@@ -87,6 +87,13 @@ pub struct Snapshot {
     pub highest_mod_seq: Option<u64>,
 }
 
+impl Snapshot {
+    /// Whether some of the mail may be unread. Where UNSEEN is unknown, any mail may be.
+    pub fn may_have_unread(&self) -> bool {
+        self.unseen.or(self.messages).is_some_and(|number| number > 0)
+    }
+}
+
 /// The bytes in hexadecimal, two digits in lower case for each.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -117,7 +117,7 @@ impl Store {
         };
         let state = (None, SubscriptionState::Active);
         let id = upsert_subscription(work, row, subscription, state, outdated, times).await?;
-        replace_mailboxes(work, row, id, registration).await?;
+        replace_mailboxes(work, row, id, registration, *registered_at).await?;
         sweep(work, account.as_str()).await?;
         self.tell(work, account.as_str(), false).await?;
         Ok(ImportOutcome::TakenOver)

@@ -13,7 +13,7 @@ use crate::model::{
 use super::batches::Waiting;
 use super::kept_rows::{kept, outdate_subscriptions, put};
 use super::records::{
-    ACCOUNT_MAILBOX_STATE, STATE_OF_V, bind_snapshot, delete, id_of, lock, subscription,
+    ACCOUNT_MAILBOX_STATE, STATE_OF_V, bind_snapshot, delete, id_of, lock, snapshot, subscription,
     subscription_columns,
 };
 use super::removal::sweep;
@@ -50,7 +50,8 @@ impl Store {
     /// - Its mailboxes become those of the registration; a push that is due of one that stays is still
     ///   owed.
     /// - A mailbox that no device was registered for begins with the registration's snapshot. An
-    ///   existing snapshot stays: it says what the other devices know.
+    ///   existing snapshot stays: it says what the other devices know. Where it was unknown, the
+    ///   registration's is taken, and a push is owed to the others if some of the mail may be unread.
     /// - Of the account's devices this one and the newest others remain, `max_subscriptions` in all (at
     ///   least one). Accounts whose names differ in nothing but case share this number: the one with
     ///   most devices makes room.
@@ -135,7 +136,7 @@ impl Store {
                     let name = account.as_str();
                     outdate_subscriptions(&mut transaction, name, Some(id), login_at).await?;
                 }
-                replace_mailboxes(&mut transaction, row, id, registration).await?;
+                replace_mailboxes(&mut transaction, row, id, registration, *now).await?;
                 let made = match pending {
                     true => MadeRoom::default(),
                     false => {
@@ -317,15 +318,17 @@ static UPSERT_ACCOUNT: Shaped = Shaped::new(|dialect| {
     })
 });
 
-/// The state of mailboxes of which nobody hears yet, as only pending subscriptions want them. A later state is no news
-/// for a subscription that registers with it.
+/// The state of mailboxes of which nobody hears yet, as only pending subscriptions want them or nobody has looked at
+/// them. A later state is no news for a subscription that registers with it.
 const UNHEARD_OF: UpdateFrom<'_> = UpdateFrom {
     table: "mailbox",
     columns: ACCOUNT_MAILBOX_STATE,
     joins: &[],
-    on: "mailbox.account = v.account and mailbox.name = v.mailbox and not exists (select 1 from \
+    on: "mailbox.account = v.account and mailbox.name = v.mailbox and (mailbox.uid_validity is null \
+         and mailbox.uid_next is null and mailbox.messages is null and mailbox.unseen is null \
+         and mailbox.highest_mod_seq is null or not exists (select 1 from \
          subscription_mailbox wanted join subscription s on s.id = wanted.subscription \
-         where wanted.mailbox = mailbox.id and s.state = 'active')",
+         where wanted.mailbox = mailbox.id and s.state = 'active'))",
     set: STATE_OF_V,
 };
 
@@ -440,34 +443,21 @@ pub(super) async fn upsert_subscription(
     row.try_get("id")
 }
 
+/// `since` is the time of what it finds to be owed to other subscriptions.
 pub(super) async fn replace_mailboxes(
     work: &mut Work,
     account: i64,
     subscription: i64,
     registration: &Registration,
+    since: Timestamp,
 ) -> sqlx::Result<()> {
     // A name that is given twice is one mailbox.
     let wanted: BTreeMap<&str, &Snapshot> =
         registration.mailboxes.iter().map(|(name, state)| (name.as_str(), state)).collect();
+    let mut unknown = leave_mailboxes(work, account, subscription, &wanted).await?;
+    unknown.retain(|(_, name)| wanted.get(&**name).is_some_and(|it| it.may_have_unread()));
+    owe_to_others(work, subscription, &unknown, since).await?;
     let wanted: Vec<_> = wanted.into_iter().collect();
-    let kept = sql::query(
-        "select m.id, m.name as mailbox from subscription_mailbox wanted \
-         join mailbox m on m.id = wanted.mailbox where wanted.subscription = $1",
-    )
-    .bind(subscription)
-    .fetch_all_in(work)
-    .await?;
-    for row in &kept {
-        // One that cannot be read stays, and is left out wherever it is read.
-        let Ok(mailbox) = row.try_get::<&str, _>("mailbox") else { continue };
-        if wanted.binary_search_by_key(&mailbox, |(name, _)| name).is_err() {
-            sql::query("delete from subscription_mailbox where subscription = $1 and mailbox = $2")
-                .bind(subscription)
-                .bind(row.try_get::<i64, _>("id")?)
-                .execute_in(work)
-                .await?;
-        }
-    }
     for wanted in wanted.chunks(rows::MOST) {
         let insert = format!(
             "insert into mailbox (account, name, uid_validity, uid_next, messages, unseen, \
@@ -497,6 +487,69 @@ pub(super) async fn replace_mailboxes(
         let mut query = query.bind(subscription).bind(account);
         for (mailbox, _) in wanted {
             query = query.bind(*mailbox);
+        }
+        query.execute_in(work).await?;
+    }
+    Ok(())
+}
+
+/// The subscription leaves its mailboxes that are not `wanted`. Returns the mailboxes of the account, wanted or not,
+/// whose state nobody knows: their ids and names.
+async fn leave_mailboxes(
+    work: &mut Work,
+    account: i64,
+    subscription: i64,
+    wanted: &BTreeMap<&str, &Snapshot>,
+) -> sqlx::Result<Vec<(i64, String)>> {
+    let rows = sql::query(
+        "select m.id, m.name as mailbox, m.uid_validity, m.uid_next, m.messages, m.unseen, \
+         m.highest_mod_seq, wanted.subscription from mailbox m left join subscription_mailbox wanted \
+         on wanted.mailbox = m.id and wanted.subscription = $1 where m.account = $2 \
+         and (wanted.subscription is not null or m.uid_validity is null and m.uid_next is null \
+         and m.messages is null and m.unseen is null and m.highest_mod_seq is null)",
+    )
+    .bind(subscription)
+    .bind(account)
+    .fetch_all_in(work)
+    .await?;
+    let mut unknown = Vec::new();
+    for row in &rows {
+        // One that cannot be read stays, and is left out wherever it is read.
+        let Ok(mailbox) = row.try_get::<&str, _>("mailbox") else { continue };
+        let id = row.try_get::<i64, _>("id")?;
+        let is_its_own = row.try_get::<Option<i64>, _>("subscription")?.is_some();
+        if is_its_own && !wanted.contains_key(mailbox) {
+            sql::query("delete from subscription_mailbox where subscription = $1 and mailbox = $2")
+                .bind(subscription)
+                .bind(id)
+                .execute_in(work)
+                .await?;
+        }
+        if snapshot(row) == Snapshot::default() {
+            unknown.push((id, mailbox.to_owned()));
+        }
+    }
+    Ok(unknown)
+}
+
+/// The state of these mailboxes is known from now on. Which of their mail came after the other active subscriptions
+/// registered is not known, so a push is owed to each of them.
+async fn owe_to_others(
+    work: &mut Work,
+    subscription: i64,
+    mailboxes: &[(i64, String)],
+    since: Timestamp,
+) -> sqlx::Result<()> {
+    for mailboxes in mailboxes.chunks(rows::MOST) {
+        let owe = format!(
+            "update subscription_mailbox set owed_since = coalesce(owed_since, $1) \
+             where subscription <> $2 and mailbox in {} and exists (select 1 from subscription s \
+             where s.id = subscription_mailbox.subscription and s.state = 'active')",
+            sql::values(3, mailboxes.len(), 1)
+        );
+        let mut query = sql::query(owe).bind(since.0).bind(subscription);
+        for (id, _) in mailboxes {
+            query = query.bind(*id);
         }
         query.execute_in(work).await?;
     }

@@ -97,6 +97,18 @@ impl Ledger {
         Self { known: told, announced: None, renumbered: None, unnumbered: false }
     }
 
+    /// Whether nobody has looked at it, and no registration has brought its state.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.announced.is_none() && self.known == Snapshot::default()
+    }
+
+    /// A registration may have brought the state that the devices know. Where it was known, it stays.
+    pub(super) fn registered(&mut self, told: Snapshot) {
+        if self.is_unknown() {
+            self.known = told;
+        }
+    }
+
     /// The state that the devices know, or will by the last event that `push` got.
     pub(super) fn known(&self) -> &Snapshot {
         &self.known

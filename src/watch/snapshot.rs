@@ -28,9 +28,9 @@ pub(super) fn difference(told: &Snapshot, now: &Snapshot) -> Option<ChangeKind> 
 /// What the first look at a mailbox says that was registered with an unknown state. Which of its mail came
 /// after the registration is not known. What is unread may have.
 pub(super) fn first_seen(now: &Snapshot) -> ChangeKind {
-    match now.unseen.or(now.messages) {
-        None | Some(0) => ChangeKind::Quiet,
-        Some(_) => ChangeKind::NewMail,
+    match now.may_have_unread() {
+        true => ChangeKind::NewMail,
+        false => ChangeKind::Quiet,
     }
 }
 

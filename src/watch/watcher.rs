@@ -330,7 +330,10 @@ impl Watcher {
             before.map(|watched| (watched.mailbox.clone(), watched)).collect();
         for (mailbox, told) in rows {
             // What was announced and not yet pushed is still known; the rest is as the devices know it.
-            let known = before.remove(&mailbox);
+            let known = before.remove(&mailbox).map(|mut watched| {
+                watched.ledger.registered(told);
+                watched
+            });
             let new = || WatchedMailbox::new(mailbox, told, !self.on_demand);
             self.mailboxes.push(known.unwrap_or_else(new));
         }
@@ -341,6 +344,27 @@ impl Watcher {
             let wanted = context.store.mailboxes_by_transport(account, context.alive()).await?;
             let carried = wanted.into_iter().filter(|(_, by)| context.carries_preview(by));
             previews.wanted = carried.map(|(mailbox, _)| mailbox).collect();
+        }
+        Ok(())
+    }
+
+    /// The mailboxes at these places were looked at. Where the state of one is unknown, a registration may have
+    /// brought it since the rows were read.
+    pub(super) async fn read_unknown(
+        &mut self,
+        mut seen: impl Iterator<Item = usize>,
+    ) -> Result<(), SessionEnd> {
+        let is_unknown = |index: usize| self.mailboxes[index].ledger.is_unknown();
+        if self.instead.is_some() || !seen.any(is_unknown) {
+            return Ok(());
+        }
+        let (context, account, id) = (&self.context, &self.account, self.backend.id());
+        // Seldom, and its future is large.
+        let rows = Box::pin(context.store.watched(account, id, context.alive())).await?;
+        for (mailbox, told) in rows {
+            if let Some(index) = self.place(&mailbox) {
+                self.mailboxes[index].ledger.registered(told);
+            }
         }
         Ok(())
     }

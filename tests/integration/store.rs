@@ -65,6 +65,7 @@ use self::nodes::{
 };
 use self::registrations::{
     a_mailbox_that_comes_back_begins_anew, a_new_registration_replaces_the_old_one,
+    a_registration_brings_a_state_that_was_unknown_and_a_push_is_owed_to_the_others,
     a_registration_comes_back_as_it_was_given,
     a_registration_never_overwrites_the_state_that_devices_know,
     a_token_in_other_case_is_the_same_device, case_and_spaces_at_the_end_tell_names_apart,
@@ -267,6 +268,7 @@ contract! {
     a_new_registration_replaces_the_old_one,
     owed_marks_outlive_a_registration,
     a_registration_never_overwrites_the_state_that_devices_know,
+    a_registration_brings_a_state_that_was_unknown_and_a_push_is_owed_to_the_others,
     a_mailbox_that_comes_back_begins_anew,
     only_the_newest_devices_remain,
     the_device_that_registers_remains_whatever_the_clock_says,

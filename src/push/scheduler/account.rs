@@ -14,7 +14,7 @@ use super::super::transport::RouteId;
 use super::change_id::ChangeId;
 use super::preview::Previews;
 use super::route_queue::RouteQueue;
-use super::subscription::{LastDelivery, SendSlot, SubscriptionQueue, WORD};
+use super::subscription::{LastDelivery, MarksRead, SendSlot, SubscriptionQueue, WORD};
 use super::{Delivery, Rules};
 use crate::model::{BackendId, Change, Mailbox, Preview, Snapshot, SubscriptionKey, Timestamp};
 use crate::store::Target;
@@ -30,8 +30,8 @@ pub(super) struct AccountState {
     /// Changes that still need to know whom they concern.
     unread: HashMap<Mailbox, Change>,
     previews: Previews,
-    /// The marks on disk have to be read, of subscriptions that are known, too.
-    unread_marks: bool,
+    /// Which marks on disk have to be read of subscriptions that are known.
+    unread_marks: MarksRead,
     pub(super) read: ReadState,
     /// Where the last change was seen.
     backend: Option<BackendId>,
@@ -52,7 +52,7 @@ pub(super) enum ReadState {
     /// may have registered in between.
     UnderWay {
         changes: HashMap<Mailbox, Change>,
-        marks: bool,
+        marks: MarksRead,
         failures: u32,
         /// What comes of it may be old: the subscriptions are to be read once more.
         again: bool,
@@ -173,9 +173,9 @@ impl AccountState {
         }
     }
 
-    /// The same, as something was marked on disk that is owed to them.
-    pub(super) fn want_marks_read(&mut self, now: Instant) {
-        self.unread_marks = true;
+    /// The same, as something may have been marked on disk that is owed to them.
+    pub(super) fn want_marks_read(&mut self, marks: MarksRead, now: Instant) {
+        self.unread_marks = self.unread_marks.max(marks);
         self.want_read(now);
     }
 
@@ -201,7 +201,7 @@ impl AccountState {
         else {
             return;
         };
-        self.unread_marks |= marks;
+        self.unread_marks = self.unread_marks.max(marks);
         self.subscriptions.iter_mut().for_each(|subscription| subscription.stale = true);
         let newer = std::mem::replace(&mut self.unread, changes);
         for change in newer.into_values() {
@@ -223,10 +223,10 @@ impl AccountState {
             ReadState::UnderWay { changes, marks, again, .. } => (changes, marks, again),
             other => {
                 self.read = other;
-                (HashMap::new(), false, false)
+                (HashMap::new(), MarksRead::None, false)
             }
         };
-        if again || !self.unread.is_empty() || self.unread_marks {
+        if again || !self.unread.is_empty() || self.unread_marks != MarksRead::None {
             self.read = ReadState::Wanted { at: now, failures: 0 };
         }
         for subscription in &mut self.subscriptions {
@@ -261,9 +261,7 @@ impl AccountState {
                 self.subscriptions.len() - 1
             });
             let subscription = &mut self.subscriptions[index];
-            if is_new || marks {
-                subscription.owed(&target, now, rules);
-            }
+            subscription.owed(&target, if is_new { MarksRead::All } else { marks }, now, rules);
             let told = (&changes, &self.previews);
             subscription.tell(&target, &*queue.transport, told, now, rules);
         }
@@ -399,7 +397,7 @@ impl AccountState {
             && self.telling.is_empty()
             && self.unread.is_empty()
             && self.previews.is_empty()
-            && !self.unread_marks
+            && self.unread_marks == MarksRead::None
             && matches!(self.read, ReadState::Idle)
     }
 

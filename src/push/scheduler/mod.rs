@@ -51,9 +51,9 @@ use rates::Rates;
 pub(super) use rates::Waits;
 use route_queue::{PushAnswer, RouteQueue};
 use schedule::{Schedule, Tenant};
-use subscription::SendSlot;
 pub use subscription::follow_up::OWN_FAULT;
 use subscription::follow_up::{Circumstances, Doubts, FollowUp};
+use subscription::{MarksRead, SendSlot};
 
 /// How many accounts may wait for the database to say who their subscriptions are; then no more changes
 /// are taken in.
@@ -262,14 +262,17 @@ impl Scheduler {
                 account
             }
             WatchEvent::Registered { account } => {
-                // Where nothing is pending the next change has the subscriptions read.
-                if let Some(state) = self.accounts.get_mut(&account) {
-                    state.doubt(now);
-                }
+                // A registration that brings the state of a mailbox marks what is owed to the others.
+                let state = self.accounts.entry(account.clone()).or_default();
+                state.doubt(now);
+                state.want_marks_read(MarksRead::Unheard, now);
                 account
             }
             WatchEvent::LoginWanted { account, .. } => {
-                self.accounts.entry(account.clone()).or_default().want_marks_read(now);
+                self.accounts
+                    .entry(account.clone())
+                    .or_default()
+                    .want_marks_read(MarksRead::All, now);
                 account
             }
         };

@@ -78,6 +78,17 @@ pub(super) struct SendSlot {
     pub(super) mailboxes: usize,
 }
 
+/// Which marks on disk say something of a subscription that is known. One that is read may be about to be
+/// taken away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum MarksRead {
+    #[default]
+    None,
+    /// Those of mailboxes that no push to it has named, and none will.
+    Unheard,
+    All,
+}
+
 pub(super) struct LastDelivery {
     mailboxes: BTreeMap<Mailbox, Due>,
     pub(super) sent_at: Instant,
@@ -215,12 +226,26 @@ impl SubscriptionQueue {
         (self.departed, self.waiting) = (true, None);
     }
 
-    /// The subscription has to get the push that the marks on disk owe it. A mark that is only read
+    /// The subscription has to get the push that these marks on disk owe it. A mark that is only read
     /// may be about to be taken away, so it does not count as one here.
-    pub(super) fn owed(&mut self, target: &Target, now: Instant, rules: &Rules) {
+    pub(super) fn owed(&mut self, target: &Target, marks: MarksRead, now: Instant, rules: &Rules) {
         for (mailbox, _) in target.mailboxes.iter().filter(|(_, owed)| *owed) {
+            match marks {
+                MarksRead::None => continue,
+                MarksRead::Unheard if self.hears(mailbox) => continue,
+                MarksRead::Unheard | MarksRead::All => {}
+            }
             self.wait_for(mailbox, Due::FROM_DISK, (now, now), now, rules);
         }
+    }
+
+    /// Whether a push has named the mailbox, or will.
+    fn hears(&self, mailbox: &Mailbox) -> bool {
+        let waiting = self.waiting.as_ref().map(|waiting| &waiting.mailboxes);
+        let in_flight = self.in_flight.as_ref().map(|push| &push.mailboxes);
+        let told = self.told.as_ref().map(|told| &told.mailboxes);
+        let mut all = [waiting, in_flight, told].into_iter().flatten();
+        all.any(|mailboxes| mailboxes.contains_key(mailbox))
     }
 
     /// The subscription has to get a push of those of the changes that it registered for; `transport` is that of its

@@ -12,7 +12,7 @@ use super::imap::health::BackendHealth;
 use super::imap::session::{ImapSession, RefreshReason};
 use crate::imap::capability::Capabilities;
 use crate::metrics::VisitBy;
-use crate::model::{Hint, MailboxEvent, Snapshot};
+use crate::model::{Hint, MailboxEvent};
 use crate::net::backend::Backend;
 use crate::net::doveadm::{Doveadm, DoveadmQuery};
 use crate::store::{DueMailbox, LookedAt};
@@ -36,7 +36,7 @@ impl Watcher {
         let looks = self.directive.borrow().looks;
         let all = std::mem::replace(&mut self.looks, looks) != looks;
         for watched in &mut self.mailboxes {
-            let unknown = *watched.ledger.known() == Snapshot::default();
+            let unknown = watched.ledger.is_unknown();
             watched.due |= all || unknown;
             watched.must_look |= all || unknown;
         }
@@ -153,6 +153,11 @@ impl Watcher {
             }
             Err(why) => return SessionEnd::Unreachable(why),
         };
+        let seen =
+            due.iter().zip(&states).filter_map(|(index, state)| state.is_some().then_some(*index));
+        if let Err(end) = self.read_unknown(seen).await {
+            return end;
+        }
         for (index, state) in due.into_iter().zip(states) {
             let context = Arc::clone(&self.context);
             let Some(now) = state else {

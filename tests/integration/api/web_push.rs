@@ -2,9 +2,15 @@
 //! for the browser and its push service.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use mailchime::config::{Config, PreviewContent, WebPushConfig};
-use mailchime::demo::push_service::PushService;
+use mailchime::app;
+use mailchime::config::{Config, PreviewContent, WebPushConfig, WebhookConfig};
+use mailchime::demo::push_service::{Browser, PushService};
+use mailchime::demo::webhook::WebhookReceiver;
+use mailchime::model::{Account, BackendId, Mailbox, Registration, Snapshot, Timestamp};
+use mailchime::push::transport::webhook::of_operator;
+use mailchime::store::{Registrant, Store};
 use serde_json::{Value, json};
 use tracing::Level;
 
@@ -12,7 +18,7 @@ use super::{ALICE, ApiWorld};
 use crate::support::log::Log;
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
-use crate::support::{limited, listener, until};
+use crate::support::{limited, listener, soon, until};
 
 /// Pushes go to browsers of this push service.
 pub(super) fn web_push(config: &mut Config, service: &PushService) {
@@ -68,6 +74,86 @@ async fn a_browser_subscribes_proves_itself_and_hears_of_new_mail() {
     .await;
 }
 
+/// A phone, a browser and web hooks of the operator on one mailbox, which join one after another, with a restart in
+/// between. Each hears of later mail once, and the phone of nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_phone_hears_nothing_of_those_that_join_its_mailbox() {
+    limited(async {
+        let service = PushService::start(listener().await, pki()).unwrap();
+        let hooks = WebhookReceiver::start(listener().await, Some(pki())).unwrap();
+        let mut api = ApiWorld::with(|config| {
+            web_push(config, &service);
+            config.webhooks = vec![webhook(config, "a", &hooks)];
+        })
+        .await;
+        let (alice, at) = (Account::from_login(ALICE), api.backend.address());
+        let home = BackendId::new(None, &at.ip().to_string(), at.port());
+        // The web hook has its row, and nobody has looked at the mailbox yet.
+        let mailboxes = vec![(Mailbox::inbox(), Snapshot::default())];
+        let joined = Registration { subscription: of_operator("a", &alice), mailboxes };
+        let login = Registrant::new(&home, Timestamp(0), None);
+        api.world.mailchime.store.register(&joined, login, 5, Timestamp::now()).await.unwrap();
+        api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        api.world.register((ALICE, "secret"), &["INBOX"]).await;
+        let first = soon("an event of what came before", hooks.next()).await.json();
+        assert_eq!(first["data"]["mailbox"], "INBOX", "{first}");
+        let (_browser, _) = subscribed(&api, &service).await;
+        let mail = async |store: &Store, number: u64| {
+            soon("a watcher in IDLE", api.backend.wait_until(|counters| counters.idling == 1))
+                .await;
+            api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+            // The row moves when all have been pushed, and what is owed is marked.
+            until(async || {
+                let known = store.watched(&alice, &home, Timestamp(0)).await.unwrap();
+                let targets = store.targets(&alice, Timestamp(0)).await.unwrap();
+                let owed = targets.iter().flat_map(|it| &it.mailboxes).any(|(_, owed)| *owed);
+                known[0].1.messages == Some(number) && !owed
+            })
+            .await;
+        };
+        mail(&api.world.mailchime.store, 2).await;
+        let heard = || (api.world.apns.received(), service.received(), hooks.events().len());
+        // The browser was sent a code, too.
+        assert_eq!(heard(), (1, 2, 2));
+
+        api.world.mailchime.stop().await;
+        api.world.config.webhooks.push(webhook(&api.world.config, "b", &hooks));
+        let again = app::start(&api.world.config).await.unwrap();
+        let rows = async || again.store.targets(&alice, Timestamp(0)).await.unwrap().len();
+        until(async || rows().await == 4).await;
+        mail(&again.store, 3).await;
+        assert_eq!(heard(), (2, 3, 4));
+        again.stop().await;
+    })
+    .await;
+}
+
+/// A web hook of the operator for all accounts.
+fn webhook(config: &Config, name: &str, receiver: &WebhookReceiver) -> WebhookConfig {
+    let folder = config.tls.certificates[0].certificate.parent().unwrap();
+    let secret = folder.join("hook.secret");
+    std::fs::write(&secret, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+    let mut webhook = WebhookConfig::new(name, receiver.url("/").parse().unwrap(), secret);
+    webhook.ca = Some(folder.join("ca.pem"));
+    webhook
+}
+
+/// Alice's browser subscribes and proves itself. Returns it and the id.
+async fn subscribed(api: &ApiWorld, service: &PushService) -> (Arc<Browser>, String) {
+    let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
+    let browser = service.subscribe(key.as_str().unwrap());
+    let mut body = browser.to_json();
+    body["transport"] = json!("webpush");
+    let made = api.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    let id = made.json()["id"].as_str().unwrap().to_owned();
+    let code = service.next().await.json()["data"]["code"].clone();
+    let confirm = format!("POST /v1/subscriptions/{id}/confirm");
+    let reply = api.of(ALICE, &confirm, Some(json!({ "code": code }))).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    (browser, id)
+}
+
 /// By somebody whose name and subject need RFC 2047.
 const GREETINGS: &str = "From: =?utf-8?q?J=C3=BCrgen_M=C3=BCller?= <j@b.example>\r\n\
                          Subject: =?iso-8859-1?q?Gr=FC=DFe?= from\r\n =?utf-8?b?8J+Pnw==?=\r\n\r\nHi\r\n";
@@ -88,14 +174,7 @@ async fn a_browser_hears_who_wrote_about_what_and_no_log_and_no_file_does() {
             folder = config.tls.certificates[0].certificate.parent().map(Path::to_owned);
         })
         .await;
-        let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
-        let mut body = service.subscribe(key.as_str().unwrap()).to_json();
-        body["transport"] = json!("webpush");
-        let made = api.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
-        let id = made.json()["id"].as_str().unwrap().to_owned();
-        let code = service.next().await.json()["data"]["code"].clone();
-        let confirm = format!("POST /v1/subscriptions/{id}/confirm");
-        assert_eq!(api.of(ALICE, &confirm, Some(json!({ "code": code }))).await.status, 200);
+        let (_browser, _) = subscribed(&api, &service).await;
 
         api.backend.wait_until(|counters| counters.idling == 1).await;
         api.backend.deliver(ALICE, "INBOX", GREETINGS).unwrap();

@@ -156,6 +156,43 @@ pub(super) async fn a_registration_never_overwrites_the_state_that_devices_know(
     assert_eq!(told(&store, &bob(), "INBOX").await, Some(state(8)), "each account its own");
 }
 
+pub(super) async fn a_registration_brings_a_state_that_was_unknown_and_a_push_is_owed_to_the_others(
+    store: Store,
+) {
+    let owed = async || -> Vec<Vec<String>> {
+        store.targets(&alice(), EVER).await.unwrap().iter().map(mailboxes).collect()
+    };
+    let unknown = ["INBOX", "Sent"].map(|name| (Mailbox::new(name), Snapshot::default())).to_vec();
+    let registration = Registration { subscription: device(&alice(), 'a'), mailboxes: unknown };
+    for now in [100, 200] {
+        store.register(&registration, by(&imap(), None), 10, Timestamp(now)).await.unwrap();
+    }
+    assert_eq!(owed().await, [["INBOX", "Sent"]]);
+    register(&store, device(&alice(), 'b'), &["INBOX", "Notes"], 5, 300).await;
+    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(5)));
+    assert_eq!(told(&store, &alice(), "Sent").await, Some(Snapshot::default()));
+    assert_eq!(owed().await, [["INBOX!", "Sent"], ["INBOX", "Notes"]]);
+    // It is known from then on.
+    register(&store, device(&alice(), 'c'), &["INBOX", "Notes"], 6, 400).await;
+    assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(5)));
+    assert_eq!(owed().await, [["INBOX!", "Sent"], ["INBOX", "Notes"], ["INBOX", "Notes"]]);
+    // Its own state is its own business.
+    register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 7, 500).await;
+    assert_eq!(told(&store, &alice(), "Sent").await, Some(state(7)));
+    assert_eq!(owed().await[0], ["INBOX!", "Sent"]);
+    // Of mail that is read already nobody needs a push.
+    let register = async |letter, state| {
+        let mailboxes = vec![(Mailbox::inbox(), state)];
+        let registration = Registration { subscription: device(&bob(), letter), mailboxes };
+        store.register(&registration, by(&imap(), None), 10, Timestamp(600)).await.unwrap();
+    };
+    register('a', Snapshot::default()).await;
+    register('b', Snapshot { unseen: Some(0), ..state(5) }).await;
+    assert_eq!(told(&store, &bob(), "INBOX").await.unwrap().messages, Some(4));
+    let targets = store.targets(&bob(), EVER).await.unwrap();
+    assert_eq!(targets.iter().map(mailboxes).collect::<Vec<_>>(), [["INBOX"], ["INBOX"]]);
+}
+
 pub(super) async fn a_mailbox_that_comes_back_begins_anew(store: Store) {
     // Dropped by the registration of its only device.
     register(&store, device(&alice(), 'a'), &["INBOX", "Sent"], 5, 100).await;

@@ -56,6 +56,37 @@ fn what_others_have_marked_is_pushed_to_a_subscription_that_is_known() {
     assert_eq!(pushes(&sim.until(100.0)), 0, "once");
 }
 
+/// A registration has brought the state of a mailbox, and so marked what is owed to the others.
+#[test]
+fn what_a_registration_has_marked_is_pushed_once() {
+    let registered = || WatchEvent::Registered { account: account() };
+    let pushes = |lines: &[String]| lines.iter().filter(|line| line.contains("push")).count();
+    // Nothing is known of the account, or its other mailbox has been pushed.
+    for known in [false, true] {
+        let mut sim = Simulation::with([phone("a"), phone("b")]);
+        if known {
+            sim.mail("Notes", 5);
+            assert_eq!(pushes(&sim.until(3.0)), 2);
+        }
+        sim.targets[0].mailboxes[0].1 = true;
+        sim.scheduler.event(registered(), sim.now);
+        let pushed = sim.until(100.0);
+        assert_eq!(pushes(&pushed), 1, "{pushed:?}");
+        assert!(pushed[0].ends_with("push a INBOX"), "{pushed:?}");
+    }
+    // What is on its way, or has come, takes the mark away.
+    let mut sim = Simulation::with([phone("a")]);
+    sim.service = None;
+    sim.targets[0].mailboxes[0].1 = true;
+    sim.mail("INBOX", 5);
+    assert_eq!(pushes(&sim.until(1.0)), 1);
+    sim.scheduler.event(registered(), sim.now);
+    sim.until(2.0);
+    sim.answer(accepted());
+    sim.scheduler.event(registered(), sim.now);
+    assert_eq!(pushes(&sim.until(100.0)), 0);
+}
+
 #[test]
 fn at_the_end_unsent_pushes_are_marked_as_owed() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);

@@ -41,6 +41,8 @@ impl Watcher {
             let mut asked_for_flags = false;
             let mut told = self.ask(session, &due).await;
             let made_up = self.made_up(session, reason, &due, &mut told).await;
+            let seen = due.iter().copied().filter(|index| told.states[*index].is_some());
+            self.read_unknown(seen).await?;
             for index in due {
                 let watched = &mut self.mailboxes[index];
                 if made_up.binary_search(&index).is_ok() {
