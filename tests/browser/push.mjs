@@ -95,6 +95,28 @@ main(async () => {
     await until('the end of the one before it', async () => (await all()).length === 1);
     await until('the list without the one before it', async () => (await page.$$('#subscriptions > li')).length === 1);
 
+    // Removed before its first push has come, it takes the former one along: by the page, and where it is removed elsewhere.
+    const former = async () => page.evaluate(async () => {
+      const manager = (await navigator.serviceWorker.ready).pushManager;
+      await (await manager.getSubscription()).unsubscribe();
+      await makeSubscription(await subscribed(manager, false), ['INBOX']);
+      await showSubscriptions();
+      return (await remembered())[account].former.length;
+    });
+    check(await former() === 1, 'the former one is remembered');
+    await page.evaluate(() => removeSubscription(own));
+    check((await all()).length === 0, `the former one is there: ${JSON.stringify(await all())}`);
+    await page.waitForSelector('#none:not([hidden])');
+    await page.click('#notify-button');
+    await until('the word that it works once more', async () => (await text(page, '#status')).startsWith('It works'));
+    check(await former() === 1, 'the former one is remembered');
+    await page.evaluate(() => fetch(`/v1/subscriptions/${own.id}`, { method: 'DELETE' }));
+    await page.reload();
+    await until('the word that it was removed, too', async () => (await text(page, '#status')).includes('was removed'));
+    check((await all()).length === 0, `the former one is there: ${JSON.stringify(await all())}`);
+    await page.click('#notify-button');
+    await until('the word that it works at last', async () => (await text(page, '#status')).startsWith('It works'));
+
     // Removed, the browser is notified of nothing, and its subscription has ended at the push service.
     await page.click('#subscriptions button:last-of-type');
     await page.waitForSelector('#none:not([hidden])');

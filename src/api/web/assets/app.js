@@ -301,7 +301,10 @@ async function subscribeAnew() {
   if (isOfOtherKey || current?.endpoint !== before.endpoint) {
     await subscribe(manager, before.mailboxes);
   } else if (own === null) {
-    await remember(account, null);
+    if (!await removeAll(of, before.former ?? [])) return;
+    await remember(of, null);
+    if (account !== of) return;
+    await showSubscriptions();
     say(texts.removed_elsewhere);
   }
 }
@@ -312,14 +315,20 @@ async function removeFormer() {
   const kept = await remembered();
   const mine = Object.hasOwn(kept, of) ? kept[of] : null;
   if (!mine?.former?.length || own?.state !== 'active' || own.id !== mine.id) return;
-  for (const id of mine.former) {
-    if (account !== of) return;
+  if (!await removeAll(of, mine.former)) return;
+  await remember(of, { ...mine, former: [] });
+  if (account === of) await showSubscriptions();
+}
+
+/** Removes subscriptions of this account, of which some may be gone already. Returns false where another user is here. */
+async function removeAll(of, ids) {
+  for (const id of ids) {
+    if (account !== of) return false;
     await api(`/v1/subscriptions/${encodeURIComponent(id)}`, 'DELETE').catch(error => {
       if (error.status !== 404) throw error;
     });
   }
-  await remember(of, { ...mine, former: [] });
-  if (account === of) await showSubscriptions();
+  return account === of;
 }
 
 // === All subscriptions ===
@@ -364,11 +373,15 @@ function subscriptionRow(it) {
 }
 
 async function removeSubscription(it) {
-  await api(`/v1/subscriptions/${encodeURIComponent(it.id)}`, 'DELETE').catch(error => {
-    if (error.status !== 404) throw error;
-  });
-  if (it === own) {
-    const others = await remember(account, null);
+  const of = account;
+  const isOwn = it === own;
+  // Those that this browser had before get nothing any more, so they go with its own, confirmed or not.
+  const former = isOwn ? (await remembered())[of]?.former ?? [] : [];
+  if (!await removeAll(of, [...former, it.id])) return;
+  if (isOwn) {
+    // Its first push is waited for in vain.
+    waiting?.(null);
+    const others = await remember(of, null);
     if (others === 0 && hasPush()) {
       await (await (await pushManager()).getSubscription())?.unsubscribe();
     }
