@@ -5,7 +5,6 @@
 //! It is Google's token server and FCM at once, under two paths.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,9 +18,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,7 +26,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::farewell::serve_until;
+use super::farewell;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::reply_body::ReplyBody;
@@ -379,15 +376,11 @@ impl FcmShared {
 // --- Connections ---
 
 async fn serve(stream: tokio_rustls::server::TlsStream<TcpStream>, shared: Arc<FcmShared>) {
-    let farewell = CancellationToken::new();
-    let said = farewell.clone();
-    let service = service_fn(move |request| {
-        let (shared, farewell) = (shared.clone(), said.clone());
-        async move { Ok::<_, Infallible>(answer(request, &shared, &farewell).await) }
-    });
-    let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    let connection = http.serve_connection(TokioIo::new(stream), service);
-    serve_until(connection, |connection| connection.graceful_shutdown(), &farewell).await;
+    let answer = |request, farewell| {
+        let shared = Arc::clone(&shared);
+        async move { answer(request, &shared, &farewell).await }
+    };
+    farewell::serve(stream, true, answer).await;
 }
 
 async fn answer(

@@ -3,7 +3,6 @@
 //! can prescribe.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,9 +13,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, LOCATION, RETRY_AFTER};
-use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
@@ -25,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::farewell::serve_until;
+use super::farewell;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::random_uuid;
@@ -316,26 +313,16 @@ impl ServiceParts {
 async fn serve(stream: TlsStream<TcpStream>, shared: Arc<ServiceParts>) {
     shared.connections.fetch_add(1, Ordering::Relaxed);
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let farewell = CancellationToken::new();
-    let said = farewell.clone();
-    let service = service_fn(move |request| {
-        let (shared, farewell) = (Arc::clone(&shared), said.clone());
+    let answer = |request, farewell| {
+        let shared = Arc::clone(&shared);
         async move {
             match receive(request, &shared, is_http2, &farewell).await {
-                Some(response) => Ok::<_, Infallible>(response),
+                Some(response) => response,
                 None => std::future::pending().await,
             }
         }
-    });
-    let io = TokioIo::new(stream);
-    if is_http2 {
-        let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        let connection = http2.serve_connection(io, service);
-        serve_until(connection, |connection| connection.graceful_shutdown(), &farewell).await;
-    } else {
-        let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
-        serve_until(connection, |connection| connection.graceful_shutdown(), &farewell).await;
-    }
+    };
+    farewell::serve(stream, is_http2, answer).await;
 }
 
 /// Reads and records a request. Returns its answer, if it gets one.

@@ -1,7 +1,6 @@
 //! A receiver of web hooks: an HTTP server, with TLS or without, that checks signatures as Standard Webhooks
 //! says, and answers what a test prescribes.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,9 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use rustls::ServerConfig;
 use serde_json::Value;
@@ -25,7 +22,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::farewell::serve_until;
+use super::farewell;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::reply_body::ReplyBody;
@@ -275,21 +272,11 @@ async fn serve(
     is_http2: bool,
     shared: Arc<ReceiverShared>,
 ) {
-    let farewell = CancellationToken::new();
-    let said = farewell.clone();
-    let service = service_fn(move |request| {
-        let (shared, farewell) = (shared.clone(), said.clone());
-        async move { Ok::<_, Infallible>(receive(request, &shared, &farewell).await) }
-    });
-    let io = TokioIo::new(stream);
-    if is_http2 {
-        let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        let connection = http2.serve_connection(io, service);
-        serve_until(connection, |connection| connection.graceful_shutdown(), &farewell).await;
-    } else {
-        let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
-        serve_until(connection, |connection| connection.graceful_shutdown(), &farewell).await;
-    }
+    let answer = |request, farewell| {
+        let shared = Arc::clone(&shared);
+        async move { receive(request, &shared, &farewell).await }
+    };
+    farewell::serve(stream, is_http2, answer).await;
 }
 
 async fn receive(
