@@ -93,6 +93,7 @@ struct FcmShared {
     received: watch::Sender<u64>,
     address: SocketAddr,
     key: RsaKeyPair,
+    project: &'static str,
 }
 
 struct FcmState {
@@ -127,11 +128,23 @@ const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 // === impl FcmStandIn ===
 
 impl FcmStandIn {
-    /// Serves `listener` with the server certificate of `pki`.
+    /// Serves `listener` with the server certificate of `pki`, for one project.
     ///
     /// # Errors
     /// When the listener or the certificate cannot be used, or no key can be made.
     pub fn start(listener: TcpListener, pki: &Pki) -> Result<Self, FcmStartError> {
+        Self::of_project(listener, pki, PROJECT)
+    }
+
+    /// The same for the project of this name.
+    ///
+    /// # Errors
+    /// As [`FcmStandIn::start`].
+    pub fn of_project(
+        listener: TcpListener,
+        pki: &Pki,
+        project: &'static str,
+    ) -> Result<Self, FcmStartError> {
         let key = RsaKeyPair::generate(KeySize::Rsa2048).map_err(|_| FcmStartError::Key)?;
         let shared = Arc::new(FcmShared {
             state: Mutex::new(FcmState {
@@ -147,6 +160,7 @@ impl FcmStandIn {
             received: watch::Sender::new(0),
             address: listener.local_addr()?,
             key,
+            project,
         });
         let tls = TlsAcceptor::from(pki.apns_config()?);
         let for_connections = shared.clone();
@@ -175,7 +189,7 @@ impl FcmStandIn {
 
     /// The name of its project.
     pub fn project(&self) -> &'static str {
-        PROJECT
+        self.shared.project
     }
 
     /// The file of its service account, as the Firebase console would make it.
@@ -187,7 +201,7 @@ impl FcmStandIn {
         let key = STANDARD.encode(der.as_ref());
         let file = json!({
             "type": "service_account",
-            "project_id": PROJECT,
+            "project_id": self.shared.project,
             "private_key_id": KEY_ID,
             "private_key": format!("-----BEGIN PRIVATE KEY-----\n{key}\n-----END PRIVATE KEY-----\n"),
             "client_email": EMAIL,
@@ -394,7 +408,7 @@ async fn answer(
     let (kind, authorization) = (kind.map(str::to_owned), authorization.map(str::to_owned));
     let body = Limited::new(body, MAX_REQUEST).collect().await;
     let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-    let send = format!("/v1/projects/{PROJECT}/messages:send");
+    let send = format!("/v1/projects/{}/messages:send", shared.project);
     match (&head.method, head.uri.path()) {
         (&Method::POST, "/token") => {
             let form = kind.as_deref() == Some("application/x-www-form-urlencoded");
@@ -477,7 +491,7 @@ async fn take_message(
             if accepted == FcmAnswer::Farewell {
                 farewell.cancel();
             }
-            let name = format!("projects/{PROJECT}/messages/0:{number}");
+            let name = format!("projects/{}/messages/0:{number}", shared.project);
             respond(200, json!({ "name": name }).to_string(), None)
         }
         FcmAnswer::Refuse { http, status, code, message, retry_after } => {

@@ -5,7 +5,8 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use mailchime::config::WebhookConfig;
+use mailchime::config::{FcmConfig, WebhookConfig};
+use mailchime::demo::fcm::FcmStandIn;
 use mailchime::model::Account;
 use mailchime::store::Store;
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ use super::paper::Paper;
 use super::{ALICE, ApiReply, ApiWorld, BOB, basic};
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
-use crate::support::{limited, until};
+use crate::support::{limited, listener, until};
 
 /// The secret of a web hook.
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -90,6 +91,49 @@ async fn a_subscription_counts_when_its_client_says_the_code() {
         assert_eq!(again.json()["id"], json!(id));
         let codes = paper.sent("well").iter().filter(|text| text.starts_with("code")).count();
         assert_eq!(codes, 1);
+    })
+    .await;
+}
+
+/// Two projects of Firebase, one of which is of a brand's app, and the other of all other apps.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_app_subscribes_and_hears_by_its_own_project() {
+    limited(async {
+        let brand = FcmStandIn::of_project(listener().await, pki(), "brand").unwrap();
+        let others = FcmStandIn::of_project(listener().await, pki(), "others").unwrap();
+        let api = ApiWorld::with(|config| {
+            let project = |service: &FcmStandIn, apps: &[&str]| {
+                let folder = config.tls.certificates[0].certificate.parent().unwrap();
+                let file = folder.join(format!("{}.json", service.project()));
+                fs::write(&file, service.service_account().unwrap()).unwrap();
+                let mut fcm = FcmConfig::new(file);
+                fcm.apps = apps.iter().map(|app| (*app).to_owned()).collect();
+                fcm.endpoint = service.endpoint().parse().unwrap();
+                fcm.ca = Some(folder.join("ca.pem"));
+                fcm
+            };
+            config.fcm = vec![project(&brand, &["org.example.brand"]), project(&others, &[])];
+        })
+        .await;
+        for (service, app) in [(&brand, "org.example.brand"), (&others, "org.example.mail")] {
+            let body = json!({ "transport": "fcm", "app": app, "token": service.project() });
+            let made = api.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
+            assert_eq!(made.status, 201, "{}", made.body);
+            let code = service.next().await;
+            assert_eq!(code.token(), service.project());
+            let confirm =
+                format!("POST /v1/subscriptions/{}/confirm", made.json()["id"].as_str().unwrap());
+            let reply = api.of(ALICE, &confirm, Some(json!({ "code": code.data()["code"] }))).await;
+            assert_eq!(reply.status, 200, "{}", reply.body);
+        }
+        api.backend.wait_until(|counters| counters.idling == 1).await;
+        api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        for service in [&brand, &others] {
+            let message = service.next().await;
+            assert_eq!(message.token(), service.project());
+            assert_eq!((&*message.data()["account"], &*message.data()["kind"]), (ALICE, "new"));
+        }
+        assert_eq!((brand.messages().len(), others.messages().len()), (2, 2));
     })
     .await;
 }
