@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::{ALICE, ApiWorld, basic};
 use crate::support::in_process::logins;
 use crate::support::limited;
+use crate::support::servers::dovecot::{Dovecot, Options, token};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_proves_the_user_to_the_users_own_backend() {
@@ -20,6 +21,38 @@ async fn a_password_proves_the_user_to_the_users_own_backend() {
         assert_eq!(reply.json()["mailboxes"][0], json!({ "name": "INBOX", "role": null }));
         assert_eq!(reply.field("cache-control"), Some("no-store"));
         assert_eq!(logins(&api.backend, ALICE), 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_access_token_proves_its_user_and_nobody_else_to_dovecot() {
+    let test = "api::logins::an_access_token_proves_its_user_and_nobody_else_to_dovecot";
+    let options = Options { tokens: true, ..Options::default() };
+    let Some(dovecot) = Dovecot::start(test, &options) else { return };
+    limited(async {
+        let (alices, bobs) = (token("alice"), token("bob"));
+        for checks_name in [false, true] {
+            let api = ApiWorld::with(|config| {
+                config.backend.port = dovecot.plain.port();
+                config.backend.checks_token_name = checks_name;
+            })
+            .await;
+            // Where the server is not known to check the name, its OK proves nobody.
+            let good = if checks_name { 200 } else { 403 };
+            for (login, token, status) in [
+                ("alice", &alices, good),
+                ("bob", &bobs, good),
+                ("bob", &alices, 401),
+                ("alice", &format!("{alices}x"), 401),
+            ] {
+                let fields = format!("Authorization: Bearer {token}\nMailchime-Login: {login}");
+                let reply = api.ask(&format!("GET /v1/mailboxes\n{fields}")).await;
+                assert_eq!(reply.status, status, "{login}: {}", reply.body);
+                let account = reply.json()["account"].clone();
+                assert_eq!(account == json!(login), status == 200, "{}", reply.body);
+            }
+        }
     })
     .await;
 }
