@@ -7,6 +7,7 @@ use mailchime::config::{EventSourceConfig, WatchConnection};
 use tempfile::TempDir;
 
 use super::TOKEN;
+use super::dovecot::{PATIENT, TIMEOUT};
 use crate::support::in_process::{InProcess, loopback};
 use crate::support::servers::client::Client;
 use crate::support::servers::dovecot24::{Dovecot24, PLACE};
@@ -47,6 +48,7 @@ fn script(address: SocketAddr) -> String {
     SCRIPT
         .replace("http://127.0.0.1:8144/", &format!("http://{address}/"))
         .replace("/etc/dovecot/", &format!("{PLACE}/"))
+        .replace(TIMEOUT, PATIENT)
 }
 
 #[tokio::test(flavor = "multi_thread")]
