@@ -23,6 +23,7 @@ pub mod proxy_protocol;
 pub mod resolve;
 pub mod stream;
 pub mod tls;
+pub mod tls_stream;
 pub mod tunnel;
 pub mod unix_socket;
 pub mod webhook_signature;

@@ -12,10 +12,10 @@ use secrecy::zeroize::Zeroize;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::{client, server};
 
 use super::deflate::{self, Deflated};
 use super::proxy_protocol::ClientTls;
+use super::tls_stream::{TlsClient, TlsServer};
 
 /// Finds a peer that is gone without a word within some minutes, well below what NAT boxes keep.
 const KEEPALIVE: TcpKeepalive =
@@ -41,9 +41,9 @@ pub enum Stream {
     /// Of a client in this process.
     Local(DuplexStream),
     /// TLS in which mailchime is the server.
-    Server(Box<server::TlsStream<TcpStream>>),
+    Server(Box<TlsServer>),
     /// TLS in which mailchime is the client.
-    Client(Box<client::TlsStream<TcpStream>>),
+    Client(Box<TlsClient>),
     /// Any of the others, under DEFLATE.
     Deflated(Box<Deflated<Self>>),
     /// In its place while a connection is being wrapped: at its end, and takes nothing.
@@ -85,7 +85,7 @@ impl Stream {
     /// How the connection of a client is protected. Clients in this process are those of HTTPS.
     pub fn client_tls(&self) -> ClientTls {
         match self {
-            Self::Server(stream) => match stream.get_ref().1.protocol_version() {
+            Self::Server(stream) => match stream.agreed().protocol_version() {
                 Some(ProtocolVersion::TLSv1_3) => ClientTls::Version("TLSv1.3"),
                 Some(ProtocolVersion::TLSv1_2) => ClientTls::Version("TLSv1.2"),
                 _ => ClientTls::Unknown,
@@ -101,12 +101,16 @@ impl Stream {
     }
 
     /// From now on TLS keeps at most a quarter of what it may keep otherwise of what the peer does not
-    /// take, or all of that.
+    /// take, as before a login, or all of that. A client's password is overwritten before a login, where it was
+    /// decrypted.
     pub fn keep_little(&mut self, little: bool) {
-        let most = Some(if little { UNWRITTEN / 4 } else { UNWRITTEN });
+        let most = if little { UNWRITTEN / 4 } else { UNWRITTEN };
         match self {
-            Self::Server(stream) => stream.get_mut().1.set_buffer_limit(most),
-            Self::Client(stream) => stream.get_mut().1.set_buffer_limit(most),
+            Self::Server(stream) => {
+                stream.set_limit(most);
+                stream.set_secret(little);
+            }
+            Self::Client(stream) => stream.set_limit(most),
             Self::Plain(_) | Self::Local(_) | Self::Deflated(_) | Self::Taken => {}
         }
     }

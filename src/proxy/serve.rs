@@ -8,7 +8,6 @@ use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +22,7 @@ use crate::model::seconds;
 use crate::net::listen::{accept, canonical};
 use crate::net::proxy_protocol::{self, Addresses};
 use crate::net::stream::Stream;
+use crate::net::tls_stream::TlsStream;
 
 /// A client that was accepted, and its place among those that are not logged in.
 pub(super) struct AcceptedClient {
@@ -171,9 +171,8 @@ async fn opened(
     };
     match opened {
         Ok(Ok((stream, addresses))) => {
-            let acceptor = (how.tls == ListenerTls::StartTls)
-                .then(|| TlsAcceptor::from(Arc::clone(&context.tls)));
-            let task = SessionTask::new(stream, addresses, acceptor, Arc::clone(context));
+            let start_tls = (how.tls == ListenerTls::StartTls).then(|| Arc::clone(&context.tls));
+            let task = SessionTask::new(stream, addresses, start_tls, Arc::clone(context));
             Ok((Box::new(task), wait))
         }
         Ok(Err(error)) => {
@@ -209,8 +208,7 @@ async fn opening(
     let stream = match how.tls {
         ListenerTls::StartTls => Stream::Plain(stream),
         ListenerTls::Implicit => {
-            let acceptor = TlsAcceptor::from(Arc::clone(&context.tls));
-            Stream::Server(Box::new(acceptor.accept(stream).await?))
+            Stream::Server(Box::new(TlsStream::accept(stream, &context.tls).await?))
         }
     };
     Ok((stream, addresses))

@@ -16,9 +16,9 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as Poller, Poll, ready};
 
+use rustls::ServerConfig;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::side_task::SideTask;
@@ -38,6 +38,7 @@ use crate::net::account_connections::ConnectionPermit;
 use crate::net::backend::Backend;
 use crate::net::proxy_protocol::Addresses;
 use crate::net::stream::Stream;
+use crate::net::tls_stream::TlsStream;
 
 /// What a session before its login may hold in any case, however much all of them hold together.
 const SHARE: usize = 8 * 1024;
@@ -68,7 +69,7 @@ pub(super) struct SessionTask {
     /// The backend that was last chosen.
     chosen: Backend,
     /// Wraps the client's connection after STARTTLS.
-    acceptor: Option<TlsAcceptor>,
+    start_tls: Option<Arc<ServerConfig>>,
     /// The client's connection changes its form once all that is said has left.
     switch: Option<Switch>,
     counted: CountedBytes,
@@ -99,18 +100,18 @@ enum Switch {
 }
 
 impl SessionTask {
-    /// A session on a connection whose handshake is done, or comes with STARTTLS, which `acceptor`
-    /// serves.
+    /// A session on a connection whose handshake is done, or comes with STARTTLS, which `start_tls`
+    /// is for.
     pub(super) fn new(
         mut stream: Stream,
         addresses: Addresses,
-        acceptor: Option<TlsAcceptor>,
+        start_tls: Option<Arc<ServerConfig>>,
         context: Arc<SessionContext>,
     ) -> Self {
         stream.keep_little(true);
         let Addresses { source, destination } = addresses;
         let connection = ClientConnection {
-            secure: acceptor.is_none(),
+            secure: start_tls.is_none(),
             tag_prefix: format!("mc{:016x}x", rand::random::<u64>()),
             // As Dovecot names them (login_trusted_networks).
             id_fields: vec![
@@ -137,7 +138,7 @@ impl SessionTask {
             proven: None,
             reports_to: None,
             addresses,
-            acceptor,
+            start_tls,
             switch: None,
             counted: CountedBytes::default(),
             share,
@@ -359,13 +360,13 @@ impl SessionTask {
             ));
         }
         let stream = std::mem::replace(&mut self.duplex.client.stream, Stream::Taken);
-        match (switch, stream, &self.acceptor) {
+        match (switch, stream, &self.start_tls) {
             (Switch::Compression, stream, _) => self.duplex.client.stream = stream.deflated(),
-            (Switch::Tls, Stream::Plain(stream), Some(acceptor)) => {
+            (Switch::Tls, Stream::Plain(stream), Some(config)) => {
                 let limit = self.context.limits.handshake_timeout;
-                let handshake = acceptor.accept(stream);
+                let config = Arc::clone(config);
                 self.side_task = Some(SideTask::Handshake(Box::pin(async move {
-                    match tokio::time::timeout(limit, handshake).await {
+                    match tokio::time::timeout(limit, TlsStream::accept(stream, &config)).await {
                         Ok(result) => result.map(|stream| Stream::Server(Box::new(stream))),
                         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "TLS handshake")),
                     }

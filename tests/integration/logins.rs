@@ -11,9 +11,9 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use mailchime::demo::replay::Proxy;
+use mailchime::net::tls_stream::TlsClient;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufStream};
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 
 use crate::support::dialogues::{proxy, push_offer};
 use crate::support::servers::courier::Courier;
@@ -164,7 +164,7 @@ async fn imap4d_takes_each_spelling_through_mailchime_that_it_takes_itself() {
 // === what is offered ===
 
 /// The capabilities in the greeting of mailchime before this server, and a client that has heard it.
-async fn greeted(proxy: &Proxy) -> (String, BufStream<TlsStream<TcpStream>>) {
+async fn greeted(proxy: &Proxy) -> (String, BufStream<TlsClient>) {
     let mut client = BufStream::new(proxy.connect().await.unwrap());
     let mut greeting = String::new();
     client.read_line(&mut greeting).await.unwrap();
@@ -172,7 +172,7 @@ async fn greeted(proxy: &Proxy) -> (String, BufStream<TlsStream<TcpStream>>) {
 }
 
 /// The tagged answer to a command.
-async fn ask(client: &mut BufStream<TlsStream<TcpStream>>, command: &str) -> String {
+async fn ask(client: &mut BufStream<TlsClient>, command: &str) -> String {
     client.write_all(format!("x {command}\r\n").as_bytes()).await.unwrap();
     client.flush().await.unwrap();
     loop {

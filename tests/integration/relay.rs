@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use mailchime::demo::dialogue::Peer;
 use mailchime::demo::replay::Proxy;
+use mailchime::net::tls_stream::TlsClient;
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::client::TlsStream;
 
 use crate::support::core::Core;
 use crate::support::dialogues::{profile, proxy, push_offer, read_to_end};
@@ -192,7 +192,7 @@ proptest! {
 }
 
 /// A client and a backend with mailchime between them, after a login.
-async fn between() -> (Proxy, TlsStream<TcpStream>, TcpStream) {
+async fn between() -> (Proxy, TlsClient, TcpStream) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let proxy = proxy(address, Some(push_offer()), |_| {}).await;
@@ -200,7 +200,7 @@ async fn between() -> (Proxy, TlsStream<TcpStream>, TcpStream) {
     (proxy, client, backend)
 }
 
-async fn log_in(proxy: &Proxy, listener: &TcpListener) -> (TlsStream<TcpStream>, TcpStream) {
+async fn log_in(proxy: &Proxy, listener: &TcpListener) -> (TlsClient, TcpStream) {
     let mut client = proxy.connect().await.unwrap();
     client.write_all(b"a LOGIN alice x\r\n").await.unwrap();
     let (mut backend, _) = listener.accept().await.unwrap();

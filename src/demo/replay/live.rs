@@ -9,7 +9,6 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use super::{End, Failure, LIMIT, Silence, differs};
 use crate::demo::dialogue::{Deed, Dialogue, Difference, Peer, Text, Variables, What};
@@ -18,6 +17,7 @@ use crate::imap::peek::{self, Response};
 use crate::imap::responses::end_of_status_or_response;
 use crate::imap::responses::has_code;
 use crate::net::stream::Stream;
+use crate::net::tls_stream::TlsClient;
 
 /// Where a dialogue is played.
 #[derive(Clone, Debug)]
@@ -90,7 +90,7 @@ impl LiveServer {
         stream.set_nodelay(true).map_err(|error| broken(&error))?;
         let Some(config) = &self.tls else { return Ok(Stream::Plain(stream)) };
         let name = ServerName::try_from(self.host.clone()).map_err(|error| broken(&error))?;
-        let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
+        let stream = TlsClient::connect(stream, config, name).await;
         Ok(Stream::Client(Box::new(stream.map_err(|error| broken(&error))?)))
     }
 }

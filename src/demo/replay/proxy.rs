@@ -12,8 +12,6 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,6 +26,7 @@ use crate::net::backend::Backend;
 use crate::net::backends::{Backends, Table};
 use crate::net::listen;
 use crate::net::resolve::NameResolver;
+use crate::net::tls_stream::TlsClient;
 use crate::registrar::Registrar;
 use crate::store::{CredentialSource, Store};
 use crate::{proxy, record};
@@ -176,7 +175,7 @@ impl Proxy {
     ///
     /// # Errors
     /// `Failure` when there is no connection.
-    pub async fn connect(&self) -> Result<TlsStream<TcpStream>, Failure> {
+    pub async fn connect(&self) -> Result<TlsClient, Failure> {
         self.handshake(self.connect_plain().await?).await
     }
 
@@ -188,13 +187,10 @@ impl Proxy {
     }
 
     /// The client's side of TLS.
-    pub(super) async fn handshake(
-        &self,
-        stream: TcpStream,
-    ) -> Result<TlsStream<TcpStream>, Failure> {
+    pub(super) async fn handshake(&self, stream: TcpStream) -> Result<TlsClient, Failure> {
         let name = ServerName::try_from("localhost").map_err(Failure::broken)?;
-        let connector = TlsConnector::from(Arc::clone(&self.client_tls));
-        match tokio::time::timeout(LIMIT, connector.connect(name, stream)).await {
+        let handshake = TlsClient::connect(stream, &self.client_tls, name);
+        match tokio::time::timeout(LIMIT, handshake).await {
             Ok(result) => result.map_err(Failure::broken),
             Err(_) => Err(Failure::Broken(format!("no TLS handshake within {LIMIT:?}"))),
         }

@@ -18,6 +18,8 @@ use crate::imap::responses::printable;
 use crate::net::dial::{self, AddressTurn};
 use crate::net::proxy_protocol::{self, ProxiedClient};
 use crate::net::stream::Stream;
+use crate::net::tls::RefusedCertificate;
+use crate::net::tls_stream::TlsStream;
 
 /// What is kept of a response before STARTTLS, in bytes.
 const LONGEST_BEFORE_TLS: usize = 4 * 1024;
@@ -128,7 +130,8 @@ async fn secure(
     config: &Arc<ClientConfig>,
     name: &ServerName<'static>,
 ) -> io::Result<Stream> {
-    Ok(Stream::Client(Box::new(dial::tls(stream, config, name.clone()).await?)))
+    let secured = TlsStream::connect(stream, config, name.clone()).await;
+    Ok(Stream::Client(Box::new(secured.map_err(RefusedCertificate::instead_of)?)))
 }
 
 /// Reads a backend's greeting, which is at most `longest` bytes with the blank lines before it. Returns it,

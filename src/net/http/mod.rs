@@ -28,8 +28,6 @@ use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_io_timeout::TimeoutWriter;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -39,6 +37,7 @@ use self::endless::{BodySlot, FlushNoted, ServedBody, UntilEndless};
 use super::counters::HttpCounters;
 use super::listen;
 use super::proxy_protocol::{self, Addresses};
+use super::tls_stream::TlsServer;
 use crate::config::Network;
 
 /// A request's head in bytes, and its fields. hyper answers 431 to more.
@@ -118,7 +117,7 @@ pub struct HttpLimits {
 }
 
 /// A client's connection. Writing to it fails where the client takes nothing for too long.
-type HttpStream = Pin<Box<TimeoutWriter<Either<TlsStream<TcpStream>, TcpStream>>>>;
+type HttpStream = Pin<Box<TimeoutWriter<Either<TlsServer, TcpStream>>>>;
 
 impl TlsSource {
     /// As `current` says each time.
@@ -455,11 +454,11 @@ async fn opening(
         addresses = told;
     }
     let stream = match tls {
-        Some(tls) => Either::Left(TlsAcceptor::from(tls).accept(stream).await?),
+        Some(tls) => Either::Left(TlsServer::accept(stream, &tls).await?),
         None => Either::Right(stream),
     };
     let version = match &stream {
-        Either::Left(tls) if tls.get_ref().1.alpn_protocol() != Some(b"h2") => Spoken::Http1,
+        Either::Left(tls) if tls.agreed().alpn_protocol() != Some(b"h2") => Spoken::Http1,
         _ => Spoken::Any,
     };
     let mut stream = TimeoutWriter::new(stream);

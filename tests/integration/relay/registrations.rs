@@ -6,17 +6,17 @@ use mailchime::config::Config;
 use mailchime::demo::replay::Proxy;
 use mailchime::imap::contract::{DomainRoute, PushOffer};
 use mailchime::model::SessionEvent;
+use mailchime::net::tls_stream::TlsClient;
 use sqlx::{Connection, Executor, SqliteConnection};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::client::TlsStream;
 
 use super::log_in;
 use crate::support::dialogues::{proxy, push_offer, read_to_end};
 use crate::support::{LIMIT, limited};
 
 /// Registers for INBOX and Bad, and plays the backend until Bad is asked for, if it is.
-async fn register(client: &mut TlsStream<TcpStream>, backend: &mut TcpStream, asks: bool) {
+async fn register(client: &mut TlsClient, backend: &mut TcpStream, asks: bool) {
     let token = "0123456789abcdef".repeat(4);
     let command = format!(
         "r XAPPLEPUSHSERVICE aps-version 2 aps-account-id 0715A26B-CA09-4730-A419-793000CA982E \
@@ -69,7 +69,7 @@ async fn a_mailbox_that_ends_its_session_is_asked_for_once_and_registered_all_th
 }
 
 /// The client hears that it is registered for both.
-async fn registered(client: &mut TlsStream<TcpStream>) {
+async fn registered(client: &mut TlsClient) {
     let mut heard = Vec::new();
     while !heard.ends_with(b"r OK XAPPLEPUSHSERVICE completed\r\n") {
         heard.push(client.read_u8().await.unwrap());
@@ -84,7 +84,7 @@ async fn registered(client: &mut TlsStream<TcpStream>) {
 /// A session whose database takes nothing until it is let go.
 struct Locked {
     proxy: Proxy,
-    client: TlsStream<TcpStream>,
+    client: TlsClient,
     backend: tokio::io::BufReader<TcpStream>,
     beside: SqliteConnection,
 }

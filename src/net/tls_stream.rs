@@ -1,0 +1,574 @@
+//! TLS over a TCP connection, which holds no buffer while nothing moves.
+//!
+//! rustls has the keys and the protocol, by its unbuffered API; the bytes are kept here. They come into a buffer that
+//! all connections of a thread share, and leave from another one. A connection has bytes of its own only where a
+//! record came in part, where its reader took less than a record had, and where the peer does not take what it is sent.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::BufMut;
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::pki_types::ServerName;
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError,
+    UnbufferedStatus, WriteTraffic,
+};
+use rustls::{ClientConfig, CommonState, ServerConfig};
+use secrecy::zeroize::Zeroize;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
+
+use super::stream::{READ_SIZE, UNWRITTEN};
+
+/// Bytes of a record's head (RFC 8446 section 5.1).
+const HEAD: usize = 5;
+
+/// Most bytes of one record with its head: what TLS 1.2 allows (RFC 5246 section 6.2.3).
+const LONGEST_RECORD: usize = HEAD + 16 * 1024 + 2048;
+
+/// Most bytes of a handshake message that is kept until it is whole. rustls refuses longer ones by their length.
+const LONGEST_HANDSHAKE: usize = 64 * 1024;
+
+/// Bytes that are read at once into a buffer of the connection's own.
+const PIECE: usize = 4 * 1024;
+
+/// What records add to [`READ_SIZE`] bytes of plaintext, with room to spare.
+const ADDED: usize = 1024;
+
+thread_local! {
+    /// Where ciphertext comes to, and is decrypted in place.
+    static INCOMING: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
+
+    /// Where ciphertext is made.
+    static OUTGOING: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE + ADDED]);
+}
+
+/// TLS in which mailchime is the server.
+pub type TlsServer = TlsStream<UnbufferedServerConnection>;
+
+/// TLS in which mailchime is the client.
+pub type TlsClient = TlsStream<UnbufferedClientConnection>;
+
+/// A TLS connection, whose handshake is done. Dropped without [`poll_shutdown`](AsyncWrite::poll_shutdown), it ends
+/// without close_notify.
+///
+/// Reading fails with [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) where the peer hangs up without close_notify
+/// (RFC 8446 section 6.1), and with [`InvalidData`](io::ErrorKind::InvalidData) around a [`rustls::Error`] where it
+/// breaks the protocol. Bytes that were written are on their way once they are flushed.
+pub struct TlsStream<C> {
+    tcp: TcpStream,
+    tls: C,
+    bytes: KeptBytes,
+    /// Most bytes of ciphertext that may wait before nothing more is taken.
+    limit: usize,
+    /// What comes may hold a password.
+    is_secret: bool,
+}
+
+/// What is kept between two calls.
+struct KeptBytes {
+    /// What came and could not be dealt with yet: a record in part, or parts of a handshake message.
+    incoming: Vec<u8>,
+    /// Plaintext that was not read, and how much of it was.
+    plain: Vec<u8>,
+    read: usize,
+    /// Ciphertext that is to be sent, and how much of it was.
+    outgoing: Vec<u8>,
+    sent: usize,
+    /// The peer has said close_notify, or hung up.
+    ended: bool,
+    /// We have said close_notify, or TLS was broken off.
+    closed: bool,
+}
+
+/// One side of TLS, as rustls has it.
+pub trait Side {
+    /// What rustls knows of this side alone.
+    type Data;
+
+    /// Deals with bytes that came, as far as the next thing that is to be done.
+    fn process<'c, 'i>(
+        &'c mut self,
+        incoming: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data>;
+
+    /// What both sides know.
+    fn common(&self) -> &CommonState;
+}
+
+impl Side for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(
+        &'c mut self,
+        incoming: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+
+    fn common(&self) -> &CommonState {
+        self
+    }
+}
+
+impl Side for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(
+        &'c mut self,
+        incoming: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+
+    fn common(&self) -> &CommonState {
+        self
+    }
+}
+
+// === impl TlsStream ===
+
+impl TlsServer {
+    /// Answers a client's handshake. It has no limit of time of its own.
+    ///
+    /// # Errors
+    /// `InvalidData` around a [`rustls::Error`] where TLS does not come about, of which the client is told, and what
+    /// the connection says.
+    pub async fn accept(tcp: TcpStream, config: &Arc<ServerConfig>) -> io::Result<Self> {
+        let tls = UnbufferedServerConnection::new(Arc::clone(config)).map_err(invalid)?;
+        Self::new(tcp, tls).handshaken().await
+    }
+}
+
+impl TlsClient {
+    /// Begins a handshake with a server whose certificate must be for `name`. It has no limit of time of its own.
+    ///
+    /// # Errors
+    /// As [`TlsServer::accept`].
+    pub async fn connect(
+        tcp: TcpStream,
+        config: &Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> io::Result<Self> {
+        let tls = UnbufferedClientConnection::new(Arc::clone(config), name).map_err(invalid)?;
+        Self::new(tcp, tls).handshaken().await
+    }
+}
+
+impl<C: Side> TlsStream<C> {
+    fn new(tcp: TcpStream, tls: C) -> Self {
+        let bytes = KeptBytes {
+            incoming: Vec::new(),
+            plain: Vec::new(),
+            read: 0,
+            outgoing: Vec::new(),
+            sent: 0,
+            ended: false,
+            closed: false,
+        };
+        Self { tcp, tls, bytes, limit: UNWRITTEN, is_secret: true }
+    }
+
+    /// What was agreed on in the handshake.
+    pub fn agreed(&self) -> &CommonState {
+        self.tls.common()
+    }
+
+    /// From now on at most so many bytes of ciphertext wait for the peer to take them, and what one record adds.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    /// Whether what comes from now on may hold a password: it is overwritten where it was decrypted, which takes time.
+    /// That is so at first.
+    pub fn set_secret(&mut self, is_secret: bool) {
+        self.is_secret = is_secret;
+    }
+
+    async fn handshaken(mut self) -> io::Result<Self> {
+        poll_fn(|cx| self.poll_handshake(cx)).await?;
+        Ok(self)
+    }
+
+    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            self.process_kept(cx, &mut ReadBuf::new(&mut []))?;
+            let sent = self.poll_send(cx)?;
+            if !self.tls.common().is_handshaking() {
+                return sent.map(Ok);
+            }
+            if self.bytes.ended || ready!(self.poll_read_kept(cx))? == 0 {
+                let why = "the peer hung up in the handshake of TLS";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, why)));
+            }
+        }
+    }
+
+    /// Reads into what is kept: no more than the record needs that is there in part. Returns how many bytes.
+    fn poll_read_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let kept = &mut self.bytes.incoming;
+        if kept.len() > LONGEST_HANDSHAKE + LONGEST_RECORD {
+            let why = "the peer's handshake message is too long";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
+        }
+        // A peer that says how much will come has not sent it yet.
+        let most = missing(kept).unwrap_or(PIECE).min(PIECE.max(kept.len()));
+        kept.reserve(most);
+        poll_read_buf(Pin::new(&mut self.tcp), cx, &mut kept.limit(most))
+    }
+
+    /// Deals with what is kept.
+    fn process_kept(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> io::Result<()> {
+        let mut incoming = std::mem::take(&mut self.bytes.incoming);
+        let used = self.process(cx, &mut incoming, into)?;
+        if used < incoming.len() {
+            incoming.drain(..used);
+            self.bytes.incoming = incoming;
+        }
+        Ok(())
+    }
+
+    /// Deals with what came, and returns how much of it is dealt with. What `into` has no room for is kept.
+    fn process(
+        &mut self,
+        cx: &mut Context<'_>,
+        incoming: &mut [u8],
+        into: &mut ReadBuf<'_>,
+    ) -> io::Result<usize> {
+        let Self { tls, bytes, .. } = self;
+        let (used, processed) = bytes.process(tls, incoming, into, |_| {});
+        if let Err(why) = processed {
+            bytes.take_alert(tls, &mut incoming[used..]);
+            // The peer is told why, if it can be told at once.
+            let _ = self.poll_send(cx);
+            return Err(self.bytes.failed(why));
+        }
+        if bytes.ended {
+            return Ok(incoming.len());
+        }
+        Ok(used)
+    }
+
+    /// Reads what the peer has sent, once. Plaintext goes `into` that, and what has no room there is kept.
+    fn poll_read_records(
+        &mut self,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.bytes.incoming.is_empty() {
+            let read = ready!(self.poll_read_kept(cx))?;
+            if read == 0 {
+                return Poll::Ready(Err(self.bytes.hung_up()));
+            }
+            if missing(&self.bytes.incoming).is_some_and(|missing| missing > 0) {
+                return Poll::Ready(Ok(()));
+            }
+            return Poll::Ready(self.process_kept(cx, into));
+        }
+        INCOMING.with_borrow_mut(|incoming| {
+            // No more than the reader has room for, but for what one record adds.
+            let most = into.remaining().clamp(PIECE, incoming.len());
+            let mut read = ReadBuf::new(&mut incoming[..most]);
+            ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut read))?;
+            let read = read.filled().len();
+            if read == 0 {
+                return Poll::Ready(Err(self.bytes.hung_up()));
+            }
+            let came = &mut incoming[..read];
+            let used = self.process(cx, came, into)?;
+            if used < read {
+                self.bytes.incoming = came[used..].to_vec();
+            }
+            if self.is_secret {
+                came.zeroize();
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    /// Sends what waits; ready when all has left.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { tcp, bytes, .. } = self;
+        while bytes.sent < bytes.outgoing.len() {
+            let rest = &bytes.outgoing[bytes.sent..];
+            match ready!(Pin::new(&mut *tcp).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                sent => bytes.sent += sent,
+            }
+        }
+        if bytes.outgoing.capacity() > 0 {
+            (bytes.outgoing, bytes.sent) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Encrypts `plain` and sends as much of it as leaves; the rest is kept.
+    fn encrypt_and_send(&mut self, cx: &mut Context<'_>, plain: &[u8]) -> io::Result<()> {
+        OUTGOING.with_borrow_mut(|made| {
+            let Self { tls, bytes, tcp, .. } = self;
+            let mut encrypted = None;
+            let mut kept = std::mem::take(&mut bytes.incoming);
+            let nowhere = &mut ReadBuf::new(&mut []);
+            let (used, processed) = bytes.process(tls, &mut kept, nowhere, |traffic| {
+                let mut result = traffic.encrypt(plain, made);
+                if let Err(EncryptError::InsufficientSize(InsufficientSizeError {
+                    required_size,
+                })) = result
+                {
+                    made.resize(required_size, 0);
+                    result = traffic.encrypt(plain, made);
+                }
+                encrypted = Some(result);
+            });
+            kept.drain(..used);
+            bytes.incoming = kept;
+            processed.map_err(|why| bytes.failed(why))?;
+            let length = match encrypted {
+                Some(result) => result.map_err(|why| io::Error::other(why.to_string()))?,
+                // Both sides have said close_notify.
+                None => return Err(io::ErrorKind::BrokenPipe.into()),
+            };
+            let mut sent = 0;
+            while bytes.outgoing.is_empty() && sent < length {
+                match Pin::new(&mut *tcp).poll_write(cx, &made[sent..length]) {
+                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(Ok(more)) => sent += more,
+                    Poll::Ready(Err(error)) => return Err(error),
+                    Poll::Pending => break,
+                }
+            }
+            bytes.outgoing.extend_from_slice(&made[sent..length]);
+            Ok(())
+        })
+    }
+
+    /// Says close_notify, once.
+    fn say_closed(&mut self) {
+        let Self { tls, bytes, .. } = self;
+        if std::mem::replace(&mut bytes.closed, true) {
+            return;
+        }
+        let mut notice = Vec::new();
+        let mut kept = std::mem::take(&mut bytes.incoming);
+        let nowhere = &mut ReadBuf::new(&mut []);
+        // Where it cannot be said, the end of the connection says as much.
+        let (used, _) = bytes.process(tls, &mut kept, nowhere, |traffic| {
+            let Err(EncryptError::InsufficientSize(needed)) = traffic.queue_close_notify(&mut [])
+            else {
+                return;
+            };
+            notice = vec![0; needed.required_size];
+            let length = traffic.queue_close_notify(&mut notice).unwrap_or(0);
+            notice.truncate(length);
+        });
+        kept.drain(..used);
+        bytes.incoming = kept;
+        bytes.outgoing.append(&mut notice);
+    }
+}
+
+impl<C> fmt::Debug for TlsStream<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsStream").field("tcp", &self.tcp).finish_non_exhaustive()
+    }
+}
+
+impl<C: Side + Unpin> AsyncRead for TlsStream<C> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        loop {
+            this.bytes.give(buf);
+            if buf.filled().len() > before || buf.remaining() == 0 || this.bytes.ended {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(this.poll_read_records(cx, buf))?;
+            if !this.bytes.outgoing.is_empty() {
+                // An answer of TLS itself. Where it cannot leave, the next that writes finds out.
+                let _ = this.poll_send(cx);
+            }
+        }
+    }
+}
+
+impl<C: Side + Unpin> AsyncWrite for TlsStream<C> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if this.bytes.closed {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        // Where something waits, the task wakes when it can leave.
+        let _ = this.poll_send(cx)?;
+        let waiting = this.bytes.outgoing.len() - this.bytes.sent;
+        if waiting >= this.limit {
+            return Poll::Pending;
+        }
+        let most = (this.limit - waiting).min(READ_SIZE).min(buf.len());
+        this.encrypt_and_send(cx, &buf[..most])?;
+        Poll::Ready(Ok(most))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_send(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        this.say_closed();
+        ready!(this.poll_send(cx))?;
+        match ready!(Pin::new(&mut this.tcp).poll_shutdown(cx)) {
+            // The peer was quicker.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            result => Poll::Ready(result),
+        }
+    }
+}
+
+// === impl KeptBytes ===
+
+impl KeptBytes {
+    /// Gives plaintext that was kept to a reader.
+    fn give(&mut self, into: &mut ReadBuf<'_>) {
+        let rest = &self.plain[self.read..];
+        if rest.is_empty() {
+            return;
+        }
+        let length = rest.len().min(into.remaining());
+        into.put_slice(&rest[..length]);
+        self.read += length;
+        if self.read == self.plain.len() {
+            (self.plain, self.read) = (Vec::new(), 0);
+        }
+    }
+
+    /// The end of the connection, without close_notify.
+    fn hung_up(&mut self) -> io::Error {
+        self.ended = true;
+        let why = "the peer hung up without TLS's close_notify";
+        io::Error::new(io::ErrorKind::UnexpectedEof, why)
+    }
+
+    /// TLS is broken off: nothing more comes, and nothing more is taken.
+    fn failed(&mut self, why: rustls::Error) -> io::Error {
+        (self.ended, self.closed) = (true, true);
+        invalid(why)
+    }
+
+    /// Puts what TLS says of an error behind what is to be sent. `rest` is what was not dealt with, and is not touched:
+    /// what is to be said comes first.
+    fn take_alert<C: Side>(&mut self, tls: &mut C, rest: &mut [u8]) {
+        if let Ok(ConnectionState::EncodeTlsData(mut alert)) = tls.process(rest).state {
+            let _ = encode(&mut alert, &mut self.outgoing);
+        }
+    }
+
+    /// Has rustls deal with `incoming`, and returns how much of that is dealt with. Plaintext goes `into` that, what TLS
+    /// itself has to say to what is to be sent; where application data may be sent, `traffic` sends it.
+    fn process<C: Side>(
+        &mut self,
+        tls: &mut C,
+        incoming: &mut [u8],
+        into: &mut ReadBuf<'_>,
+        mut traffic: impl FnMut(&mut WriteTraffic<'_, C::Data>),
+    ) -> (usize, Result<(), rustls::Error>) {
+        let mut used = 0;
+        loop {
+            let UnbufferedStatus { mut discard, state, .. } = tls.process(&mut incoming[used..]);
+            let is_done = match state {
+                Ok(ConnectionState::ReadTraffic(mut records)) => loop {
+                    match records.next_record() {
+                        Some(Ok(record)) => {
+                            discard += record.discard;
+                            let fits = match self.plain.is_empty() {
+                                true => record.payload.len().min(into.remaining()),
+                                false => 0,
+                            };
+                            into.put_slice(&record.payload[..fits]);
+                            self.plain.extend_from_slice(&record.payload[fits..]);
+                        }
+                        Some(Err(why)) => return (used + discard, Err(why)),
+                        None => break false,
+                    }
+                },
+                Ok(ConnectionState::EncodeTlsData(mut message)) => {
+                    if let Err(why) = encode(&mut message, &mut self.outgoing) {
+                        return (used + discard, Err(why));
+                    }
+                    false
+                }
+                Ok(ConnectionState::TransmitTlsData(transmit)) => {
+                    transmit.done();
+                    false
+                }
+                Ok(ConnectionState::PeerClosed) => {
+                    self.ended = true;
+                    false
+                }
+                Ok(ConnectionState::WriteTraffic(mut writing)) => {
+                    traffic(&mut writing);
+                    true
+                }
+                Ok(ConnectionState::BlockedHandshake | ConnectionState::Closed) => true,
+                // Data before the handshake's end is not offered.
+                Ok(_) => return (used + discard, Err(rustls::Error::HandshakeNotComplete)),
+                Err(why) => return (used + discard, Err(why)),
+            };
+            used += discard;
+            if is_done {
+                return (used, Ok(()));
+            }
+        }
+    }
+}
+
+/// Puts a message of TLS itself behind what is to be sent.
+fn encode<D>(
+    message: &mut EncodeTlsData<'_, D>,
+    outgoing: &mut Vec<u8>,
+) -> Result<(), rustls::Error> {
+    let before = outgoing.len();
+    let encoded = match message.encode(&mut []) {
+        Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
+            outgoing.resize(before + required_size, 0);
+            message.encode(&mut outgoing[before..])
+        }
+        encoded => encoded,
+    };
+    encoded.map(|length| outgoing.truncate(before + length)).map_err(|why| {
+        outgoing.truncate(before);
+        rustls::Error::General(why.to_string())
+    })
+}
+
+/// How many bytes the record still lacks with which these begin; `None` before its length is known, and where it is
+/// there and waits for others.
+fn missing(record: &[u8]) -> Option<usize> {
+    let length = u16::from_be_bytes([*record.get(3)?, *record.get(4)?]);
+    (HEAD + usize::from(length)).checked_sub(record.len()).filter(|missing| *missing > 0)
+}
+
+fn invalid(why: rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+#[cfg(test)]
+mod tests;
