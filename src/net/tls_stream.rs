@@ -87,6 +87,8 @@ struct KeptBytes {
     ended: bool,
     /// We have said close_notify, or TLS was broken off.
     closed: bool,
+    /// What a reader hears behind the plaintext that came before it.
+    failure: Option<io::Error>,
 }
 
 /// One side of TLS, as rustls has it.
@@ -144,7 +146,7 @@ impl TlsServer {
     /// the connection says.
     pub async fn accept(tcp: TcpStream, config: &Arc<ServerConfig>) -> io::Result<Self> {
         let tls = UnbufferedServerConnection::new(Arc::clone(config)).map_err(invalid)?;
-        Self::new(tcp, tls).handshaken().await
+        Self::new(tcp, tls, true).handshaken().await
     }
 }
 
@@ -159,12 +161,12 @@ impl TlsClient {
         name: ServerName<'static>,
     ) -> io::Result<Self> {
         let tls = UnbufferedClientConnection::new(Arc::clone(config), name).map_err(invalid)?;
-        Self::new(tcp, tls).handshaken().await
+        Self::new(tcp, tls, false).handshaken().await
     }
 }
 
 impl<C: Side> TlsStream<C> {
-    fn new(tcp: TcpStream, tls: C) -> Self {
+    fn new(tcp: TcpStream, tls: C, is_secret: bool) -> Self {
         let bytes = KeptBytes {
             incoming: Vec::new(),
             plain: Vec::new(),
@@ -173,8 +175,9 @@ impl<C: Side> TlsStream<C> {
             sent: 0,
             ended: false,
             closed: false,
+            failure: None,
         };
-        Self { tcp, tls, bytes, limit: UNWRITTEN, is_secret: true }
+        Self { tcp, tls, bytes, limit: UNWRITTEN, is_secret }
     }
 
     /// What was agreed on in the handshake.
@@ -188,7 +191,7 @@ impl<C: Side> TlsStream<C> {
     }
 
     /// Whether what comes from now on may hold a password: it is overwritten where it was decrypted, which takes time.
-    /// That is so at first.
+    /// At first that is so for a server, and not for a client.
     pub fn set_secret(&mut self, is_secret: bool) {
         self.is_secret = is_secret;
     }
@@ -229,6 +232,9 @@ impl<C: Side> TlsStream<C> {
     fn process_kept(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> io::Result<()> {
         let mut incoming = std::mem::take(&mut self.bytes.incoming);
         let used = self.process(cx, &mut incoming, into)?;
+        if self.is_secret {
+            incoming[..used].zeroize();
+        }
         if used < incoming.len() {
             incoming.drain(..used);
             self.bytes.incoming = incoming;
@@ -266,10 +272,7 @@ impl<C: Side> TlsStream<C> {
         if !self.bytes.incoming.is_empty() {
             let read = ready!(self.poll_read_kept(cx))?;
             if read == 0 {
-                return Poll::Ready(Err(self.bytes.hung_up()));
-            }
-            if missing(&self.bytes.incoming).is_some_and(|missing| missing > 0) {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Err(hung_up()));
             }
             return Poll::Ready(self.process_kept(cx, into));
         }
@@ -280,17 +283,19 @@ impl<C: Side> TlsStream<C> {
             ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut read))?;
             let read = read.filled().len();
             if read == 0 {
-                return Poll::Ready(Err(self.bytes.hung_up()));
+                return Poll::Ready(Err(hung_up()));
             }
             let came = &mut incoming[..read];
-            let used = self.process(cx, came, into)?;
-            if used < read {
+            let processed = self.process(cx, came, into);
+            if let Ok(used) = processed
+                && used < read
+            {
                 self.bytes.incoming = came[used..].to_vec();
             }
             if self.is_secret {
                 came.zeroize();
             }
-            Poll::Ready(Ok(()))
+            Poll::Ready(processed.map(|_| ()))
         })
     }
 
@@ -345,7 +350,7 @@ impl<C: Side> TlsStream<C> {
                     Poll::Pending => break,
                 }
             }
-            bytes.outgoing.extend_from_slice(&made[sent..length]);
+            bytes.wait(&made[sent..length]);
             Ok(())
         })
     }
@@ -359,8 +364,7 @@ impl<C: Side> TlsStream<C> {
         let mut notice = Vec::new();
         let mut kept = std::mem::take(&mut bytes.incoming);
         let nowhere = &mut ReadBuf::new(&mut []);
-        // Where it cannot be said, the end of the connection says as much.
-        let (used, _) = bytes.process(tls, &mut kept, nowhere, |traffic| {
+        let (used, processed) = bytes.process(tls, &mut kept, nowhere, |traffic| {
             let Err(EncryptError::InsufficientSize(needed)) = traffic.queue_close_notify(&mut [])
             else {
                 return;
@@ -371,7 +375,11 @@ impl<C: Side> TlsStream<C> {
         });
         kept.drain(..used);
         bytes.incoming = kept;
-        bytes.outgoing.append(&mut notice);
+        if let Err(why) = processed {
+            // The end of the connection says as much.
+            bytes.failed(why);
+        }
+        bytes.wait(&notice);
     }
 }
 
@@ -391,12 +399,21 @@ impl<C: Side + Unpin> AsyncRead for TlsStream<C> {
         let before = buf.filled().len();
         loop {
             this.bytes.give(buf);
-            if buf.filled().len() > before || buf.remaining() == 0 || this.bytes.ended {
+            if buf.filled().len() > before || buf.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            ready!(this.poll_read_records(cx, buf))?;
-            if !this.bytes.outgoing.is_empty() {
-                // An answer of TLS itself. Where it cannot leave, the next that writes finds out.
+            if let Some(failure) = this.bytes.failure.take() {
+                return Poll::Ready(Err(failure));
+            }
+            if this.bytes.ended {
+                return Poll::Ready(Ok(()));
+            }
+            let had_sent = this.bytes.outgoing.is_empty();
+            if let Err(failure) = ready!(this.poll_read_records(cx, buf)) {
+                this.bytes.failure = Some(failure);
+            } else if had_sent && !this.bytes.outgoing.is_empty() {
+                // An answer of TLS itself. Where it cannot leave, the next that writes finds out. What waited before
+                // is its writer's, who wakes when it can leave.
                 let _ = this.poll_send(cx);
             }
         }
@@ -460,11 +477,14 @@ impl KeptBytes {
         }
     }
 
-    /// The end of the connection, without close_notify.
-    fn hung_up(&mut self) -> io::Error {
-        self.ended = true;
-        let why = "the peer hung up without TLS's close_notify";
-        io::Error::new(io::ErrorKind::UnexpectedEof, why)
+    /// Keeps ciphertext that is to be sent. What was sent before goes when it is half of what is kept, so that each
+    /// byte is moved once.
+    fn wait(&mut self, made: &[u8]) {
+        if self.sent >= self.outgoing.len() - self.sent {
+            self.outgoing.drain(..self.sent);
+            self.sent = 0;
+        }
+        self.outgoing.extend_from_slice(made);
     }
 
     /// TLS is broken off: nothing more comes, and nothing more is taken.
@@ -474,10 +494,15 @@ impl KeptBytes {
     }
 
     /// Puts what TLS says of an error behind what is to be sent. `rest` is what was not dealt with, and is not touched:
-    /// what is to be said comes first.
+    /// while something is to be said, rustls looks at nothing else.
     fn take_alert<C: Side>(&mut self, tls: &mut C, rest: &mut [u8]) {
-        if let Ok(ConnectionState::EncodeTlsData(mut alert)) = tls.process(rest).state {
-            let _ = encode(&mut alert, &mut self.outgoing);
+        while tls.common().wants_write() {
+            let Ok(ConnectionState::EncodeTlsData(mut message)) = tls.process(rest).state else {
+                return;
+            };
+            if encode(&mut message, &mut self.outgoing).is_err() {
+                return;
+            }
         }
     }
 
@@ -564,6 +589,11 @@ fn encode<D>(
 fn missing(record: &[u8]) -> Option<usize> {
     let length = u16::from_be_bytes([*record.get(3)?, *record.get(4)?]);
     (HEAD + usize::from(length)).checked_sub(record.len()).filter(|missing| *missing > 0)
+}
+
+/// The end of a connection without close_notify.
+fn hung_up() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the peer hung up without TLS's close_notify")
 }
 
 fn invalid(why: rustls::Error) -> io::Error {

@@ -6,6 +6,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::version::{TLS12, TLS13};
 use rustls::{Error, InvalidMessage, RootCertStore, SupportedProtocolVersion};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::net::TcpListener;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -235,20 +236,25 @@ async fn a_handshake_that_never_ends_is_kept_only_so_far() {
     soon(async { tokio::join!(ours, endless) }).await.1.unwrap();
 }
 
+/// Writes until it takes no more; how much that was.
+async fn write_all_it_takes(ours: &mut TlsServer) -> usize {
+    poll_fn(|cx| {
+        let mut written = 0;
+        while let Poll::Ready(more) = Pin::new(&mut *ours).poll_write(cx, &[7; 10_000]) {
+            written += more.unwrap();
+        }
+        Poll::Ready(written)
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_peer_that_takes_nothing_is_sent_no_more_than_the_limit() {
     let sides = Sides::of(&TLS13);
     let (mut ours, mut peer) = sides.server(tcp().await).await;
     for limit in [UNWRITTEN / 4, UNWRITTEN] {
         ours.set_limit(limit);
-        let written = soon(poll_fn(|cx| {
-            let mut written = 0;
-            while let Poll::Ready(more) = Pin::new(&mut ours).poll_write(cx, &[7; 10_000]) {
-                written += more.unwrap();
-            }
-            Poll::Ready(written)
-        }))
-        .await;
+        let written = write_all_it_takes(&mut ours).await;
         let waiting = ours.bytes.outgoing.len() - ours.bytes.sent;
         assert!((limit..limit + LONGEST_RECORD).contains(&waiting), "{waiting} bytes wait");
         let mut read = vec![0; written];
@@ -257,6 +263,29 @@ async fn a_peer_that_takes_nothing_is_sent_no_more_than_the_limit() {
         assert!(read.is_ok() && flushed.is_ok());
         assert_eq!(held(&ours), 0);
     }
+}
+
+/// It is behind by some bytes all the time.
+#[tokio::test]
+async fn what_a_slow_peer_has_taken_is_not_kept() {
+    let sides = Sides::of(&TLS13);
+    let (near, far) = tcp().await;
+    SockRef::from(&near).set_send_buffer_size(16 * 1024).unwrap();
+    let (mut ours, mut peer) = sides.server((near, far)).await;
+    let most = 3 * (UNWRITTEN + LONGEST_RECORD);
+    let mut heard = vec![0; 5000];
+    soon(async {
+        let mut written = 0;
+        while written < 4_000_000 {
+            written += write_all_it_takes(&mut ours).await;
+            assert!(ours.bytes.outgoing.capacity() <= most, "{}", ours.bytes.outgoing.capacity());
+            tokio::select! {
+                read = peer.read_exact(&mut heard) => drop(read.unwrap()),
+                flushed = ours.flush() => flushed.unwrap(),
+            }
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -298,13 +327,34 @@ async fn who_breaks_the_protocol_is_told_why() {
     let mut alert = Vec::new();
     soon(far.read_to_end(&mut alert)).await.ok();
     assert_eq!(alert.first(), Some(&21), "{alert:?}");
+    // Its head alone shows it.
+    let (mut ours, mut peer) = sides.server(tcp().await).await;
+    soon(async {
+        for piece in [&b"\xff"[..], b"\xff\xff\xff\xff"] {
+            peer.get_mut().0.write_all(piece).await.unwrap();
+        }
+        let error = ours.read_u8().await.unwrap_err();
+        assert!(matches!(why(&error), Some(Error::InvalidMessage(_))), "{error}");
+        ours.shutdown().await.unwrap();
+    })
+    .await;
     // Later, under the keys.
     let (mut ours, mut peer) = sides.server(tcp().await).await;
     soon(async {
         let forged = [&b"\x17\x03\x03\x00\x20"[..], &[9; 32]].concat();
+        peer.write_all(b"said").await.unwrap();
+        // It is answered, and what answers it comes before the alert.
+        peer.get_mut().1.refresh_traffic_keys().unwrap();
+        peer.flush().await.unwrap();
         peer.get_mut().0.write_all(&forged).await.unwrap();
+        let mut said = [0; 4];
+        ours.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"said", "what came before it counts");
         let error = ours.read_u8().await.unwrap_err();
         assert_eq!(why(&error), Some(Error::DecryptError));
+        assert_eq!(ours.read(&mut said).await.unwrap(), 0);
+        let error = ours.write(b"more").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         let error = peer.read_u8().await.unwrap_err();
         let told = Error::AlertReceived(rustls::AlertDescription::BadRecordMac);
         assert_eq!(why(&error), Some(told));
@@ -330,4 +380,15 @@ async fn a_password_is_overwritten_where_it_was_decrypted() {
         .await;
         assert_eq!((&heard, is_there()), (secret, !is_secret));
     }
+    // With what breaks the connection behind it.
+    soon(async {
+        peer.write_all(secret).await.unwrap();
+        peer.flush().await.unwrap();
+        peer.get_mut().0.write_all(b"\xff\xff\xff\xff\xff").await.unwrap();
+        let mut heard = Vec::new();
+        ours.read_to_end(&mut heard).await.unwrap_err();
+        assert_eq!(heard, secret);
+    })
+    .await;
+    assert!(!is_there());
 }
