@@ -16,7 +16,8 @@ use tokio::time::timeout;
 
 use super::sql;
 use super::sql::dialect::Dialect;
-use super::sql::work::{ConnectionTrust, Work};
+use super::sql::trust::ConnectionTrust;
+use super::sql::work::Work;
 use super::{Store, StoreError, error};
 use crate::metrics::Call;
 

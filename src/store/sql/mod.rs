@@ -9,6 +9,7 @@ pub(super) mod rows;
 pub(super) mod schema;
 pub(super) mod sqlite;
 pub(super) mod statement;
+pub(in crate::store) mod trust;
 mod unbroken;
 pub(super) mod work;
 

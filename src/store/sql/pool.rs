@@ -6,7 +6,7 @@ use sqlx::any::AnyPoolOptions;
 use sqlx::{AnyPool, AssertSqlSafe, Connection, Executor};
 use tokio::time::timeout;
 
-use super::work::ConnectionTrust;
+use super::trust::ConnectionTrust;
 
 /// Connections of each pool. Reads do not wait for writes; few of either are ever in flight.
 const CONNECTIONS: u32 = 4;

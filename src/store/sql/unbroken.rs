@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use super::work::ConnectionTrust;
+use super::trust::ConnectionTrust;
 
 /// For the answer to a statement that nobody waits for any more.
 const ANSWER: Duration = Duration::from_secs(2);

@@ -15,9 +15,8 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{
@@ -26,6 +25,7 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::dialect::Dialect;
+use super::trust::ConnectionTrust;
 use super::unbroken::Unbroken;
 
 /// For the first word of a connection that has been used before. After this time another one is made.
@@ -58,18 +58,6 @@ pub(in crate::store) enum TransactionKind {
         /// Where a connection can listen; `None` where the server knows no notifications.
         listens_at: Option<Arc<PgConnectOptions>>,
     },
-}
-
-/// Which connections to a server may be used. Clones share it.
-#[derive(Clone, Debug, Default)]
-pub(in crate::store) struct ConnectionTrust(Arc<Mutex<ConnectionTrustState>>);
-
-#[derive(Debug, Default)]
-struct ConnectionTrustState {
-    /// A connection was found to be broken then. Those that are as old lead to the same server.
-    distrusted: Option<Instant>,
-    /// The last one that was looked at led to a server that is read-only.
-    read_only: bool,
 }
 
 /// One transaction. It is rolled back when it is dropped.
@@ -204,38 +192,6 @@ fn standby() -> sqlx::Error {
 
 fn is_standby(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem)
-}
-
-impl ConnectionTrust {
-    /// Whether a connection of this age may be used.
-    pub(in crate::store) fn has(&self, age: Duration) -> bool {
-        self.seen().distrusted.is_none_or(|since| age < since.elapsed())
-    }
-
-    pub(super) fn distrust(&self) {
-        self.seen().distrusted = Some(Instant::now());
-    }
-
-    /// Says it when that changes.
-    fn is_read_only(&self, is: bool) {
-        let was = std::mem::replace(&mut self.seen().read_only, is);
-        match (was, is) {
-            (false, true) => tracing::error!(
-                target: "mailchime::store::read_only",
-                "the database server is read-only; mailchime can write nothing until the address \
-                 leads to the primary"
-            ),
-            (true, false) => tracing::info!(
-                target: "mailchime::store::writable_again",
-                "the database is writable again"
-            ),
-            _ => {}
-        }
-    }
-
-    fn seen(&self) -> MutexGuard<'_, ConnectionTrustState> {
-        self.0.lock()
-    }
 }
 
 impl Work {
