@@ -15,17 +15,12 @@ use tokio::net::TcpStream;
 
 use super::deflate::{self, Deflated};
 use super::proxy_protocol::ClientTls;
+pub use super::tls_stream::{READ_SIZE, UNWRITTEN};
 use super::tls_stream::{TlsClient, TlsServer};
 
 /// Finds a peer that is gone without a word within some minutes, well below what NAT boxes keep.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(120)).with_interval(Duration::from_secs(30));
-
-/// Most bytes that are read at a time.
-pub const READ_SIZE: usize = 64 * 1024;
-
-/// Most bytes that TLS keeps of what a peer does not take.
-pub const UNWRITTEN: usize = 64 * 1024;
 
 thread_local! {
     /// Where bytes are read to: one for all connections of a thread, so that a connection that

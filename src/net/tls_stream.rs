@@ -4,6 +4,9 @@
 //! all connections of a thread share, and leave from another one. A connection has bytes of its own only where a
 //! record came in part, where its reader took less than a record had, and where the peer does not take what it is sent.
 
+mod kept_bytes;
+mod side;
+
 use std::cell::RefCell;
 use std::fmt;
 use std::future::poll_fn;
@@ -13,20 +16,24 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::BufMut;
-use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
-use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError,
-    UnbufferedStatus, WriteTraffic,
-};
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{EncryptError, InsufficientSizeError};
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use secrecy::zeroize::Zeroize;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
-use super::stream::{READ_SIZE, UNWRITTEN};
+use self::kept_bytes::{KeptBytes, invalid};
+pub use self::side::TlsSide;
+
+/// Most bytes that are read at a time.
+pub const READ_SIZE: usize = 64 * 1024;
+
+/// Most bytes that TLS keeps of what a peer does not take.
+pub const UNWRITTEN: usize = 64 * 1024;
 
 /// Bytes of a record's head (RFC 8446 section 5.1).
 const HEAD: usize = 5;
@@ -73,69 +80,6 @@ pub struct TlsStream<C> {
     is_secret: bool,
 }
 
-/// What is kept between two calls.
-struct KeptBytes {
-    /// What came and could not be dealt with yet: a record in part, or parts of a handshake message.
-    incoming: Vec<u8>,
-    /// Plaintext that was not read, and how much of it was.
-    plain: Vec<u8>,
-    read: usize,
-    /// Ciphertext that is to be sent, and how much of it was.
-    outgoing: Vec<u8>,
-    sent: usize,
-    /// The peer has said close_notify, or hung up.
-    ended: bool,
-    /// We have said close_notify, or TLS was broken off.
-    closed: bool,
-    /// What a reader hears behind the plaintext that came before it.
-    failure: Option<io::Error>,
-}
-
-/// One side of TLS, as rustls has it.
-pub trait Side {
-    /// What rustls knows of this side alone.
-    type Data;
-
-    /// Deals with bytes that came, as far as the next thing that is to be done.
-    fn process<'c, 'i>(
-        &'c mut self,
-        incoming: &'i mut [u8],
-    ) -> UnbufferedStatus<'c, 'i, Self::Data>;
-
-    /// What both sides know.
-    fn common(&self) -> &CommonState;
-}
-
-impl Side for UnbufferedServerConnection {
-    type Data = ServerConnectionData;
-
-    fn process<'c, 'i>(
-        &'c mut self,
-        incoming: &'i mut [u8],
-    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(incoming)
-    }
-
-    fn common(&self) -> &CommonState {
-        self
-    }
-}
-
-impl Side for UnbufferedClientConnection {
-    type Data = ClientConnectionData;
-
-    fn process<'c, 'i>(
-        &'c mut self,
-        incoming: &'i mut [u8],
-    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(incoming)
-    }
-
-    fn common(&self) -> &CommonState {
-        self
-    }
-}
-
 // === impl TlsStream ===
 
 impl TlsServer {
@@ -165,19 +109,9 @@ impl TlsClient {
     }
 }
 
-impl<C: Side> TlsStream<C> {
+impl<C: TlsSide> TlsStream<C> {
     fn new(tcp: TcpStream, tls: C, is_secret: bool) -> Self {
-        let bytes = KeptBytes {
-            incoming: Vec::new(),
-            plain: Vec::new(),
-            read: 0,
-            outgoing: Vec::new(),
-            sent: 0,
-            ended: false,
-            closed: false,
-            failure: None,
-        };
-        Self { tcp, tls, bytes, limit: UNWRITTEN, is_secret }
+        Self { tcp, tls, bytes: KeptBytes::default(), limit: UNWRITTEN, is_secret }
     }
 
     /// What was agreed on in the handshake.
@@ -389,7 +323,7 @@ impl<C> fmt::Debug for TlsStream<C> {
     }
 }
 
-impl<C: Side + Unpin> AsyncRead for TlsStream<C> {
+impl<C: TlsSide + Unpin> AsyncRead for TlsStream<C> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -420,7 +354,7 @@ impl<C: Side + Unpin> AsyncRead for TlsStream<C> {
     }
 }
 
-impl<C: Side + Unpin> AsyncWrite for TlsStream<C> {
+impl<C: TlsSide + Unpin> AsyncWrite for TlsStream<C> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -460,130 +394,6 @@ impl<C: Side + Unpin> AsyncWrite for TlsStream<C> {
     }
 }
 
-// === impl KeptBytes ===
-
-impl KeptBytes {
-    /// Gives plaintext that was kept to a reader.
-    fn give(&mut self, into: &mut ReadBuf<'_>) {
-        let rest = &self.plain[self.read..];
-        if rest.is_empty() {
-            return;
-        }
-        let length = rest.len().min(into.remaining());
-        into.put_slice(&rest[..length]);
-        self.read += length;
-        if self.read == self.plain.len() {
-            (self.plain, self.read) = (Vec::new(), 0);
-        }
-    }
-
-    /// Keeps ciphertext that is to be sent. What was sent before goes when it is half of what is kept, so that each
-    /// byte is moved once.
-    fn wait(&mut self, made: &[u8]) {
-        if self.sent >= self.outgoing.len() - self.sent {
-            self.outgoing.drain(..self.sent);
-            self.sent = 0;
-        }
-        self.outgoing.extend_from_slice(made);
-    }
-
-    /// TLS is broken off: nothing more comes, and nothing more is taken.
-    fn failed(&mut self, why: rustls::Error) -> io::Error {
-        (self.ended, self.closed) = (true, true);
-        invalid(why)
-    }
-
-    /// Puts what TLS says of an error behind what is to be sent. `rest` is what was not dealt with, and is not touched:
-    /// while something is to be said, rustls looks at nothing else.
-    fn take_alert<C: Side>(&mut self, tls: &mut C, rest: &mut [u8]) {
-        while tls.common().wants_write() {
-            let Ok(ConnectionState::EncodeTlsData(mut message)) = tls.process(rest).state else {
-                return;
-            };
-            if encode(&mut message, &mut self.outgoing).is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Has rustls deal with `incoming`, and returns how much of that is dealt with. Plaintext goes `into` that, what TLS
-    /// itself has to say to what is to be sent; where application data may be sent, `traffic` sends it.
-    fn process<C: Side>(
-        &mut self,
-        tls: &mut C,
-        incoming: &mut [u8],
-        into: &mut ReadBuf<'_>,
-        mut traffic: impl FnMut(&mut WriteTraffic<'_, C::Data>),
-    ) -> (usize, Result<(), rustls::Error>) {
-        let mut used = 0;
-        loop {
-            let UnbufferedStatus { mut discard, state, .. } = tls.process(&mut incoming[used..]);
-            let is_done = match state {
-                Ok(ConnectionState::ReadTraffic(mut records)) => loop {
-                    match records.next_record() {
-                        Some(Ok(record)) => {
-                            discard += record.discard;
-                            let fits = match self.plain.is_empty() {
-                                true => record.payload.len().min(into.remaining()),
-                                false => 0,
-                            };
-                            into.put_slice(&record.payload[..fits]);
-                            self.plain.extend_from_slice(&record.payload[fits..]);
-                        }
-                        Some(Err(why)) => return (used + discard, Err(why)),
-                        None => break false,
-                    }
-                },
-                Ok(ConnectionState::EncodeTlsData(mut message)) => {
-                    if let Err(why) = encode(&mut message, &mut self.outgoing) {
-                        return (used + discard, Err(why));
-                    }
-                    false
-                }
-                Ok(ConnectionState::TransmitTlsData(transmit)) => {
-                    transmit.done();
-                    false
-                }
-                Ok(ConnectionState::PeerClosed) => {
-                    self.ended = true;
-                    false
-                }
-                Ok(ConnectionState::WriteTraffic(mut writing)) => {
-                    traffic(&mut writing);
-                    true
-                }
-                Ok(ConnectionState::BlockedHandshake | ConnectionState::Closed) => true,
-                // Data before the handshake's end is not offered.
-                Ok(_) => return (used + discard, Err(rustls::Error::HandshakeNotComplete)),
-                Err(why) => return (used + discard, Err(why)),
-            };
-            used += discard;
-            if is_done {
-                return (used, Ok(()));
-            }
-        }
-    }
-}
-
-/// Puts a message of TLS itself behind what is to be sent.
-fn encode<D>(
-    message: &mut EncodeTlsData<'_, D>,
-    outgoing: &mut Vec<u8>,
-) -> Result<(), rustls::Error> {
-    let before = outgoing.len();
-    let encoded = match message.encode(&mut []) {
-        Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
-            outgoing.resize(before + required_size, 0);
-            message.encode(&mut outgoing[before..])
-        }
-        encoded => encoded,
-    };
-    encoded.map(|length| outgoing.truncate(before + length)).map_err(|why| {
-        outgoing.truncate(before);
-        rustls::Error::General(why.to_string())
-    })
-}
-
 /// How many bytes the record still lacks with which these begin; `None` before its length is known, and where it is
 /// there and waits for others.
 fn missing(record: &[u8]) -> Option<usize> {
@@ -594,10 +404,6 @@ fn missing(record: &[u8]) -> Option<usize> {
 /// The end of a connection without close_notify.
 fn hung_up() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the peer hung up without TLS's close_notify")
-}
-
-fn invalid(why: rustls::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 #[cfg(test)]

@@ -13,7 +13,6 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::*;
 use crate::demo::pki::Pki;
-use crate::net::stream::tune;
 use crate::net::tls::provider;
 
 /// For what is expected to come about at once.
@@ -29,8 +28,8 @@ async fn tcp() -> (TcpStream, TcpStream) {
     let address = listener.local_addr().unwrap();
     let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
     let (near, (far, _)) = (near.unwrap(), far.unwrap());
-    tune(&near);
-    tune(&far);
+    near.set_nodelay(true).unwrap();
+    far.set_nodelay(true).unwrap();
     (near, far)
 }
 
@@ -104,7 +103,7 @@ fn text(length: usize) -> Vec<u8> {
 }
 
 /// Sends `length` bytes each way at once, then close_notify each way. Nothing is left behind.
-async fn both_ways<C: Side + Unpin>(
+async fn both_ways<C: TlsSide + Unpin>(
     ours: &mut TlsStream<C>,
     peer: impl AsyncRead + AsyncWrite,
     length: usize,
