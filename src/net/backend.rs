@@ -27,7 +27,7 @@ use crate::imap::greeting::UnfitGreeting;
 use crate::imap::login::{BackendLogin, LoginAttempt, LoginKinds, LoginOptions, LoginOutcome};
 use crate::imap::peek::{self, Response};
 use crate::imap::refusal::Refusal;
-use crate::imap::responses::{Responses, has_code};
+use crate::imap::responses::Responses;
 use crate::model::{Account, BackendId, Credentials};
 
 /// What a backend offers counts for so long where it rules a login out.
@@ -177,20 +177,6 @@ pub enum LoginError {
     /// The backend did not answer as it should; with what it did.
     #[error("no answer: {0}")]
     Unavailable(String),
-}
-
-impl LoginError {
-    /// Whether the backend was reached and could serve nobody, as far as this tells: it says so, or does not
-    /// answer as it should. It may be about the account alone all the same.
-    pub fn is_trouble(&self) -> bool {
-        match self {
-            Self::Connect(_) => false,
-            Self::Refused { answer, refusal } => {
-                *refusal == Refusal::Temporary && has_code(answer, "UNAVAILABLE")
-            }
-            Self::Unavailable(_) => true,
-        }
-    }
 }
 
 impl RememberedBackend {

@@ -3,7 +3,6 @@
 //! growing times, and all others wait without a task.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -16,13 +15,6 @@ pub(super) const MOST_OF_BACKEND: usize = 256;
 
 /// While so many ask at all of them, none begins.
 const MOST: usize = 2048;
-
-/// Accounts in a row whose logins a backend could not serve, before it counts as one that cannot be reached: of one
-/// alone it may be the account.
-const MANY: usize = 3;
-
-/// Such logins within this time count together.
-const WITHIN: Duration = Duration::from_mins(5);
 
 /// The backend of an account; `None` where it has none.
 type AskedBackend = Option<BackendId>;
@@ -42,8 +34,6 @@ struct AskingCounts {
 struct AskedCount {
     tasks: usize,
     away: Option<BackendAway>,
-    /// Accounts whose logins could not be served since one was, each once, and when that last was.
-    unserved: Vec<(Account, Instant)>,
 }
 
 /// A backend that cannot be reached.
@@ -120,8 +110,8 @@ impl AskingCounts {
         self.all < MOST
             && match self.of.get(backend) {
                 None => true,
-                Some(AskedCount { tasks, away: Some(away), .. }) => *tasks == 0 && away.is_due(now),
-                Some(AskedCount { tasks, away: None, .. }) => *tasks < MOST_OF_BACKEND,
+                Some(AskedCount { tasks, away: Some(away) }) => *tasks == 0 && away.is_due(now),
+                Some(AskedCount { tasks, away: None }) => *tasks < MOST_OF_BACKEND,
             }
     }
 
@@ -137,7 +127,7 @@ impl AskingCounts {
     ) -> R {
         let of = self.of.entry(backend.clone()).or_default();
         let changed = change(of);
-        if of.tasks == 0 && of.away.is_none() && of.unserved.is_empty() {
+        if of.tasks == 0 && of.away.is_none() {
             self.of.remove(backend);
         }
         changed
@@ -197,29 +187,8 @@ impl AskingTask {
     /// Its backend was reached. Whether it could not be before.
     pub(super) fn reached(&mut self) -> bool {
         self.tries = false;
-        self.tasks.send_if_modified(|counts| {
-            counts.change(&self.backend, |of| {
-                of.unserved.clear();
-                of.away.take().is_some()
-            })
-        })
-    }
-
-    /// Its backend was reached and could not serve the login of this account. Whether that counts as one that could
-    /// not be reached: that was known, or it was so with several accounts in a row.
-    pub(super) fn unserved(&mut self, account: &Account) -> bool {
-        let (mut is_away, now) = (false, Instant::now());
-        self.tasks.send_if_modified(|counts| {
-            counts.change(&self.backend, |of| {
-                of.unserved.retain(|(other, at)| other != account && now < *at + WITHIN);
-                of.unserved.push((account.clone(), now));
-                let more = of.unserved.len().saturating_sub(MANY);
-                of.unserved.drain(..more);
-                is_away = of.away.is_some() || of.unserved.len() == MANY;
-            });
-            false
-        });
-        is_away
+        self.tasks
+            .send_if_modified(|counts| counts.change(&self.backend, |of| of.away.take().is_some()))
     }
 
     /// Its backend could not be reached. What is known of that, and whether it could be before.
@@ -269,16 +238,6 @@ impl WaitingAccounts {
         self.of.extend(by_backend);
     }
 
-    /// This one waits before all others of its backend.
-    pub(super) fn add_first(&mut self, account: Account, backend: AskedBackend) {
-        if self.all.insert(account.clone()) {
-            match self.of.iter_mut().find(|(of, _)| *of == backend) {
-                Some((_, accounts)) => accounts.push_front(account),
-                None => self.of.push_back((backend, VecDeque::from([account]))),
-            }
-        }
-    }
-
     /// The next one whose task may begin.
     pub(super) fn next(&mut self, asking: &AskingTasks) -> Option<Account> {
         let (counts, now) = (asking.0.borrow(), Instant::now());
@@ -309,6 +268,8 @@ impl WaitingAccounts {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn backend(name: &str) -> AskedBackend {
@@ -407,41 +368,6 @@ mod tests {
         assert_eq!(tasks.begin(backend("a")).away(), None);
         drop((one, two));
         assert!(tasks.0.borrow().of.is_empty());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_backend_that_serves_no_login_of_three_accounts_in_a_row_counts_as_away() {
-        let tasks = AskingTasks::new();
-        let [one, two, three] = ["one", "two", "three"].map(Account::from_login);
-        let mut task = tasks.begin(backend("a"));
-        let mut unserved = |accounts: &[&Account]| {
-            accounts.iter().map(|account| task.unserved(account)).collect::<Vec<_>>()
-        };
-        // Of one or two it may be the accounts.
-        assert_eq!(unserved(&[&one, &one, &one, &two, &one]), [false; 5]);
-        assert_eq!(unserved(&[&three]), [true]);
-        drop(task);
-        let mut task = tasks.begin(backend("a"));
-        assert!(!task.reached());
-        assert!(!task.unserved(&one) && !task.unserved(&two));
-        tokio::time::advance(WITHIN).await;
-        assert!(!task.unserved(&three), "it is long ago");
-        // Known to be away, it is so by each.
-        task.failed("reset", BACKOFF);
-        assert!(task.unserved(&three));
-        assert!(task.reached());
-        drop(task);
-        assert!(tasks.0.borrow().of.is_empty());
-    }
-
-    #[test]
-    fn an_account_that_has_not_tried_goes_before_those_that_have() {
-        let (tasks, mut waiting) = (AskingTasks::new(), waiting(&["one@a", "two@a"]));
-        waiting.add_first(Account::from_login("three@a"), backend("a"));
-        waiting.add_first(Account::from_login("one@a"), backend("a"));
-        waiting.add_first(Account::from_login("one@b"), backend("b"));
-        let order: Vec<_> = std::iter::from_fn(|| next(&mut waiting, &tasks)).collect();
-        assert_eq!(order, ["three@a", "one@b", "one@a", "two@a"]);
     }
 
     #[test]

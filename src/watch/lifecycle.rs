@@ -236,6 +236,7 @@ impl Watcher {
         if !matches!(end, SessionEnd::Visited) {
             self.context.followed.unwatched(&self.account);
         }
+        let account = &self.account;
         let config = &self.context.config;
         let backoff = Backoff::new(config.retry_min, config.retry_max);
         // That a connection ended is a failure only if it was a short one.
@@ -246,12 +247,6 @@ impl Watcher {
         {
             self.failures = 0;
         }
-        if let SessionEnd::InTrouble(why) = &end
-            && let Some(next) = self.backend_is_in_trouble(why, backoff)
-        {
-            return next;
-        }
-        let (account, config) = (&self.account, &self.context.config);
         match end {
             SessionEnd::Stop => NextStep::Stop,
             SessionEnd::Visited => self.visited(),
@@ -276,11 +271,11 @@ impl Watcher {
                 None => NextStep::Try(Duration::ZERO),
             },
             SessionEnd::MasterRefused { answer, rest } => self.master_refused(&answer, rest),
-            SessionEnd::BackendAway(known) => self.waits_for_backend(known, false),
+            SessionEnd::BackendAway(known) => self.waits_for_backend(known),
             SessionEnd::Unreachable(why) if self.asking.is_some() => {
                 self.backend_is_away(&why, backoff)
             }
-            SessionEnd::Failed(why) | SessionEnd::Unreachable(why) | SessionEnd::InTrouble(why) => {
+            SessionEnd::Failed(why) | SessionEnd::Unreachable(why) => {
                 self.failures = self.failures.saturating_add(1);
                 let wait = backoff.wait(self.failures, rand::random());
                 tracing::info!(

@@ -106,8 +106,6 @@ pub(super) struct VisitEnd {
     pub(super) looked_at: Vec<LookedAt>,
     /// The account is still to be asked for: its backend could not be reached.
     pub(super) was_away: bool,
-    /// The task has found that out by itself.
-    pub(super) has_tried: bool,
     /// Mailboxes are still due: their state is refused for now, or they are left out.
     pub(super) left_due: bool,
 }
@@ -203,9 +201,9 @@ impl OnDemand {
         let task = self.visits.spawn(async move {
             watcher.run(begin).await;
             let taken_over = watcher.taken_over();
-            let Watcher { account, mailboxes, faults, looked_at, was_away, has_tried, .. } =
-                watcher;
-            let left_due = !was_away && mailboxes.iter().any(|watched| watched.due);
+            let Watcher { account, mailboxes, faults, looked_at, was_away, .. } = watcher;
+            let is_left = |it: &WatchedMailbox| it.due || it.is_left_out(&faults);
+            let left_due = !was_away && mailboxes.iter().any(is_left);
             VisitEnd {
                 account,
                 began,
@@ -214,7 +212,6 @@ impl OnDemand {
                 faults,
                 looked_at,
                 was_away,
-                has_tried,
                 left_due,
             }
         });
@@ -251,7 +248,11 @@ impl OnDemand {
         if let Some((at, _)) = before {
             self.left_due.remove(&(at, account.clone()));
         }
-        if left_due {
+        // What else happens to the account does not put it off.
+        if let Some((at, visits)) = before.filter(|(at, _)| left_due && *at > Instant::now()) {
+            self.left_due.insert((at, account.clone()));
+            self.visits_left.insert(account.clone(), (at, visits));
+        } else if left_due {
             let visits = before.map_or(0, |(_, visits)| visits).saturating_add(1);
             let backoff = Backoff::new(first, LEFT_DUE.max(first));
             let at = Instant::now() + backoff.wait(visits, rand::random());
@@ -312,18 +313,9 @@ impl OnDemand {
         self.resting.insert(account, (status, moment));
     }
 
-    /// The account is to be asked for when its backend can be reached; behind the others where it `has_tried`: it may
-    /// be the one for which the backend serves no login.
-    pub(super) fn wait_for_backend(
-        &mut self,
-        account: Account,
-        backend: Option<BackendId>,
-        has_tried: bool,
-    ) {
-        match has_tried {
-            true => self.waiting.add(vec![account], |_| backend.clone()),
-            false => self.waiting.add_first(account, backend),
-        }
+    /// The account is to be asked for when its backend can be reached.
+    pub(super) fn wait_for_backend(&mut self, account: Account, backend: Option<BackendId>) {
+        self.waiting.add(vec![account], |_| backend.clone());
     }
 
     /// Whether the account has no task since its backend is away.

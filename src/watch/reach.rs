@@ -13,24 +13,11 @@ use crate::net::backend::{ConnectError, LoggedIn, LoginError};
 use crate::net::backoff::Backoff;
 
 impl Watcher {
-    /// Takes note of what a login showed: whatever a backend answers, it can be reached, unless it says that it
-    /// serves nobody.
+    /// Takes note of what a login showed: whatever a backend answers, it can be reached.
     pub(super) fn note_reach(&mut self, answer: &Result<LoggedIn, LoginError>) {
-        match answer {
-            Err(LoginError::Connect(_)) => {}
-            Err(error) if error.is_trouble() => {}
-            _ => self.backend_answers(),
+        if !matches!(answer, Err(LoginError::Connect(_))) {
+            self.backend_answers();
         }
-    }
-
-    /// The backend was reached and could not serve the login. `None` where that may be about the account alone.
-    pub(super) fn backend_is_in_trouble(
-        &mut self,
-        why: &str,
-        backoff: Backoff,
-    ) -> Option<NextStep> {
-        let is_away = self.asking.as_mut()?.unserved(&self.account);
-        is_away.then(|| self.backend_is_away(why, backoff))
     }
 
     /// The backend can be reached.
@@ -54,25 +41,20 @@ impl Watcher {
             tracing::warn!(
                 target: "mailchime::watch::backend_away",
                 backend = self.considered.as_ref().map(|backend| backend.name()), why,
-                "the backend cannot be reached, or serves no login; its accounts without a connection wait, and mailchime asks for one \
+                "the backend cannot be reached; its accounts without a connection wait, and mailchime asks for one \
                  of them at a time until that succeeds"
             );
         }
-        self.waits_for_backend(known, true)
+        self.waits_for_backend(known)
     }
 
-    /// Another account of the backend is asked for first, unless this one `has_tried`. It needs no task meanwhile, unless that knows what
+    /// Another account of the backend is asked for first. This one needs no task meanwhile, unless that knows what
     /// the next one would not.
-    pub(super) fn waits_for_backend(
-        &mut self,
-        KnownAway { why, next_try }: KnownAway,
-        has_tried: bool,
-    ) -> NextStep {
+    pub(super) fn waits_for_backend(&mut self, KnownAway { why, next_try }: KnownAway) -> NextStep {
         self.status.set(WatcherState::BackingOff { next_try: Some(next_try), why });
         let known = &self.known;
         self.was_away = !(known.unsaved || known.noted || known.refusals > 0);
         if self.was_away {
-            self.has_tried = has_tried;
             return NextStep::Rest;
         }
         let left = u64::try_from(next_try.0.saturating_sub(Timestamp::now().0)).unwrap_or_default();
@@ -87,7 +69,6 @@ impl From<LoginError> for SessionEnd {
         match &error {
             LoginError::Connect(ConnectError::TooMany { .. }) => Self::Failed(error.to_string()),
             LoginError::Connect(_) => Self::Unreachable(error.to_string()),
-            _ if error.is_trouble() => Self::InTrouble(error.to_string()),
             _ => Self::Failed(error.to_string()),
         }
     }

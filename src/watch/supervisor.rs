@@ -409,7 +409,7 @@ impl Supervisor {
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
         let VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, .. } = end;
-        let VisitEnd { was_away, has_tried, left_due, .. } = end;
+        let VisitEnd { was_away, left_due, .. } = end;
         if self.hint_writer.looked_at(looked_at) {
             self.read_all_again();
         }
@@ -430,7 +430,7 @@ impl Supervisor {
         let has_news = now.registrations != taken_over.registrations;
         if was_away {
             let backend = self.context.backends.id_of(&account);
-            self.on_demand.wait_for_backend(account.clone(), backend, has_tried);
+            self.on_demand.wait_for_backend(account.clone(), backend);
         }
         if handle.hints.is_empty() && next.logins == 0 && !looks && !has_news {
             match was_away {

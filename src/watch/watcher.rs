@@ -95,8 +95,6 @@ pub(super) struct Watcher {
     pub(super) looked_at: Vec<LookedAt>,
     /// Of an account on demand: it has ended since its backend could not be reached.
     pub(super) was_away: bool,
-    /// It has found that out by itself.
-    pub(super) has_tried: bool,
     /// The account was last found to be of another backend than it has by the configuration.
     pub(super) elsewhere: bool,
     /// Hears of what it sees, instead of `push`. Then the supervisor does not know of it.
@@ -145,6 +143,8 @@ pub(super) struct WatchedMailbox {
     pub(super) marks: i64,
     /// Numbers do not spare the look: what another node marked it for is not known, or all is looked at.
     pub(super) must_look: bool,
+    /// It is due on disk since its state was refused: it is asked for in its turn, and its mark stays.
+    pub(super) left_out: bool,
 }
 
 /// How much of a [`Directive`] a watcher on demand has taken over.
@@ -193,8 +193,6 @@ pub(super) enum SessionEnd {
     Failed(String),
     /// The backend could not be reached.
     Unreachable(String),
-    /// It was reached, and could serve no login.
-    InTrouble(String),
     /// The same is known of it, and another account is asked for first. Of an account on demand.
     BackendAway(KnownAway),
     /// The database did not say what is to be watched, or did not take what it is to know.
@@ -291,7 +289,6 @@ impl Watcher {
             asking: None,
             looked_at: Vec::new(),
             was_away: false,
-            has_tried: false,
             elsewhere: false,
             instead: None,
         }
@@ -455,12 +452,18 @@ impl WatchedMailbox {
             marked: false,
             marks: 0,
             must_look: false,
+            left_out: false,
         }
+    }
+
+    /// Whether its state is refused still, so that its mark stays.
+    pub(super) fn is_left_out(&self, faults: &MailboxFaults) -> bool {
+        self.left_out && !faults.is_sound(&self.mailbox)
     }
 
     /// What is known of it once it was looked at, without what was due.
     pub(super) fn rested(self) -> Self {
-        Self { due: false, marked: false, marks: 0, must_look: false, ..self }
+        Self { due: false, marked: false, marks: 0, must_look: false, left_out: false, ..self }
     }
 }
 

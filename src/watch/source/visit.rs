@@ -77,7 +77,11 @@ impl Watcher {
                     self.hear_hint(index, &Hint { account, mailbox, event, state, seen_at })
                         .await?;
                 }
-                _ => watched.due |= marks > 0,
+                _ => {
+                    watched.due |= marks > 0;
+                    // Nobody has looked since it was left out.
+                    watched.left_out = !watched.due && !self.faults.is_sound(&mailbox);
+                }
             }
         }
         Ok(())
@@ -85,7 +89,8 @@ impl Watcher {
 
     /// The marks of mailboxes that are not due any more are to be taken away.
     pub(in crate::watch) fn note_what_is_known(&mut self) {
-        for watched in self.mailboxes.iter_mut().filter(|watched| !watched.due) {
+        let is_known = |it: &&mut WatchedMailbox| !it.due && !it.is_left_out(&self.faults);
+        for watched in self.mailboxes.iter_mut().filter(is_known) {
             watched.must_look = false;
             if std::mem::take(&mut watched.marked) {
                 let (account, mailbox) = (self.account.clone(), watched.mailbox.clone());

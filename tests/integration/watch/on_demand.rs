@@ -360,11 +360,20 @@ S: w3 OK out
         .await;
         let alice = Account::from_login("alice");
         let due = async || stage.world.store.due(&alice).await.unwrap();
-        until(async || due().await.iter().all(|due| !due.mailbox.is_inbox())).await;
-        let due: Vec<_> = due().await.into_iter().map(|due| due.mailbox).collect();
-        assert_eq!(due, [Mailbox::new("Team")]);
+        let team_alone = async || {
+            until(async || due().await.iter().all(|due| !due.mailbox.is_inbox())).await;
+            let due: Vec<_> = due().await.into_iter().map(|due| due.mailbox).collect();
+            assert_eq!(due, [Mailbox::new("Team")]);
+        };
+        team_alone().await;
         let reason = watching.until("watching").await.reason.unwrap();
         assert!(reason.starts_with("it is asked for again soon"), "{reason}");
+
+        // News of another mailbox neither takes its mark away nor puts the visit off.
+        let inbox = Some(Mailbox::inbox());
+        hint(&watching, inbox, MailboxEvent::MessageNew, told(7, 11, 6, 3)).await;
+        watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
+        team_alone().await;
 
         later(Duration::from_mins(1)).await;
         let mut peer = stage.accept().await;
@@ -373,7 +382,7 @@ S: w3 OK out
             "\
 C: w1 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
 C: w2 STATUS \"Team\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
-S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2)
+S: * STATUS INBOX (MESSAGES 6 UIDNEXT 11 UIDVALIDITY 7 UNSEEN 3)
 S: w1 OK done
 S: * STATUS Team (MESSAGES 1 UIDNEXT 2 UIDVALIDITY 1 UNSEEN 1)
 S: w2 OK done
