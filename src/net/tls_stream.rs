@@ -86,7 +86,7 @@ impl TlsServer {
     /// Answers a client's handshake. It has no limit of time of its own.
     ///
     /// # Errors
-    /// `InvalidData` around a [`rustls::Error`] where TLS does not come about, of which the client is told, and what
+    /// `InvalidData` around a [`rustls::Error`] where TLS does not come about, which an alert tells the client, and what
     /// the connection says.
     pub async fn accept(tcp: TcpStream, config: &Arc<ServerConfig>) -> io::Result<Self> {
         let tls = UnbufferedServerConnection::new(Arc::clone(config)).map_err(invalid)?;
@@ -187,7 +187,7 @@ impl<C: TlsSide> TlsStream<C> {
         let (used, processed) = bytes.process(tls, incoming, into, |_| {});
         if let Err(why) = processed {
             bytes.take_alert(tls, &mut incoming[used..]);
-            // The peer is told why, if it can be told at once.
+            // An alert tells the peer why, if it leaves at once.
             let _ = self.poll_send(cx);
             return Err(self.bytes.failed(why));
         }
