@@ -4,6 +4,8 @@
 
 use std::collections::HashMap;
 
+use crate::support::servers::times::without_times;
+
 /// One connection as the client saw it: what it said and what it heard, each in units that are
 /// lines with their literals.
 #[derive(Clone, Debug, Default)]
@@ -254,15 +256,7 @@ pub(super) fn masked(text: &str) -> String {
     for word in ["\\Marked", "\\UnMarked", "\\Unmarked"] {
         text = text.replace(&format!(" {word}"), "").replace(&format!("({word} "), "(");
     }
-    // Dovecot and Cyrus.
-    for unit in [" secs)", " sec)"] {
-        if let Some(end) = text.find(unit)
-            && let Some(start) = text[..end].rfind(" (")
-        {
-            text.replace_range(start..end + unit.len(), "");
-        }
-    }
-    text
+    without_times(&text)
 }
 
 /// Where two lists of lines part, or nothing.

@@ -22,6 +22,7 @@ use self::scripts::Part::{GoAhead, Say, Until};
 use self::scripts::{REGISTER, REGISTRATION, SCRIPTS};
 use crate::support::dialogues::{proxy, push_offer};
 use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::times::without_times;
 use crate::support::servers::{ALICE, mail};
 
 /// For how long places are cut in each run of the tests, in seconds.
@@ -211,13 +212,7 @@ fn normal(heard: &[u8]) -> String {
         {
             continue;
         }
-        let mut line = line.to_owned();
-        // How long it took.
-        if let Some((text, took)) = line.rsplit_once(" (")
-            && took.contains(" secs)")
-        {
-            line = format!("{text}.\r\n");
-        }
+        let mut line = without_times(line);
         for (start, end) in [("[APPENDUID ", "]"), ("[CAPABILITY ", "] ")] {
             if let Some((before, after)) = line.split_once(start)
                 && let Some((_, after)) = after.split_once(end)

@@ -33,6 +33,7 @@ pub(crate) mod mariadb;
 pub(crate) mod pgbouncer;
 pub(crate) mod postgres;
 mod process;
+pub(crate) mod times;
 mod unpacked;
 
 /// A database server that a test has to itself.
