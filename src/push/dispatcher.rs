@@ -32,6 +32,9 @@ use crate::store::{Alive, Store, StoreError, Target};
 /// How long requests that are under way may take to end when the program does, and how long the
 /// last write may take.
 const GRACE: Duration = Duration::from_secs(5);
+/// From one write to the next at least. What gathers meanwhile is one transaction: events of mail servers wait for the
+/// same writer.
+const GATHER: Duration = Duration::from_millis(10);
 /// Between attempts to read which pushes are due on disk.
 const OWED: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
@@ -304,7 +307,9 @@ impl Jobs {
                 self.busy += 1;
                 let (store, removed) = (self.store.clone(), self.removed.clone());
                 self.under_way.spawn(async move {
+                    let next = tokio::time::Instant::now() + GATHER;
                     let (failed, alive) = write(&store, &removed, batch).await;
+                    sleep_until(next).await;
                     Done::Written(failed, alive)
                 });
             }

@@ -87,7 +87,7 @@ impl Store {
     ) -> Result<Option<LiveAccount>, StoreError> {
         let alive = alive.into();
         self.read(Call::Account, async {
-            let mut work = self.begin_read().await?;
+            let mut work = self.read_once().await?;
             let row = sql::query(concat!(
                 "select backend, parked, refusals, refused_at from account where name = $1 and exists (\
                  select 1 from subscription s where s.account = account.id and ",
@@ -145,7 +145,7 @@ impl Store {
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn is_of(&self, account: &Account, backend: &BackendId) -> Result<bool, StoreError> {
         self.read(Call::Account, async {
-            let mut work = self.begin_read().await?;
+            let mut work = self.read_once().await?;
             let row = sql::query(
                 "select 1 as known from account \
                  where name = $1 and coalesce(backend, $2) in ($2, $3)",

@@ -33,7 +33,7 @@ impl Store {
         query: Statement<'_>,
         read: impl Fn(&AnyRow) -> sqlx::Result<T>,
     ) -> sqlx::Result<Vec<T>> {
-        let mut work = self.begin_read().await?;
+        let mut work = self.read_once().await?;
         let Readable { rows, left_out } =
             rows::readable(&mut work, &self.metrics, query, read).await?;
         match left_out {
@@ -50,7 +50,7 @@ impl Store {
         query: Statement<'_>,
         read: impl Fn(&AnyRow) -> sqlx::Result<T>,
     ) -> sqlx::Result<Vec<T>> {
-        let mut work = self.begin_read().await?;
+        let mut work = self.read_once().await?;
         Ok(rows::readable(&mut work, &self.metrics, query, read).await?.rows)
     }
 
@@ -138,6 +138,11 @@ impl Store {
     /// Begins a transaction that writes.
     pub(super) async fn begin(&self) -> sqlx::Result<Work> {
         self.connections.begin_write().await
+    }
+
+    /// For one statement that reads.
+    pub(super) async fn read_once(&self) -> sqlx::Result<Work> {
+        self.connections.read_once().await
     }
 
     /// Begins a transaction that reads.

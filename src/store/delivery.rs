@@ -12,6 +12,7 @@ use crate::model::{
     SubscriptionState, Timestamp, TransportId,
 };
 
+use super::due::{DueMailbox, due_mailbox};
 use super::records::{
     ACCOUNT_MAILBOX_STATE, STATE_OF_V, account, bind_snapshot, failure, failure_columns, live,
     snapshot, state, subscription, subscription_columns,
@@ -131,12 +132,25 @@ impl Store {
         backend: &BackendId,
         alive: impl Into<Alive>,
     ) -> Result<Vec<(Mailbox, Snapshot)>, StoreError> {
+        Ok(self.watched_and_due(account, backend, alive).await?.0)
+    }
+
+    /// The same, and those of them that are due.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn watched_and_due(
+        &self,
+        account: &Account,
+        backend: &BackendId,
+        alive: impl Into<Alive>,
+    ) -> Result<(Vec<(Mailbox, Snapshot)>, Vec<DueMailbox>), StoreError> {
         let alive = alive.into();
         self.read(Call::Watched, async {
             let query = sql::query(concat!(
                 "select distinct a.name as account, m.name as mailbox, m.uid_validity, m.uid_next, \
-                 m.messages, m.unseen, m.highest_mod_seq from account a \
-                 join subscription s on s.account = a.id \
+                 m.messages, m.unseen, m.highest_mod_seq, m.due_since, m.due_marks, m.due_state \
+                 from account a join subscription s on s.account = a.id \
                  join subscription_mailbox wanted on wanted.subscription = s.id \
                  join mailbox m on m.id = wanted.mailbox \
                  where a.name = $1 and coalesce(a.backend, $2) in ($2, $3) and ",
@@ -148,7 +162,13 @@ impl Store {
             .bind(backend.address())
             .bind(alive.registered_since.0)
             .bind(alive.outdated_after.0);
-            self.rows(query, |row| Ok((Mailbox::new(row.try_get("mailbox")?), snapshot(row)))).await
+            let read = |row: &AnyRow| {
+                let mailbox = Mailbox::new(row.try_get("mailbox")?);
+                Ok(((mailbox, snapshot(row)), due_mailbox(row)?))
+            };
+            let (watched, due): (Vec<_>, Vec<_>) =
+                self.rows(query, read).await?.into_iter().unzip();
+            Ok((watched, due.into_iter().flatten().collect()))
         })
         .await
     }

@@ -191,31 +191,6 @@ impl Store {
         }
     }
 
-    /// The mailboxes of an account that are due.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn due(&self, account: &Account) -> Result<Vec<DueMailbox>, StoreError> {
-        self.read(Call::Watched, async {
-            let query = sql::query(
-                "select m.name as mailbox, m.due_marks, m.due_state from mailbox m \
-                 join account a on a.id = m.account \
-                 where a.name = $1 and m.due_since is not null",
-            )
-            .bind(account.as_str());
-            self.rows(query, |row| {
-                let state: Option<&str> = row.try_get("due_state")?;
-                Ok(DueMailbox {
-                    mailbox: Mailbox::new(row.try_get("mailbox")?),
-                    marks: row.try_get("due_marks")?,
-                    state: state.and_then(read_state),
-                })
-            })
-            .await
-        })
-        .await
-    }
-
     /// How many mailboxes are due, and since when the first one is. Those of accounts that are parked do not
     /// count.
     ///
@@ -298,6 +273,19 @@ async fn mark(work: &mut Work, marks: &DueRows<'_>, now: Timestamp) -> sqlx::Res
         }
     }
     Ok(())
+}
+
+/// The mailbox of a row, if it is due.
+pub(super) fn due_mailbox(row: &AnyRow) -> sqlx::Result<Option<DueMailbox>> {
+    if row.try_get::<Option<i64>, _>("due_since")?.is_none() {
+        return Ok(None);
+    }
+    let state: Option<&str> = row.try_get("due_state")?;
+    Ok(Some(DueMailbox {
+        mailbox: Mailbox::new(row.try_get("mailbox")?),
+        marks: row.try_get("due_marks")?,
+        state: state.and_then(read_state),
+    }))
 }
 
 /// Five numbers, `-` for one that is not known.

@@ -42,7 +42,7 @@ impl Store {
         since: Timestamp,
     ) -> Result<bool, StoreError> {
         self.read(Call::Entries, async {
-            let mut work = self.begin_read().await?;
+            let mut work = self.read_once().await?;
             let query = sql::query(
                 "select 1 as found from account where name = $1 and coalesce(entry_at, 0) < $2",
             );
@@ -58,7 +58,7 @@ impl Store {
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn has_any(&self, account: &Account) -> Result<bool, StoreError> {
         self.read(Call::Entries, async {
-            has_subscription(&mut self.begin_read().await?, account.as_str()).await
+            has_subscription(&mut self.read_once().await?, account.as_str()).await
         })
         .await
     }

@@ -167,7 +167,7 @@ impl Store {
         let database = || Arc::clone(&self.database);
         let newest = async {
             let sql = "select max(version) as version from _sqlx_migrations";
-            sql::query(sql).fetch_one_in(&mut self.begin_read().await?).await
+            sql::query(sql).fetch_one_in(&mut self.read_once().await?).await
         };
         let row = newest.await.map_err(|error| {
             if error::is_no_table(&error) {

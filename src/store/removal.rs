@@ -137,7 +137,7 @@ impl Store {
             let query = sql::query(format!(
                 "select 1 as unheard from subscription where {UNHEARD} limit 1"
             ));
-            Ok(query.fetch_optional_in(&mut self.begin_read().await?).await?.is_some())
+            Ok(query.fetch_optional_in(&mut self.read_once().await?).await?.is_some())
         });
         if !unheard.await? {
             return Ok(());

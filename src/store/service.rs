@@ -145,7 +145,7 @@ impl Store {
     /// The time of service as it was last written, and the time of day then.
     async fn service_row(&self) -> sqlx::Result<Option<(Timestamp, Timestamp)>> {
         let row = sql::query("select served, seen_at from service where id = 1")
-            .fetch_optional_in(&mut self.begin_read().await?)
+            .fetch_optional_in(&mut self.read_once().await?)
             .await?;
         // One that cannot be read is none.
         Ok(row.and_then(|row| {
@@ -161,7 +161,7 @@ impl Store {
         }
         let row = self.service_row().await?;
         let newest = sql::query("select max(heard_at) as newest from subscription");
-        let newest = newest.fetch_one_in(&mut self.begin_read().await?).await?;
+        let newest = newest.fetch_one_in(&mut self.read_once().await?).await?;
         let newest = newest.try_get::<Option<i64>, _>("newest").ok().flatten().map(Timestamp);
         let (now, at) = (Timestamp::now(), Instant::now());
         // Without a row it begins anew, behind no device.

@@ -90,7 +90,7 @@ impl Store {
         self.read(Call::Account, async {
             let query = sql::query("select password_since from account where name = $1");
             let query = query.bind(account.as_str());
-            let row = query.fetch_optional_in(&mut self.begin_read().await?).await?;
+            let row = query.fetch_optional_in(&mut self.read_once().await?).await?;
             let since = row.map(|row| row.try_get::<Option<i64>, _>("password_since"));
             Ok(since.transpose()?.flatten().map(Timestamp))
         })
@@ -102,7 +102,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn subscription_id(&self, key: &SubscriptionKey) -> Result<Option<i64>, StoreError> {
-        self.read(Call::Listed, async { id_of(&mut self.begin_read().await?, key).await }).await
+        self.read(Call::Listed, async { id_of(&mut self.read_once().await?, key).await }).await
     }
 
     /// The endpoint of a pending subscription has answered: it counts from now on, and others make room for it as

@@ -26,7 +26,7 @@ use super::status::{StatusCell, WatcherState};
 use crate::imap::refusal::Refusal;
 use crate::model::{AcceptedLogin, Account, Hint, Mailbox, Snapshot, Timestamp};
 use crate::net::backend::Backend;
-use crate::store::{LookedAt, StoreError};
+use crate::store::{DueMailbox, LookedAt, StoreError};
 
 /// What the supervisor last told a watcher. Told again unchanged, other backends may be in use.
 #[derive(Clone, Debug, Default)]
@@ -307,12 +307,15 @@ impl Watcher {
         }
     }
 
-    /// Reads which mailboxes are registered and what their devices know.
-    pub(super) async fn reload(&mut self, backend: &Backend) -> Result<(), SessionEnd> {
+    /// Reads which mailboxes are registered and what their devices know. Returns those that are due on disk.
+    pub(super) async fn reload(
+        &mut self,
+        backend: &Backend,
+    ) -> Result<Vec<DueMailbox>, SessionEnd> {
         let (context, account, id) = (&self.context, &self.account, backend.id());
         // Before the rows are read: a registration that comes meanwhile has them read again.
         let registrations = self.directive.borrow().registrations;
-        let mut rows = context.store.watched(account, id, context.alive()).await?;
+        let (mut rows, due) = context.store.watched_and_due(account, id, context.alive()).await?;
         if rows.is_empty() {
             let live = context.store.live_account(account, context.alive()).await?;
             let elsewhere = live.as_ref().and_then(|live| live.elsewhere(id));
@@ -342,7 +345,7 @@ impl Watcher {
             let carried = wanted.into_iter().filter(|(_, by)| context.carries_preview(by));
             previews.wanted = carried.map(|(mailbox, _)| mailbox).collect();
         }
-        Ok(())
+        Ok(due)
     }
 
     /// The mailboxes at these places were looked at. Where the state of one is unknown, a registration may have

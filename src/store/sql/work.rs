@@ -60,16 +60,35 @@ pub(in crate::store) enum TransactionKind {
     },
 }
 
-/// One transaction. It is rolled back when it is dropped.
+/// One transaction, which is rolled back when it is dropped; or a statement that stands alone.
 pub(in crate::store) struct Work {
-    transaction: Transaction<'static, Any>,
+    on: WorkOn,
     dialect: Dialect,
     named: bool,
     /// Of a connection to a server.
     trust: Option<ConnectionTrust>,
 }
 
+/// What the statements of a call run on.
+enum WorkOn {
+    Transaction(Transaction<'static, Any>),
+    /// The connection itself: of a SQLite file, where a statement that reads sees one state of the database.
+    Connection(PoolConnection<Any>),
+}
+
 impl Connections {
+    /// For one statement that reads. A SQLite file needs no transaction for it, which would take two more trips to
+    /// the connection's thread.
+    pub(in crate::store) async fn read_once(&self) -> sqlx::Result<Work> {
+        match self.kind {
+            TransactionKind::File => {
+                let on = WorkOn::Connection(self.reads.acquire().await?);
+                Ok(Work { on, dialect: Dialect::Sqlite, named: true, trust: None })
+            }
+            TransactionKind::Server { .. } => self.begin_read().await,
+        }
+    }
+
     /// Begins a transaction that reads.
     pub(in crate::store) async fn begin_read(&self) -> sqlx::Result<Work> {
         self.begin(&self.reads, "begin").await
@@ -183,7 +202,8 @@ async fn begun(
     if shown.try_get::<i64, _>(0)? != 0 {
         return Err(standby());
     }
-    Ok(Work { transaction, dialect, named, trust: Some(trust) })
+    let on = WorkOn::Transaction(transaction);
+    Ok(Work { on, dialect, named, trust: Some(trust) })
 }
 
 fn standby() -> sqlx::Error {
@@ -200,12 +220,12 @@ impl Work {
         pool: &AnyPool,
         begin: &'static str,
     ) -> sqlx::Result<Self> {
-        let transaction = pool.begin_with(begin).await?;
-        Ok(Self { transaction, dialect: Dialect::Sqlite, named: true, trust: None })
+        let on = WorkOn::Transaction(pool.begin_with(begin).await?);
+        Ok(Self { on, dialect: Dialect::Sqlite, named: true, trust: None })
     }
 
     pub(in crate::store) async fn commit(self) -> sqlx::Result<()> {
-        let Self { transaction, trust, .. } = self;
+        let Self { on: WorkOn::Transaction(transaction), trust, .. } = self else { return Ok(()) };
         match trust {
             Some(trust) => Unbroken::new(&trust, transaction.commit()).await,
             None => transaction.commit().await,
@@ -214,7 +234,7 @@ impl Work {
 
     /// Runs statements that take no parameters.
     pub(in crate::store) async fn run(&mut self, sql: SqlStr) -> sqlx::Result<()> {
-        self.transaction.execute(sql).await.map(drop)
+        self.connection().execute(sql).await.map(drop)
     }
 
     /// What the database speaks.
@@ -229,7 +249,10 @@ impl Work {
 
     /// Where its statements run.
     pub(super) fn connection(&mut self) -> &mut AnyConnection {
-        &mut self.transaction
+        match &mut self.on {
+            WorkOn::Transaction(transaction) => transaction,
+            WorkOn::Connection(connection) => connection,
+        }
     }
 }
 

@@ -31,7 +31,7 @@ impl Watcher {
         self.shows(WatcherState::Watching(WatchMode::OnDemand));
         self.backend = backend.clone();
         self.take_directive().await;
-        self.reload(backend).await?;
+        let due = self.reload(backend).await?;
         self.found = self.registrations;
         let looks = self.directive.borrow().looks;
         let all = std::mem::replace(&mut self.looks, looks) != looks;
@@ -40,7 +40,6 @@ impl Watcher {
             watched.due |= all || unknown;
             watched.must_look |= all || unknown;
         }
-        let due = self.context.store.due(&self.account).await?;
         self.hear_marks(due).await?;
         self.hear_hints().await?;
         // A sweep has its own pace.

@@ -30,7 +30,7 @@ async fn look(store: &Store, mailbox: &str, marks: i64) {
 
 /// Alice's mailboxes that are due, as `name marks uid_next`.
 async fn due(store: &Store) -> Vec<String> {
-    let due = store.due(&alice()).await.unwrap();
+    let (_, due) = store.watched_and_due(&alice(), &imap(), EVER).await.unwrap();
     let mut due: Vec<_> = due.iter().map(shown).collect();
     due.sort();
     due

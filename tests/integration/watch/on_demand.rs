@@ -359,7 +359,11 @@ S: w3 OK out
         )
         .await;
         let alice = Account::from_login("alice");
-        let due = async || stage.world.store.due(&alice).await.unwrap();
+        let home = watching.backends.id_of(&alice).unwrap();
+        let due = async || {
+            let watched = stage.world.store.watched_and_due(&alice, &home, Timestamp(0));
+            watched.await.unwrap().1
+        };
         let team_alone = async || {
             until(async || due().await.iter().all(|due| !due.mailbox.is_inbox())).await;
             let due: Vec<_> = due().await.into_iter().map(|due| due.mailbox).collect();
@@ -393,7 +397,7 @@ S: w3 OK out
         )
         .await;
         watching.expect(&["Team: new mail, next 2 of 1 with 1 unseen"]).await;
-        until(async || stage.world.store.due(&alice).await.unwrap().is_empty()).await;
+        until(async || due().await.is_empty()).await;
         assert_eq!(watching.until("watching").await.reason, None);
         watching.stop().await;
     })

@@ -118,7 +118,8 @@ impl EventCluster {
     }
 
     async fn is_due(&self, user: &str) -> bool {
-        !self.store.due(&Account::from_login(user)).await.unwrap().is_empty()
+        let due = self.store.due_accounts().await.unwrap();
+        due.iter().any(|(account, _)| *account == Account::from_login(user))
     }
 }
 
