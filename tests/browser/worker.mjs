@@ -1,14 +1,19 @@
 // The service worker in Chromium: what its events do that no script can cause by itself, as a tap on a notification. They are
 // dispatched in the worker, where `waitUntil` of such an event has to be replaced, and the opening of windows, too.
-import { check, chromium, hear, LOGIN, logIn, main, newPage } from './common.mjs';
+import { check, chromium, hear, LOGIN, logIn, main, newPage, until } from './common.mjs';
 
-/** In the worker: a notification with this data is tapped. Gives what was opened or focused, in order. */
+const MAC = 'Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.0 Safari/605.1.15';
+
+/**
+ * In the worker: a notification with this data is tapped. Gives what was opened or focused, in order. Of a page of another
+ * server openWindow gives null (Service Workers, `openWindow(url)`).
+ */
 async function tap(data, refused) {
   const told = [];
   Clients.prototype.openWindow = async url => {
     told.push(url);
     if (refused.includes(url)) throw new TypeError('not allowed');
-    return {};
+    return new URL(url, location.href).origin === location.origin ? {} : null;
   };
   WindowClient.prototype.focus = async function focus() { told.push('focus'); return this; };
   await self.registration.showNotification('New mail', { tag: 'tapped', data });
@@ -20,6 +25,19 @@ async function tap(data, refused) {
   await done;
   told.push((await self.registration.getNotifications({ tag: 'tapped' })).length);
   return told;
+}
+
+/** In the worker: a tap while the server does not answer. Gives what was opened, and how long the server was waited for. */
+async function tapWithoutAnswer(data) {
+  const [answering, limit] = [self.fetch, AbortSignal.timeout];
+  let patience = null;
+  AbortSignal.timeout = time => { patience = time; return limit.call(AbortSignal, time); };
+  self.fetch = (path, { signal }) => new Promise((_, reject) => {
+    signal.addEventListener('abort', () => reject(signal.reason));
+  });
+  const told = await tap(data, []);
+  [self.fetch, AbortSignal.timeout] = [answering, limit];
+  return [...told, patience];
 }
 
 /** In the worker: the push service has another subscription for this browser. Gives what is remembered then. */
@@ -34,28 +52,72 @@ async function change(login, given) {
   return (await remembered())[login];
 }
 
+/** The page and its worker, in a browser of its own, where a function of this file can be called by its name. */
+async function open(browser, url, before = async () => {}) {
+  const context = await browser.createBrowserContext();
+  await context.overridePermissions(url, ['notifications']);
+  const page = await newPage(context);
+  await before(page);
+  await page.goto(url);
+  await page.waitForSelector('#log-in:not([hidden])');
+  await page.evaluate(() => navigator.serviceWorker.ready.then(() => undefined));
+  const target = await context.waitForTarget(it => it.type() === 'service_worker');
+  const worker = await target.worker();
+  await worker.evaluate(`self.tap = ${tap}`);
+  return { context, page, worker };
+}
+
+function expect(told, expected) {
+  check(JSON.stringify(told) === JSON.stringify(expected), `${JSON.stringify(told)} is not ${JSON.stringify(expected)}`);
+}
+
+/** Without a link of the operator, a tap opens the mail program on Apple's devices: by a page that is there or a new one. */
+async function opensTheMailProgram(browser, url) {
+  let asked = [];
+  const { context, page, worker } = await open(browser, url, async page => {
+    await page.setUserAgent({ userAgent: MAC });
+    const session = await page.createCDPSession();
+    await session.send('Page.enable');
+    session.on('Page.frameRequestedNavigation', it => asked.push(it.url));
+  });
+  const opens = async how => {
+    await until(`the mail program, ${how}`, () => asked.includes('message:'));
+    asked = [];
+    await until(`an address without a tap, ${how}`, () => page.evaluate(() => location.href === `${location.origin}/`));
+  };
+  await worker.evaluate(mac => { Object.defineProperty(WorkerNavigator.prototype, 'userAgent', { get: () => mac }); }, MAC);
+
+  expect(await worker.evaluate(tap, { account: LOGIN }, []), ['focus', 0]);
+  await opens('by the page that is open');
+  // As browsers do that open a window in the one that is there.
+  await page.evaluate(() => { location.hash = '#mail'; });
+  await opens('by the address of the page that is open');
+
+  await page.goto('about:blank');
+  expect(await worker.evaluate(tap, { account: LOGIN }, []), ['/#mail', 0]);
+  await page.goto(`${url}/#mail`);
+  await opens('by a new page');
+  await page.reload();
+  await page.waitForSelector('#log-in:not([hidden])');
+  expect(asked.filter(it => it === 'message:'), []);
+  await context.close();
+}
+
 main(async () => {
-  const [url, link, given] = [await hear(), await hear(), JSON.parse(await hear())];
+  const [url, link, given, plainUrl] = [await hear(), await hear(), JSON.parse(await hear()), await hear()];
   const browser = await chromium();
   try {
-    const context = await browser.createBrowserContext();
-    await context.overridePermissions(url, ['notifications']);
-    const page = await newPage(context);
-    await page.goto(url);
+    const { page, worker } = await open(browser, url);
     await logIn(page);
-    await page.evaluate(() => navigator.serviceWorker.ready.then(() => undefined));
-    const target = await context.waitForTarget(it => it.type() === 'service_worker');
-    const worker = await target.worker();
-    const tapped = async (data, refused, expected) => {
-      const told = await worker.evaluate(tap, data, refused);
-      check(JSON.stringify(told) === JSON.stringify([...expected, 0]), `${JSON.stringify(data)}: ${told}`);
-    };
 
-    // A tap leads to the configured link, and where the browser opens no such link, to the page that has it.
-    await tapped({ account: LOGIN }, [], [link]);
-    await tapped({ account: LOGIN }, [link], [link, '/#mail']);
+    // A tap leads to the configured link, also where the server does not answer: Firefox opens nothing a second later.
+    const data = { account: LOGIN };
+    expect(await worker.evaluate(tap, data, []), [link, 0]);
+    const [opened, left, patience] = await worker.evaluate(tapWithoutAnswer, data);
+    expect([opened, left], [link, 0]);
+    check(patience < 1000, `it waits for the server for ${patience} ms`);
     // What is about the page leads to the page that is open.
-    await tapped({ page: true }, [], ['focus']);
+    expect(await worker.evaluate(tap, { page: true }, []), ['focus', 0]);
 
     // Another endpoint for this browser becomes a subscription for the same mailboxes.
     const kept = await worker.evaluate(change, LOGIN, given);
@@ -64,6 +126,13 @@ main(async () => {
     const made = subscriptions.find(it => it.id === kept.id);
     check(kept.former.join() === '0', `the one before is to be removed: ${JSON.stringify(kept)}`);
     check(made?.transport === 'webpush' && made.mailboxes.join() === 'Lists', JSON.stringify(subscriptions));
+
+    // Where the browser opens no such link, the page does.
+    const leaves = page.waitForRequest(link);
+    expect(await worker.evaluate(tap, data, [link]), [link, 'focus', 0]);
+    await leaves;
+
+    await opensTheMailProgram(browser, plainUrl);
   } finally {
     await browser.close();
   }

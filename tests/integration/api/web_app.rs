@@ -189,6 +189,11 @@ fn certificates() -> tempfile::TempDir {
     folder
 }
 
+/// Where the app is.
+fn page(api: &ApiWorld) -> String {
+    format!("https://localhost:{}", api.world.mailchime.api.unwrap().port())
+}
+
 fn web_push(folder: &Path, hosts: &[String]) -> WebPushConfig {
     let mut config = WebPushConfig::new(folder.join("vapid.key"), "mailto:admin@example.org");
     config.hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
@@ -214,8 +219,7 @@ async fn the_page_fits_each_width_and_is_usable_by_all() {
             api.backend.create_mailbox(ALICE, name).unwrap();
         }
         let _phone = api.world.register((ALICE, "secret"), &["INBOX", "Lists"]).await;
-        let app = api.world.mailchime.api.unwrap().port();
-        script.tell(&format!("https://localhost:{app}"));
+        script.tell(&page(&api));
         assert_eq!(script.next().await, None);
     })
     .await;
@@ -239,8 +243,8 @@ async fn a_tap_on_a_notification_opens_the_link_and_a_new_endpoint_is_subscribed
         api.backend.create_mailbox(ALICE, "Lists").unwrap();
         let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
         let given = service.subscribe(key.as_str().unwrap()).to_json().to_string();
-        let app = api.world.mailchime.api.unwrap().port();
-        for line in [&format!("https://localhost:{app}"), link, &given] {
+        let without_link = ApiWorld::start().await;
+        for line in [&page(&api), link, &given, &page(&without_link)] {
             script.tell(line);
         }
         assert_eq!(script.next().await, None);
@@ -281,7 +285,7 @@ async fn firefox(test: &str, script: &str, preview: PreviewContent, mail: &'stat
         let profile = folder.path().join("firefox");
         firefox_profile::write(&profile, &door.url(), &pki().server, app).unwrap();
         script.tell(&profile.display().to_string());
-        for line in [&format!("https://localhost:{app}"), ALICE, "secret"] {
+        for line in [&page(&api), ALICE, "secret"] {
             script.tell(line);
         }
         let mut delivered = None;

@@ -9,6 +9,9 @@ const PATIENCE = 60_000;
 /** How long the service worker may take to start, in milliseconds. */
 const START = 15_000;
 
+/** With this behind it, the page opens the user's mail. */
+const MAIL = '#mail';
+
 /** From so many mailboxes on they can be searched. */
 const MANY = 12;
 
@@ -401,11 +404,26 @@ async function loadTexts() {
   for (const it of document.querySelectorAll('[data-text]')) it.textContent = texts[it.dataset.text];
 }
 
+/** What the service worker says. */
+function heard({ data }) {
+  if (data?.type === 'confirmed' || data?.type === 'unconfirmed') waiting?.(data.type === 'confirmed');
+  if (data?.type === 'open_mail') openMail().catch(complain);
+}
+
+/** Opens the user's mail, as a tap on a notification asks. A page that is loaded again does not open it again. */
+async function openMail() {
+  if (location.hash === MAIL) history.replaceState(null, '', location.pathname);
+  await loaded;
+  const link = mailLink(settings);
+  if (link !== null) location.assign(link);
+}
+
+function followHash() {
+  if (location.hash === MAIL) openMail().catch(complain);
+}
+
 async function startWorker() {
   if (!('serviceWorker' in navigator)) return;
-  navigator.serviceWorker.addEventListener('message', ({ data }) => {
-    if (data?.type === 'confirmed' || data?.type === 'unconfirmed') waiting?.(data.type === 'confirmed');
-  });
   // Trusted Types: a worker is started by a policy, and this one knows one worker.
   const url = window.trustedTypes
     ? trustedTypes.createPolicy('mailchime', { createScriptURL: () => '/sw.js' }).createScriptURL('')
@@ -414,7 +432,7 @@ async function startWorker() {
 }
 
 async function start() {
-  await loadTexts();
+  await loaded;
   await startWorker().catch(error => console.warn(error));
   at('install').hidden = !isPlainTabOfApple();
   at('log-in').querySelector('form').addEventListener('submit', event => {
@@ -427,8 +445,6 @@ async function start() {
   });
   at('filter').addEventListener('input', filterMailboxes);
   at('log-out').addEventListener('click', () => run(at('log-out'), logOut));
-  const opensMail = location.hash === '#mail' ? mailLink(settings) : null;
-  if (opensMail !== null) location.assign(opensMail);
   try {
     ({ account } = await api('/v1/session'));
     await showAccount();
@@ -439,4 +455,10 @@ async function start() {
   }
 }
 
+// At once: what the service worker says before somebody hears it is lost.
+navigator.serviceWorker?.addEventListener('message', heard);
+// Some browsers open `/#mail` in the page that is there.
+window.addEventListener('hashchange', followHash);
+const loaded = loadTexts();
+followHash();
 start();

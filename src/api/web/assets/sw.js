@@ -11,6 +11,9 @@ const FILES = 'mailchime-files';
 const OFFLINE = ['/offline.html', '/style.css', '/icon.svg', '/icon-192.png', '/badge.png', '/settings.json',
   ...LANGUAGES.map(it => `/texts/${it}.json`)];
 
+// Firefox lets a tap open a window for a second. How long the network is waited for then, in milliseconds.
+const TAP = 500;
+
 self.addEventListener('install', event => event.waitUntil((async () => {
   await (await caches.open(FILES)).addAll(OFFLINE.map(path => new Request(path, { cache: 'reload' })));
   await self.skipWaiting();
@@ -34,14 +37,22 @@ self.addEventListener('notificationclick', event => {
 self.addEventListener('pushsubscriptionchange', event => event.waitUntil(renew(event.newSubscription)));
 
 async function fromCache(path) {
-  return (await caches.open(FILES)).match(path);
+  return (await caches.open(FILES)).match(path, { ignoreVary: true });
 }
 
-/** A JSON file of this server, or as it was when the network does not answer soon. */
-async function file(path) {
+async function toCache(path, answer) {
+  await (await caches.open(FILES)).put(path, answer);
+}
+
+/** A JSON file of this server, or as it was when the network does not answer within `patience`, in milliseconds. */
+async function file(path, patience = 3000) {
   try {
-    const answer = await fetch(path, { signal: AbortSignal.timeout(3000) });
-    if (answer.ok) return await answer.json();
+    const answer = await fetch(path, { signal: AbortSignal.timeout(patience) });
+    if (answer.ok) {
+      const [copy, json] = [answer.clone(), await answer.json()];
+      await toCache(path, copy).catch(console.warn);
+      return json;
+    }
   } catch { /* there is the cache */ }
   const kept = await fromCache(path);
   return kept ? kept.json() : {};
@@ -164,14 +175,18 @@ async function announce(account, tag, unread, isNew, newest) {
 
 /** A tap leads to the user's mail; a browser that opens no such link gets the page, which has it. */
 async function opened(data) {
-  const link = data.page ? null : mailLink(await file('/settings.json'));
+  const link = data.page ? null : mailLink(await file('/settings.json', TAP));
   if (link?.startsWith('https:')) {
-    try { if (await self.clients.openWindow(link)) return; } catch { /* the page */ }
+    // What comes back of a page of another server is null.
+    try { await self.clients.openWindow(link); return; } catch { /* the page */ }
   }
-  const page = link ? '/#mail' : '/';
-  const [open] = await self.clients.matchAll({ type: 'window', includeUncontrolled: true });
-  if (open && page === '/') { await open.focus(); return; }
-  await self.clients.openWindow(page);
+  const pages = await self.clients.matchAll({ type: 'window', includeUncontrolled: true });
+  const open = pages.find(it => new URL(it.url).pathname === '/');
+  if (!open) {
+    await self.clients.openWindow(link ? '/#mail' : '/');
+    return;
+  }
+  try { await open.focus(); } finally { if (link) open.postMessage({ type: 'open_mail' }); }
 }
 
 /** The push service has another endpoint for this browser. */
