@@ -2,8 +2,10 @@
 //!
 //! A user logs in, chooses mailboxes, and has this browser notified; `docs/web-app.md` describes it. Each file
 //! comes with an `ETag` of its content, and browsers ask each time whether it is still that one, so that a
-//! new mailchime is a new page. The policy allows what this server itself has and nothing else, no script or
-//! style within the page, and scripts by Trusted Types only.
+//! new mailchime is a new page. The pages come in the browser's language. The policy allows what this server itself
+//! has and nothing else, no script or style within the page, and scripts by Trusted Types only.
+
+mod pages;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::Router;
@@ -18,6 +20,7 @@ use hyper::header::{
 };
 use serde_json::json;
 
+use self::pages::LANGUAGES;
 use crate::model::hex;
 
 /// What a page of this server may load and do (Content Security Policy Level 3, Trusted Types).
@@ -35,23 +38,18 @@ const HEADERS: [(HeaderName, &str); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const JSON: &str = "application/json";
 const PNG: &str = "image/png";
 
-/// The files: under which path, of what type, and the content.
+/// The files that are the same for all: under which path, of what type, and the content.
 #[rustfmt::skip] // a table: one file, one line
-const FILES: [(&str, &str, &[u8]); 15] = [
-    ("/", HTML, include_bytes!("assets/index.html")),
+const FILES: [(&str, &str, &[u8]); 11] = [
     ("/app.js", SCRIPT, include_bytes!("assets/app.js")),
     ("/shared.js", SCRIPT, include_bytes!("assets/shared.js")),
     ("/sw.js", SCRIPT, include_bytes!("assets/sw.js")),
     ("/style.css", "text/css; charset=utf-8", include_bytes!("assets/style.css")),
-    ("/offline.html", HTML, include_bytes!("assets/offline.html")),
     ("/manifest.webmanifest", "application/manifest+json", include_bytes!("assets/manifest.webmanifest")),
-    ("/texts/en.json", JSON, include_bytes!("assets/texts/en.json")),
-    ("/texts/de.json", JSON, include_bytes!("assets/texts/de.json")),
     ("/icon.svg", "image/svg+xml", include_bytes!("assets/icon.svg")),
     ("/icon-192.png", PNG, include_bytes!("assets/icon-192.png")),
     ("/icon-512.png", PNG, include_bytes!("assets/icon-512.png")),
@@ -69,15 +67,22 @@ struct Asset {
     etag: HeaderValue,
 }
 
-/// All files, and `/settings.json`, which says where a tap on a notification leads.
+/// All files and pages, and `/settings.json`, which says where a tap on a notification leads.
 pub(super) fn routes<S: Clone + Send + Sync + 'static>(mail_url: Option<&str>) -> Router<S> {
     let settings = json!({ "mail_url": mail_url }).to_string();
-    let settings = ("/settings.json", JSON, Bytes::from(settings));
-    let files = FILES.into_iter().map(|(path, kind, content)| (path, kind, content.into()));
-    files.chain([settings]).fold(Router::new(), |router, (path, content_type, content)| {
-        let asset = Asset::new(content_type, content);
-        router.route(path, get(async move |headers: HeaderMap| asset.answer(&headers)))
-    })
+    let settings = ("/settings.json".to_owned(), JSON, Bytes::from(settings));
+    let texts = LANGUAGES.into_iter().map(|(language, texts)| {
+        (format!("/texts/{language}.json"), JSON, Bytes::from_static(texts.as_bytes()))
+    });
+    let files = FILES.into_iter();
+    let files = files.map(|(path, kind, content)| (path.to_owned(), kind, content.into()));
+    files.chain(texts).chain([settings]).fold(
+        pages::routes(),
+        |router, (path, content_type, content)| {
+            let asset = Asset::new(content_type, content);
+            router.route(&path, get(async move |headers: HeaderMap| asset.answer(&headers)))
+        },
+    )
 }
 
 impl Asset {

@@ -1,6 +1,6 @@
 //! The web app: its files and their headers, and the app itself in real browsers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use mailchime::config::{PreviewContent, WebPushConfig};
@@ -109,19 +109,128 @@ async fn the_link_to_the_mail_is_the_operators() {
     .await;
 }
 
+/// The texts of a language, by their keys.
+fn texts(language: &str) -> BTreeMap<String, String> {
+    serde_json::from_str(&asset(&format!("texts/{language}.json"))).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_comes_with_its_texts_in_the_language_of_the_browser() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        for path in ["/", "/offline.html"] {
+            let mut tags = Vec::new();
+            for (wanted, language) in
+                [("fr", "en"), ("fr, de-AT;q=0.8, en;q=0.5", "de"), ("en-GB,en;q=0.9", "en")]
+            {
+                let page = api.ask(&format!("GET {path}\nAccept-Language: {wanted}")).await;
+                assert_eq!(page.fields("vary"), ["accept-language"], "{path}");
+                assert!(page.body.contains(&format!("<html lang=\"{language}\">")), "{wanted}");
+                let texts = texts(language);
+                let elements: Vec<_> = page.body.split(" data-text=\"").skip(1).collect();
+                assert!(elements.len() > 1, "{path}");
+                for element in elements {
+                    let (key, rest) = element.split_once('"').unwrap();
+                    let (_, text) = rest.split_once('>').unwrap();
+                    assert_eq!(text.split('<').next(), texts.get(key).map(String::as_str), "{key}");
+                }
+                tags.push(page.field("etag").unwrap().to_owned());
+            }
+            assert!(tags[0] == tags[2] && tags[0] != tags[1], "{tags:?}");
+            // A copy in one language is none of the other.
+            let request = format!("GET {path}\nIf-None-Match: {}\nAccept-Language:", tags[1]);
+            assert_eq!(api.ask(&format!("{request} de")).await.status, 304);
+            assert_eq!(api.ask(&format!("{request} en")).await.status, 200);
+        }
+    })
+    .await;
+}
+
+/// It is the same in all languages.
+const NAME: &str = "mailchime";
+
+/// Attributes that a browser shows or reads out.
+const SPOKEN: [&str; 6] = ["alt", "title", "placeholder", "aria-label", "value", "label"];
+
+#[test]
+fn no_text_for_people_stands_outside_the_files_of_the_languages() {
+    for page in ["index.html", "offline.html"] {
+        let text = asset(page);
+        assert!(text.contains(" data-text=\""), "{page}");
+        for (tag, text) in text.split('<').skip(1).map(|part| part.split_once('>').unwrap()) {
+            assert!(matches!(text.trim(), "" | NAME), "{page}: {text:?}");
+            let spoken = SPOKEN.iter().filter_map(|it| tag.split_once(&format!(" {it}=\"")));
+            for (_, value) in spoken {
+                assert!(value.starts_with('"'), "{page}: <{tag}>");
+            }
+        }
+    }
+    let manifest: BTreeMap<String, Value> =
+        serde_json::from_str(&asset("manifest.webmanifest")).unwrap();
+    for (key, value) in &manifest {
+        let is_text = matches!(&**key, "name" | "short_name" | "description" | "shortcuts");
+        assert!(!is_text || value == NAME, "{key}: {value}");
+    }
+    for script in ["app.js", "shared.js", "sw.js"] {
+        let text = asset(script);
+        let literals = literals(&text);
+        assert!(literals.iter().any(|it| it == "use strict"), "{script}: {literals:?}");
+        for literal in literals {
+            assert!(!is_prose(&literal), "{script}: {literal:?}");
+        }
+        // A single word is told from a name by what is done with it.
+        for shows in ["textContent = ", "say(", "text: ", "title: ", "body: ", "'aria-label': "] {
+            for (_, shown) in text.match_indices(shows).map(|(at, _)| text[at..].split_at(shows.len()))
+            {
+                let is_literal = shown.starts_with(['\'', '"', '`']) && !shown.starts_with("''");
+                assert!(!is_literal, "{script}: {shows}{}", shown.lines().next().unwrap());
+            }
+        }
+    }
+}
+
+/// What stands between quotes in a script, `${…}` left out. No comment behind code has a quote.
+fn literals(script: &str) -> Vec<String> {
+    let is_comment = |line: &&str| ["//", "/*", "*"].iter().any(|it| line.starts_with(it));
+    let lines: Vec<_> = script.lines().map(str::trim).filter(|line| !is_comment(line)).collect();
+    let (text, mut found) = (lines.join("\n"), Vec::new());
+    let mut rest = &*text;
+    while let Some(start) = rest.find(['\'', '"', '`']) {
+        let (quote, inner) = rest[start..].split_at(1);
+        let end = inner.find(quote).unwrap_or_else(|| panic!("no end: {}", &inner[..40]));
+        let mut parts = inner[..end].split("${");
+        let mut literal = parts.next().unwrap().to_owned();
+        literal.extend(parts.map(|part| part.split_once('}').unwrap_or((part, "")).1));
+        found.push(literal);
+        rest = &inner[end + 1..];
+    }
+    found
+}
+
+/// Whether it has two words side by side, or begins with a capital as a sentence does.
+fn is_prose(literal: &str) -> bool {
+    let is_word = |word: &str| word.chars().all(|c| c.is_alphabetic() || ".,:;!?…’“”".contains(c));
+    let words: Vec<_> = literal.split(' ').collect();
+    let pair = words.windows(2).any(|pair| {
+        pair.iter().all(|word| word.starts_with(char::is_alphabetic) && is_word(word))
+    });
+    let mut letters = literal.chars();
+    let capital = letters.next().is_some_and(char::is_uppercase)
+        && literal.chars().skip(1).all(|c| c.is_lowercase() || ".,!?…".contains(c))
+        && literal.len() > 1;
+    // Names of the language and of browsers' interfaces.
+    (pair || capital) && !["use strict", "Notification"].contains(&literal)
+}
+
 #[test]
 fn both_languages_have_the_same_texts_and_each_is_used() {
-    let read = |language: &str| -> Value {
-        serde_json::from_str(&asset(&format!("texts/{language}.json"))).unwrap()
-    };
-    let (english, german) = (read("en"), read("de"));
-    let (english, german) = (english.as_object().unwrap(), german.as_object().unwrap());
+    let (english, german) = (texts("en"), texts("de"));
     assert_eq!(english.keys().collect::<Vec<_>>(), german.keys().collect::<Vec<_>>());
-    let code = ["index.html", "app.js", "sw.js"].map(asset).join("\n");
+    let code = ["index.html", "offline.html", "app.js", "sw.js"].map(asset).join("\n");
     let made = ["error_", "kind_", "new_mail_more_", "newest_more_", "unread_"];
-    for (key, text) in english {
-        let placeholders = |text: &Value| -> BTreeSet<String> {
-            let parts = text.as_str().unwrap().split('{').skip(1);
+    for (key, text) in &english {
+        let placeholders = |text: &str| -> BTreeSet<String> {
+            let parts = text.split('{').skip(1);
             parts.map(|part| part.split('}').next().unwrap().to_owned()).collect()
         };
         assert_eq!(placeholders(text), placeholders(&german[key]), "{key}");
