@@ -8,6 +8,23 @@ const notifications = (page, login) => page.evaluate(async tag => {
   return shown.map(({ title, body, tag }) => ({ title, body, tag }));
 }, `mail:${login}`);
 
+/** What the list says of this browser, without its buttons. */
+const ownRow = page => page.$$eval('#subscriptions li', rows => {
+  const own = rows.find(row => row.textContent.includes('(this browser)'));
+  return [...own.querySelectorAll('p')].map(it => it.textContent).join(' ');
+});
+
+/** Where there is another mailbox than INBOX, it is chosen, and is in the list then. */
+async function choosesAnother(page) {
+  const label = await page.$$('#mailboxes label:not(:has([type=checkbox]:checked))').then(all => all[0]);
+  if (!label) return;
+  const name = await label.evaluate(it => it.textContent);
+  await label.click();
+  await page.click('#notify-button');
+  await until('the word that it is saved', async () => await text(page, '#status') === 'Saved.');
+  check((await ownRow(page)).includes(`INBOX, ${name}`), await ownRow(page));
+}
+
 /** With `[push] preview` a notification says who wrote about what, and how many more are new. */
 async function showsWhoWroteWhat(page, login) {
   want('deliver');
@@ -39,12 +56,16 @@ main(async () => {
     check(/this browser/.test(await text(page, '#subscriptions')), 'the list names this browser');
     check((await text(page, '#notify-state')) !== '', 'the page says that it is on');
 
+    check(/ · no push yet$/.test(await ownRow(page)), await ownRow(page));
+    await choosesAnother(page);
+
     if (process.argv[2] === 'preview') { await showsWhoWroteWhat(page, login); return; }
 
     want('deliver');
     const shown = await until('the notification', async () => (await notifications(page, login))[0]);
     check(shown.title === 'New mail in \u2068INBOX\u2069', JSON.stringify(shown));
     check(shown.body.includes(login), JSON.stringify(shown));
+    await until('the last push in the list', async () => / · last push /.test(await ownRow(page)));
 
     // Read elsewhere, it goes.
     want('read');

@@ -1,19 +1,27 @@
 //! The web app: its files and their headers, and the app itself in real browsers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use mailchime::config::{PreviewContent, WebPushConfig};
+use mailchime::config::{FcmConfig, PreviewContent, WebPushConfig};
+use mailchime::demo::fcm::FcmStandIn;
 use mailchime::demo::firefox_profile;
 use mailchime::demo::pki::Pki;
 use mailchime::demo::push_service::PushService;
-use serde_json::Value;
+use mailchime::demo::webhook::WebhookReceiver;
+use mailchime::model::{Account, TransportId};
+use mailchime::net::guard::Guard;
+use mailchime::net::resolve::NameResolver;
+use mailchime::push::transport::webhook::users::UserWebhooks;
+use serde_json::{Value, json};
 
 use super::{ALICE, ApiWorld};
 use crate::support::browser::BrowserScript;
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
-use crate::support::{limited, listener, until};
+use crate::support::{limited, listener, soon, until};
 
 /// What the app is made of, and the type of each.
 const FILES: [(&str, &str); 16] = [
@@ -274,7 +282,7 @@ fn no_file_names_another_host_or_makes_markup_of_text() {
     assert!(!icon.contains("http") && !icon.contains("<script"), "{icon}");
     // A folder with a file that is not served would be a mistake.
     let here = |folder: &str| -> Vec<_> {
-        let files = std::fs::read_dir(Path::new(ASSETS).join(folder)).unwrap();
+        let files = fs::read_dir(Path::new(ASSETS).join(folder)).unwrap();
         files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
     };
     for name in here("").iter().chain(&here("texts")).filter(|name| *name != "texts") {
@@ -286,7 +294,7 @@ fn no_file_names_another_host_or_makes_markup_of_text() {
 }
 
 fn asset(file: &str) -> String {
-    std::fs::read_to_string(Path::new(ASSETS).join(file)).unwrap()
+    fs::read_to_string(Path::new(ASSETS).join(file)).unwrap()
 }
 
 // === Real browsers ===
@@ -359,6 +367,88 @@ async fn a_tap_on_a_notification_opens_the_link_and_a_new_endpoint_is_subscribed
         assert_eq!(script.next().await, None);
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_shows_the_last_push_of_each_kind() {
+    limited(async {
+        let folder = certificates();
+        let test = "the_list_shows_the_last_push_of_each_kind";
+        let script = BrowserScript::start(test, "list.mjs", "chromium", folder.path());
+        let Some(mut script) = script else { return };
+        let service = PushService::start(listener().await, pki()).unwrap();
+        let fcm = FcmStandIn::start(listener().await, pki()).unwrap();
+        let hooks = WebhookReceiver::start(listener().await, Some(pki())).unwrap();
+        let host = format!("localhost:{}", service.address().port());
+        let firebase = folder.path().join("firebase.json");
+        fs::write(&firebase, fcm.service_account().unwrap()).unwrap();
+        let api = ApiWorld::with(|config| {
+            config.web_push = Some(web_push(folder.path(), &[host]));
+            let mut project = FcmConfig::new(firebase);
+            project.endpoint = fcm.endpoint().parse().unwrap();
+            project.ca = Some(folder.path().join("ca.pem"));
+            config.fcm = vec![project];
+        })
+        .await;
+        for number in 1..=12 {
+            api.backend.create_mailbox(ALICE, &format!("List {number}")).unwrap();
+        }
+        take_webhooks_here(&api, &hooks, &folder.path().join("ca.pem"));
+
+        api.world.register((ALICE, "secret"), &["INBOX"]).await;
+        let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
+        let browser = service.subscribe(key.as_str().unwrap());
+        let id = api.subscribe_by("webpush", browser.to_json()).await;
+        api.confirm(&id, service.next().await.json()["data"]["code"].clone()).await;
+        let app = json!({ "app": "org.example.mail", "token": "a-token" });
+        let id = api.subscribe_by("fcm", app).await;
+        api.confirm(&id, json!(fcm.next().await.data()["code"])).await;
+        let id = api.subscribe_by("webhook", json!({ "url": hooks.url("/") })).await;
+        let event = soon("a code", hooks.next()).await;
+        api.confirm(&id, event.json()["data"]["code"].clone()).await;
+
+        script.tell(&page(&api));
+        assert_eq!(script.next().await.as_deref(), Some("push"));
+        api.backend.wait_until(|counters| counters.idling == 1).await;
+        api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        let (store, alice) = (&api.world.mailchime.store, Account::from_login(ALICE));
+        until(async || {
+            let listed = store.subscriptions_of(&alice).await.unwrap();
+            listed.len() == 4 && listed.iter().all(|it| it.pushed_at.is_some())
+        })
+        .await;
+        script.tell("all have been pushed");
+        assert_eq!(script.next().await, None);
+    })
+    .await;
+}
+
+impl ApiWorld {
+    /// Alice subscribes by this transport. Returns the id.
+    async fn subscribe_by(&self, transport: &str, mut body: Value) -> String {
+        body["transport"] = json!(transport);
+        let made = self.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+        made.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    async fn confirm(&self, id: &str, code: Value) {
+        let confirm = format!("POST /v1/subscriptions/{id}/confirm");
+        let reply = self.of(ALICE, &confirm, Some(json!({ "code": code }))).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    }
+}
+
+/// Web hooks of users, which otherwise reach no private address, reach this one.
+fn take_webhooks_here(api: &ApiWorld, hooks: &WebhookReceiver, ca: &Path) {
+    let port = hooks.url("/").parse::<hyper::Uri>().unwrap().port_u16().unwrap();
+    let hosts = [format!("localhost:{port}").parse().unwrap()];
+    let private = ["127.0.0.0/8", "::1"].map(|it| it.parse().unwrap());
+    let users = UserWebhooks::new(Guard::new(&hosts, &private));
+    let route = users.route(Some(ca), &NameResolver::default()).unwrap();
+    let (mailchime, webhook) = (&api.world.mailchime, TransportId::new("webhook"));
+    mailchime.routes.publish(&webhook, [("users".into(), route)]);
+    mailchime.transports.set(webhook, Some(Arc::new(users)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

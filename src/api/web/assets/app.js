@@ -9,6 +9,12 @@ const PATIENCE = 60_000;
 /** How long the service worker may take to start, in milliseconds. */
 const START = 15_000;
 
+/** How long the user counts as present after a touch or a key, in milliseconds: to ask keeps a session alive. */
+const PRESENT = 300_000;
+
+/** When the list is asked for after a push, each time so many milliseconds later: mailchime may note it after it is here. */
+const LOOKS = [500, 2_000, 8_000];
+
 /** With this behind it, the page opens the user's mail. */
 const MAIL = '#mail';
 
@@ -22,7 +28,13 @@ let account = null;
 let key = null;
 /** This browser's subscription for the account, as the list has it. */
 let own = null;
+/** What the list shows, as JSON. */
+let listed = '';
 let waiting = null;
+/** When the user touched the page last, or a key. */
+let acted = Date.now();
+/** Which look at the list is the newest. */
+let looks = 0;
 
 class ApiError extends Error {
   constructor(status, code, field = null) {
@@ -92,6 +104,7 @@ const time = text => new Intl.DateTimeFormat(language(), { dateStyle: 'medium', 
 function showLogIn() {
   account = null;
   own = null;
+  listed = '';
   for (const id of ['who', 'notify', 'all']) at(id).hidden = true;
   at('mailboxes').replaceChildren();
   at('subscriptions').replaceChildren();
@@ -336,20 +349,56 @@ async function removeAll(of, ids) {
 
 // === All subscriptions ===
 
-async function showSubscriptions() {
+/**
+ * Shows the list where it has changed, which it returns. The focus stays at what can be done with the same one. A look
+ * (`lookAgain`) shows nothing once another has begun, or what the user does has shown the list.
+ */
+async function showSubscriptions(look = null) {
+  if (look === null) looks += 1;
+  const of = account;
   const { subscriptions } = await api('/v1/subscriptions');
   const kept = await remembered();
+  if (account !== of || (look !== null && look !== looks)) return false;
   const ownId = Object.hasOwn(kept, account) ? kept[account].id : null;
   own = subscriptions.find(it => it.id === ownId) ?? null;
-  at('subscriptions').replaceChildren(...subscriptions.map(subscriptionRow));
   at('none').hidden = subscriptions.length > 0;
   at('all').hidden = false;
+  const shown = JSON.stringify([subscriptions, ownId]);
+  if (shown === listed) return false;
+  listed = shown;
+  const list = at('subscriptions');
+  const focused = list.contains(document.activeElement) ? document.activeElement.id : null;
+  list.replaceChildren(...subscriptions.map(subscriptionRow));
+  if (focused !== null) (at(focused) ?? at('all-title')).focus();
+  return true;
+}
+
+/** Shows what has become of the subscriptions meanwhile, after these pauses, until something has. */
+async function lookAgain(pauses) {
+  const [of, mine] = [account, ++looks];
+  for (const pause of pauses) {
+    await new Promise(resolve => { setTimeout(resolve, pause); });
+    if (account === null || account !== of || mine !== looks || document.hidden) return;
+    try {
+      if (!await showSubscriptions(mine)) continue;
+      showNotifyState();
+    } catch (error) {
+      if (error.status === 401) complain(error);
+      else console.warn(error);
+    }
+    return;
+  }
+}
+
+function cameBack() {
+  acted = Date.now();
+  if (!document.hidden) lookAgain([0]);
 }
 
 function subscriptionRow(it) {
   const kind = texts[`kind_${it.transport}`] ?? plain(it.transport);
   const host = /^https:\/\/([^/]+)/.exec(it.endpoint)?.[1];
-  const name = it === own ? `${kind} (${texts.this_browser})` : kind;
+  const name = it.id === own?.id ? `${kind} (${texts.this_browser})` : kind;
   const states = [it.pushed_at ? fill(texts.last_push, { time: time(it.pushed_at) }) : texts.never_pushed];
   if (it.state === 'pending') states.unshift(texts.pending);
   if (it.expires_at) states.push(fill(texts.expires, { time: time(it.expires_at) }));
@@ -361,8 +410,11 @@ function subscriptionRow(it) {
   if (it.failing_since) {
     row.append(element('p', { class: 'bad', text: fill(texts.failing, { time: time(it.failing_since) }) }));
   }
-  const test = element('button', { type: 'button', text: texts.test, 'aria-label': fill(texts.test_label, { name }) });
-  const remove = element('button', { type: 'button', text: texts.remove, 'aria-label': fill(texts.remove_label, { name }) });
+  const button = (does, text, label) => element('button', {
+    type: 'button', id: `${does}-${it.id}`, text, 'aria-label': fill(label, { name }),
+  });
+  const test = button('test', texts.test, texts.test_label);
+  const remove = button('remove', texts.remove, texts.remove_label);
   test.addEventListener('click', () => run(test, async () => {
     await api(`/v1/subscriptions/${encodeURIComponent(it.id)}/test`, 'POST');
     say(texts.test_sent);
@@ -377,7 +429,7 @@ function subscriptionRow(it) {
 
 async function removeSubscription(it) {
   const of = account;
-  const isOwn = it === own;
+  const isOwn = it.id === own?.id;
   // Those that this browser had before get nothing any more, so they go with its own, confirmed or not.
   const former = isOwn ? (await remembered())[of]?.former ?? [] : [];
   if (!await removeAll(of, [...former, it.id])) return;
@@ -408,6 +460,7 @@ async function loadTexts() {
 function heard({ data }) {
   if (data?.type === 'confirmed' || data?.type === 'unconfirmed') waiting?.(data.type === 'confirmed');
   if (data?.type === 'open_mail') openMail().catch(complain);
+  if (data?.type === 'pushed' && Date.now() - acted < PRESENT) lookAgain(LOOKS);
 }
 
 /** Opens the user's mail, as a tap on a notification asks. A page that is loaded again does not open it again. */
@@ -459,6 +512,8 @@ async function start() {
 navigator.serviceWorker?.addEventListener('message', heard);
 // Some browsers open `/#mail` in the page that is there.
 window.addEventListener('hashchange', followHash);
+document.addEventListener('visibilitychange', cameBack);
+for (const act of ['pointerdown', 'keydown']) document.addEventListener(act, () => { acted = Date.now(); });
 const loaded = loadTexts();
 followHash();
 start();

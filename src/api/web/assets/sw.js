@@ -72,7 +72,10 @@ async function pushed(data) {
   let message = null;
   try { message = data?.json(); } catch { /* as one that is not known */ }
   if (message?.type === 'subscription.verify') return confirm(String(message.data?.code));
-  if (message?.type === 'mailbox.changed' && message.data) return changed(message.data);
+  if (message?.type === 'mailbox.changed' && message.data) {
+    await changed(message.data);
+    return tellPages({ type: 'pushed' });
+  }
   const texts = await readTexts();
   return show(texts.something_new, { tag: 'mailchime', body: '', data: {} });
 }
