@@ -1,5 +1,5 @@
 // The page in Chromium: at three widths, light and dark, in two languages, without a scroll bar to the side, by
-// axe-core's rules, and by keyboard. SCREENSHOTS names a folder for the pictures of the docs (docs/images/make.sh).
+// axe-core's rules, and by keyboard, in each of its states; and what lets it be installed. SCREENSHOTS names a folder for the pictures of the docs (docs/images/make.sh).
 import { check, chromium, fitsWidths, hear, LOGIN, logIn, main, newPage, PASSWORD, readyForAxe, screenshot, until } from './common.mjs';
 
 const PICTURES = ['account-1280-light', 'account-1280-dark', 'account-768-light', 'account-360-light', 'account-360-dark', 'iphone-360-dark'];
@@ -32,6 +32,7 @@ async function open(browser, url, languages, before = async () => {}) {
     Object.defineProperty(Navigator.prototype, 'languages', { get: () => list });
     Object.defineProperty(Navigator.prototype, 'language', { get: () => list[0] });
   }, languages);
+  await page.setExtraHTTPHeaders({ 'accept-language': languages.join(',') });
   await before(page);
   await page.goto(url);
   await readyForAxe(page);
@@ -39,6 +40,74 @@ async function open(browser, url, languages, before = async () => {}) {
 }
 
 const text = (page, selector) => page.$eval(selector, it => it.textContent);
+
+/** Tab reaches each thing that can be done, in the order of the page, and shows where it is. */
+async function reachable(page, name) {
+  const all = await page.evaluate(() => {
+    const able = [...document.querySelectorAll('a[href], button, input, summary')].filter(it => it.checkVisibility());
+    able.forEach((it, number) => { it.dataset.number = number; });
+    document.querySelector('h1').tabIndex = -1;
+    document.querySelector('h1').focus();
+    return able.map(it => it.id || it.textContent);
+  });
+  for (const [number, what] of all.entries()) {
+    await page.keyboard.press('Tab');
+    const [reached, style] = await page.evaluate(() => {
+      const it = document.activeElement;
+      return [it.dataset.number, getComputedStyle(it).outlineStyle];
+    });
+    check(reached === String(number), `${name}: Tab ${number} does not reach ${what}`);
+    check(style === 'solid', `${name}: ${what} does not show that it has the focus`);
+  }
+  check(all.length > 0, `${name}: nothing can be done`);
+}
+
+/**
+ * What Chromium has against installing the app. It installs none from a window without a memory, which all others of this
+ * test are, so this one is of the browser itself.
+ */
+async function canBeInstalled(browser, url) {
+  const page = await newPage(browser.defaultBrowserContext());
+  await page.goto(url);
+  await page.evaluate(() => navigator.serviceWorker.ready.then(() => undefined));
+  const session = await page.createCDPSession();
+  const { errors, url: manifest } = await session.send('Page.getAppManifest');
+  check(manifest === `${url}/manifest.webmanifest` && errors.length === 0, JSON.stringify(errors));
+  const { installabilityErrors } = await session.send('Page.getInstallabilityErrors');
+  check(installabilityErrors.length === 0, JSON.stringify(installabilityErrors));
+  // What is no manifest is found.
+  await page.$eval('link[rel=manifest]', it => { it.href = '/settings.json'; });
+  const { installabilityErrors: found } = await session.send('Page.getInstallabilityErrors');
+  check(found.length > 0, 'Chromium looks at nothing');
+  await page.close();
+}
+
+/** Without a network the service worker has a page, which says so and leads back. */
+async function worksOffline(context, page, url) {
+  const worker = await context.waitForTarget(it => it.type() === 'service_worker');
+  const session = await worker.createCDPSession();
+  await session.send('Network.enable');
+  const network = offline => session.send('Network.emulateNetworkConditions', {
+    offline, latency: 0, downloadThroughput: -1, uploadThroughput: -1,
+  });
+  await network(true);
+  await page.goto(url);
+  check(/cannot be reached/.test(await text(page, 'main')), await text(page, 'main'));
+  await readyForAxe(page);
+  await fits(page, 'offline');
+  await reachable(page, 'offline');
+  await network(false);
+  await Promise.all([page.waitForNavigation(), page.keyboard.press('Enter')]);
+  await page.waitForSelector('#log-in:not([hidden])');
+}
+
+/** A browser without scripts says what is missing, in the language of its user. Nor does axe-core run there. */
+async function saysThatItNeedsScripts(browser, url) {
+  const { context, page } = await open(browser, url, ['de', 'en'], page => page.setJavaScriptEnabled(false));
+  const said = await page.$eval('main', it => it.innerText);
+  check(/^mailchime braucht JavaScript\./.test(said.trim()), said);
+  await context.close();
+}
 
 main(async () => {
   const url = await hear();
@@ -48,6 +117,7 @@ main(async () => {
     await context.overridePermissions(url, ['notifications']);
     await page.waitForSelector('#log-in:not([hidden])');
     await fits(page, 'log-in');
+    await reachable(page, 'log-in');
 
     // By keyboard alone: a wrong password says so and leaves the focus in the field, the right one goes on.
     await page.focus('#login');
@@ -57,6 +127,7 @@ main(async () => {
     await page.keyboard.press('Enter');
     await until('what is wrong', () => text(page, '#alert'));
     check(await page.evaluate(() => document.activeElement.id) === 'password', 'the focus is lost');
+    await fits(page, 'error');
     await page.keyboard.type(PASSWORD);
     await page.keyboard.press('Enter');
     await page.waitForSelector('#mailboxes li');
@@ -64,6 +135,15 @@ main(async () => {
     check(await text(page, '#alert') === '', 'the error is still there');
     check(await text(page, '#account') === LOGIN, 'the account');
     await fits(page, 'account');
+    await reachable(page, 'account');
+    const chosen = () => page.$$eval('#mailboxes input:checked', all => all.map(it => it.mailbox).join());
+    await page.focus('#mailboxes input');
+    await page.keyboard.press('Space');
+    check(await chosen() === '', await chosen());
+    await page.keyboard.press('Enter');
+    await until('what is missing', async () => await text(page, '#alert') === 'Choose at least one mailbox.');
+    await page.keyboard.press('Space');
+    check(await chosen() === 'INBOX', await chosen());
 
     const names = await page.$$eval('#mailboxes bdi', all => all.map(it => it.textContent));
     check(names[0] === 'INBOX', 'INBOX is the first');
@@ -79,6 +159,7 @@ main(async () => {
     await page.waitForSelector('#none:not([hidden])');
     await until('the word of it', () => text(page, '#status'));
     check(await page.evaluate(() => document.activeElement.id) === 'all-title', 'the focus goes to the list');
+    await fits(page, 'removed');
 
     // The policy holds: text that becomes markup is refused, and Chromium says so.
     check(problems.length === 0, problems.join('\n'));
@@ -95,11 +176,27 @@ main(async () => {
       return paths;
     });
     check(cached.includes('/offline.html') && !cached.some(path => path.startsWith('/v1/')), cached.join());
-    await page.click('#log-out');
+    await page.focus('#log-out');
+    await page.keyboard.press('Enter');
     await page.waitForSelector('#log-in:not([hidden])');
     check(await page.evaluate(async () => (await fetch('/v1/session')).status) === 401, 'logged out');
     check(problems.length === 0, problems.join('\n'));
+    await worksOffline(context, page, url);
     await context.close();
+
+    await canBeInstalled(browser, url);
+    await saysThatItNeedsScripts(browser, url);
+
+    // A browser that has been told to allow nothing says so, and there is no button that cannot work.
+    const denied = await open(browser, url, ['en']);
+    await denied.context.overridePermissions(url, []);
+    await denied.page.reload();
+    await readyForAxe(denied.page);
+    await logIn(denied.page);
+    check(/does not allow notifications/.test(await text(denied.page, '#notify-state')), await text(denied.page, '#notify-state'));
+    check(await denied.page.$eval('#choice', it => it.hidden), 'a button that cannot work');
+    await fits(denied.page, 'denied');
+    await denied.context.close();
 
     // A browser that starts no service worker is not waited for without an end.
     const idle = await open(browser, url, ['en'], page => page.evaluateOnNewDocument(() => {
@@ -131,6 +228,7 @@ main(async () => {
     });
     await iphone.page.waitForSelector('#install:not([hidden])');
     await fits(iphone.page, 'iphone');
+    await reachable(iphone.page, 'iphone');
     await logIn(iphone.page);
     check(await iphone.page.$eval('#notify', it => it.hidden), 'no button that cannot work');
     check(await iphone.page.$eval('#open-mail', it => it.getAttribute('href')) === 'message:', 'the mail program');

@@ -188,7 +188,8 @@ fn no_text_for_people_stands_outside_the_files_of_the_languages() {
         }
         // A single word is told from a name by what is done with it.
         for shows in ["textContent = ", "say(", "text: ", "title: ", "body: ", "'aria-label': "] {
-            for (_, shown) in text.match_indices(shows).map(|(at, _)| text[at..].split_at(shows.len()))
+            for (_, shown) in
+                text.match_indices(shows).map(|(at, _)| text[at..].split_at(shows.len()))
             {
                 let is_literal = shown.starts_with(['\'', '"', '`']) && !shown.starts_with("''");
                 assert!(!is_literal, "{script}: {shows}{}", shown.lines().next().unwrap());
@@ -219,9 +220,9 @@ fn literals(script: &str) -> Vec<String> {
 fn is_prose(literal: &str) -> bool {
     let is_word = |word: &str| word.chars().all(|c| c.is_alphabetic() || ".,:;!?…’“”".contains(c));
     let words: Vec<_> = literal.split(' ').collect();
-    let pair = words.windows(2).any(|pair| {
-        pair.iter().all(|word| word.starts_with(char::is_alphabetic) && is_word(word))
-    });
+    let pair = words
+        .windows(2)
+        .any(|pair| pair.iter().all(|word| word.starts_with(char::is_alphabetic) && is_word(word)));
     let mut letters = literal.chars();
     let capital = letters.next().is_some_and(char::is_uppercase)
         && literal.chars().skip(1).all(|c| c.is_lowercase() || ".,!?…".contains(c))
