@@ -5,10 +5,12 @@
 #
 # --quick   few and short rounds, fewer idle sessions: to see whether something moved; 3 minutes
 #           instead of 25
-# --growth  in place of that, how cost grows with sessions and with the size of messages
+# --growth  in place of that, how cost grows with sessions and with the size of messages; plots of that
+#           are put into target/
 #
-# Figures: fetch-1 fetch-4 append-1 append-4 compress noop-1 noop-50 idle login resume start
-#          dovecot-fetch dovecot-login dovecot-idle; the part before the dash stands for all with it
+# Figures: fetch-1 fetch-4 message-1 message-4 message-4096 message-16384 message-65536 phones append-1
+#          append-4 compress noop-1 noop-50 idle login resume start watched dovecot-fetch dovecot-login
+#          dovecot-idle; the part before the dash stands for all with it
 # Peers:   straight relay haproxy nginx stunnel dovecot-proxy perdition mailchime mailchime-tls
 #
 # See benches/README.md. Installs the peers with apt-get, as root or through sudo; one that is not
@@ -30,6 +32,8 @@ needs=(
 
 fail() { printf 'benches/compare.sh: %s\n' "$*" >&2; exit 1; }
 
+# Sessions that each fetch a message every 5 s.
+phones=2000
 # rounds, seconds a round, idle sessions, rounds of those, and idle sessions where each is a process
 full=(5 2 9500 3 1000) quick=(2 0.5 1000 1 100)
 plan=("${full[@]}") quick_run= mode=figures only= rounds=
@@ -386,7 +390,7 @@ each() { # FIGURE PEERS ROUND LOAD…
 
 figures() {
     local all='straight relay haproxy nginx stunnel dovecot-proxy perdition mailchime' round
-    local ours="$all mailchime-tls"
+    local ours="$all mailchime-tls" four='straight haproxy nginx mailchime'
     local many='relay haproxy nginx stunnel dovecot-proxy mailchime mailchime-tls'
     for ((round = 1; round <= rounds; round++)); do
         echo "round $round of $rounds"
@@ -394,6 +398,17 @@ figures() {
             each "fetch-$count" "$ours" "$round" fetch --sessions $count --seconds "$seconds"
             each "append-$count" "$all" "$round" append --sessions $count --seconds "$seconds"
         done
+        # In KiB: small ones as clients fetch them, and large ones beside each other.
+        for count in 1 4; do
+            each "message-$count" "$four" "$round" fetch --message $count --seconds "$seconds"
+        done
+        for count in 4096 16384 65536; do
+            each "message-$count" 'haproxy mailchime' "$round" fetch --message $count --seconds "$seconds"
+        done
+        if [ -z "$quick_run" ]; then
+            each phones 'relay haproxy nginx mailchime' "$round" phones --sessions "$phones" --message 4 \
+                --seconds 10
+        fi
         each compress mailchime "$round" compress --seconds "$seconds"
         each noop-1 "$all" "$round" noop --seconds "$seconds"
         each noop-50 "$all" "$round" noop --sessions 50 --seconds "$seconds"
@@ -408,11 +423,19 @@ figures() {
         fi
         if [[ $absent != *' dovecot '* ]] && takes_part mailchime; then dovecots "$round"; fi
     done
+    if wanted watched && takes_part mailchime && [ -z "$quick_run" ]; then watched; fi
     if wanted start && takes_part mailchime; then
         mailchime_conf "$plain" 'tls = "none"' >"$folder/mailchime.toml"
         row start mailchime 1 "$load" start --to "127.0.0.1:$port" --runs $((rounds * 2)) -- \
             "$mailchime" serve --config "$folder/mailchime.toml"
     fi
+}
+
+# The start with 100,000 accounts, which the other measurement fills a database with.
+watched() {
+    cargo build --release --locked --example watching
+    "$target/release/examples/watching" --accounts 100000 --devices 2 --on-demand --start-only \
+        --rows "$rows" | grep -v 'mailchime::'
 }
 
 # Dovecot as a server, which ends TLS itself or leaves it to mailchime. CPU and memory are those of
@@ -478,6 +501,8 @@ start backend $(serve "$tls" "$plain" "$auth")
 listens "$plain" || fail 'the synthetic server does not start'
 began=$SECONDS
 "$mode"
-"$load" report "$rows"
+plots=()
+if [ "$mode" = growth ]; then plots=(--plots "$target"); fi
+"$load" report "$rows" "${plots[@]}"
 printf '\n%s processors; load average %s; took %d s; the rows are in %s\n' \
     "$(nproc)" "$(cut -d' ' -f1-3 /proc/loadavg)" $((SECONDS - began)) "$rows"

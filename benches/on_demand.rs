@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::{
-    MAIL, Options, Program, TOPIC, configuration, cpu, device, events, megabytes, memory, ms,
-    registrar, start_node, verdict,
+    MAIL, Options, Program, TOPIC, configuration, cpu, device, events, listens, megabytes, memory,
+    ms, registrar, start_node, verdict,
 };
 
 /// Registrations that are written at once.
@@ -57,16 +57,21 @@ pub(super) async fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
     let parts: &[usize] = if options.growth { &[100, 10, 1] } else { &[1] };
     let mut sizes = Vec::new();
     for part in parts {
-        sizes.push(measure_with(options, (options.accounts / part).max(1)).await?);
+        sizes.extend(measure_with(options, (options.accounts / part).max(1)).await?);
+    }
+    if sizes.is_empty() {
+        return Ok(());
     }
     println!("{} devices each: accounts, bytes an account on disk, in memory", options.devices);
     for Size { accounts, disk, memory } in sizes {
         println!("  {accounts:>7} {disk:>7.0} {memory:>7.0}");
+        options.row(&format!("growth-disk-{accounts}"), "bytes", disk)?;
+        options.row(&format!("growth-memory-{accounts}"), "bytes", memory)?;
     }
     Ok(())
 }
 
-async fn measure_with(options: &Options, accounts: usize) -> Result<Size, Box<dyn Error>> {
+async fn measure_with(options: &Options, accounts: usize) -> Result<Option<Size>, Box<dyn Error>> {
     let mut site = Site::new(options, accounts).await?;
     // Several programs share the pages that are the same in all.
     site.start(options).await?;
@@ -82,9 +87,15 @@ async fn measure_with(options: &Options, accounts: usize) -> Result<Size, Box<dy
 
     site.hear();
     let began = Instant::now();
-    let ready = site.start(options).await?;
-    println!("start: ready after {:.0} ms", ms(ready));
+    let (listening, ready) = site.start(options).await?;
+    println!("start: listening after {:.0} ms, ready after {:.0} ms", ms(listening), ms(ready));
+    options.row("watched", "ms", ms(listening))?;
+    options.row("watched", "ready", ms(ready))?;
+    verdict("ms to listening", ms(listening), |ms| ms < 100.0, "under 100");
     verdict("seconds to ready", ready.as_secs_f64(), |s| s < 5.0, "under 5");
+    if options.start_only {
+        return Ok(None);
+    }
     site.sweep(options, began).await?;
     // What was told is forgotten by then.
     sleep(Duration::from_secs(15)).await;
@@ -107,7 +118,7 @@ async fn measure_with(options: &Options, accounts: usize) -> Result<Size, Box<dy
             println!("memory afterwards: {} MB", megabytes(memory(&node.program)?));
         }
     }
-    Ok(Size { accounts, disk: on_disk, memory: all as f64 / accounts as f64 })
+    Ok(Some(Size { accounts, disk: on_disk, memory: all as f64 / accounts as f64 }))
 }
 
 impl Site {
@@ -126,9 +137,9 @@ impl Site {
         Ok(Self { folder, backend, apns, accounts, pushed, nodes: Vec::new() })
     }
 
-    /// Starts the nodes; how long it took until all were ready.
-    async fn start(&mut self, options: &Options) -> Result<Duration, Box<dyn Error>> {
-        let began = Instant::now();
+    /// Starts the nodes; how long it took until all listened, and until all were ready.
+    async fn start(&mut self, options: &Options) -> Result<(Duration, Duration), Box<dyn Error>> {
+        let (began, mut listening) = (Instant::now(), Duration::ZERO);
         for node in 0..options.nodes {
             let mut ports = [0; 3];
             for port in &mut ports {
@@ -148,10 +159,12 @@ impl Site {
             let file = format!("node{node}.toml");
             fs::write(self.folder.path().join(&file), text)?;
             let program = start_node(self.folder.path(), &file, options)?;
+            listens(imap).await?;
+            listening = began.elapsed();
             ready(admin).await?;
             self.nodes.push(Node { program, events });
         }
-        Ok(began.elapsed())
+        Ok((listening, began.elapsed()))
     }
 
     /// Registers the devices of all accounts, each of which has a mail of which they do not know.

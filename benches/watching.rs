@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::env;
 use std::error::Error;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -64,6 +65,12 @@ struct Options {
     /// The same with a hundredth of the accounts and with a tenth first, each in a database of its own.
     #[arg(long)]
     growth: bool,
+    /// With `--on-demand`: ends when the programs are ready.
+    #[arg(long, requires = "on_demand")]
+    start_only: bool,
+    /// Adds what was measured of accounts on demand to this file, as `compare.sh` does.
+    #[arg(long)]
+    rows: Option<PathBuf>,
     /// With `--on-demand` or `--events`: `sqlite`, or the URL of an empty database of PostgreSQL.
     #[arg(long, default_value = "sqlite", conflicts_with = "growth")]
     store: String,
@@ -88,6 +95,15 @@ struct Options {
     /// The processors that the program may use, as taskset(1) takes them, such as `0,1`.
     #[arg(long)]
     cores: Option<String>,
+}
+
+impl Options {
+    /// Adds a number to the file of rows, if there is one, in the form of `compare.sh`.
+    fn row(&self, figure: &str, name: &str, number: f64) -> Result<(), Box<dyn Error>> {
+        let Some(file) = &self.rows else { return Ok(()) };
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(file)?;
+        Ok(writeln!(file, "{figure}\tmailchime\t1\t{name}\t{number:.6}")?)
+    }
 }
 
 /// The program, which is killed when this is dropped.
@@ -223,13 +239,20 @@ async fn start(
 ) -> Result<(Program, Duration), Box<dyn Error>> {
     let began = Instant::now();
     let program = start_node(folder, "proxy.toml", options)?;
+    listens(port).await?;
+    Ok((program, began.elapsed()))
+}
+
+/// Waits until somebody listens at this port of loopback.
+async fn listens(port: u16) -> Result<(), Box<dyn Error>> {
+    let began = Instant::now();
     while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
         if began.elapsed() > Duration::from_secs(30) {
             return Err("the program does not listen".into());
         }
         sleep(Duration::from_millis(1)).await;
     }
-    Ok((program, began.elapsed()))
+    Ok(())
 }
 
 /// Starts the program with this configuration.

@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 mod client;
 mod measure;
+mod plot;
 mod processes;
 mod relay;
 mod report;

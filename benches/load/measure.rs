@@ -22,6 +22,9 @@ const SMALL: usize = 8 * 1024;
 /// Read at a time where it matters how fast, in bytes.
 const LARGE: usize = 256 * 1024;
 
+/// From one FETCH of a phone to its next.
+const EVERY: Duration = Duration::from_secs(5);
+
 /// Nothing here takes as long; who does is stuck.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -61,6 +64,8 @@ enum Figure {
     Resume,
     /// Memory of sessions that wait in IDLE
     Idle,
+    /// Sessions that fetch a message every few seconds
+    Phones,
 }
 
 pub(crate) async fn run(options: Options) {
@@ -71,6 +76,7 @@ pub(crate) async fn run(options: Options) {
             }
             Figure::Login | Figure::Resume => logins(&options).await,
             Figure::Idle => idle(&options).await,
+            Figure::Phones => phones(&options).await,
         }
     };
     match tokio::time::timeout(PATIENCE, measured).await {
@@ -211,9 +217,12 @@ async fn logins(options: &Options) -> io::Result<()> {
     Ok(())
 }
 
-async fn idle(options: &Options) -> io::Result<()> {
+/// Opens that many sessions in INBOX, each of which is made ready by what follows.
+async fn opened<F: Future<Output = io::Result<Session>> + Send + 'static>(
+    options: &Options,
+    ready: impl Fn(Session) -> F + Copy + Send + 'static,
+) -> io::Result<Vec<Session>> {
     let tls: Arc<ClientConfig> = client::tls(false);
-    let before = processes::pss(&options.pid);
     let (next, total, to) = (Arc::new(AtomicUsize::new(0)), options.sessions, options.to);
     let mut tasks = JoinSet::new();
     for _ in 0..OPENING.min(total) {
@@ -228,8 +237,7 @@ async fn idle(options: &Options) -> io::Result<()> {
                 let mut session = Session::connect(to, &tls, SMALL).await?;
                 session.login(user).await?;
                 session.command(b"a SELECT INBOX\r\n").await?;
-                session.idle().await?;
-                sessions.push(session);
+                sessions.push(ready(session).await?);
             }
         });
     }
@@ -237,6 +245,54 @@ async fn idle(options: &Options) -> io::Result<()> {
     while let Some(opened) = tasks.join_next().await {
         sessions.extend(opened.unwrap()?);
     }
+    Ok(sessions)
+}
+
+/// Each session fetches a message every [`EVERY`], in its own moment of that time.
+async fn phones(options: &Options) -> io::Result<()> {
+    let (before, message) = (processes::pss(&options.pid), options.message);
+    let sessions = opened(options, |session| async { Ok(session) }).await?;
+    let total = sessions.len();
+    let (cpu, began) = (processes::cpu_seconds(&options.pid), tokio::time::Instant::now());
+    let until = began + Duration::from_secs_f64(options.seconds);
+    let mut tasks = JoinSet::new();
+    for (place, mut session) in sessions.into_iter().enumerate() {
+        tasks.spawn(async move {
+            let mut took = Vec::new();
+            let mut next = began + EVERY.mul_f64(place as f64 / total as f64);
+            while next < until {
+                tokio::time::sleep_until(next).await;
+                let start = Instant::now();
+                session.command(format!("a FETCH {message} BODY[]\r\n").as_bytes()).await?;
+                took.push(start.elapsed());
+                next += EVERY;
+            }
+            tokio::time::sleep_until(until).await;
+            Ok::<_, io::Error>((session, took))
+        });
+    }
+    let (mut took, mut sessions) = (Vec::new(), Vec::new());
+    while let Some(done) = tasks.join_next().await {
+        let (session, times) = done.unwrap()?;
+        took.extend(times);
+        sessions.push(session);
+    }
+    let cpu = processes::cpu_seconds(&options.pid) - cpu;
+    let after = processes::pss(&options.pid);
+    say("rate", took.len() as f64 / options.seconds);
+    say("cpu", cpu / took.len() as f64 * 1e6);
+    say("kib", after.saturating_sub(before) as f64 / total as f64);
+    percentiles(&mut took);
+    Ok(())
+}
+
+async fn idle(options: &Options) -> io::Result<()> {
+    let (before, total) = (processes::pss(&options.pid), options.sessions);
+    let sessions = opened(options, |mut session| async {
+        session.idle().await?;
+        Ok(session)
+    });
+    let sessions = sessions.await?;
     // What is let go of after a while is not held while idle.
     tokio::time::sleep(Duration::from_secs_f64(options.seconds)).await;
     let cpu = processes::cpu_seconds(&options.pid);
@@ -246,6 +302,7 @@ async fn idle(options: &Options) -> io::Result<()> {
     say("all", after as f64 / total as f64);
     tokio::time::sleep(Duration::from_secs(1)).await;
     say("percent", (processes::cpu_seconds(&options.pid) - cpu) * 100.0);
+    drop(sessions);
     Ok(())
 }
 
