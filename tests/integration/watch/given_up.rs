@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use mailchime::metrics::Watching as Mode;
 
-use crate::support::limited;
 use crate::support::stage::{IDLE, Peer, QUIET, Stage, stop};
 use crate::support::watching::told;
+use crate::support::{later, limited};
 
 /// Greets a watcher and lets it log in; whose it is.
 async fn greet(peer: &mut Peer) -> String {
@@ -291,6 +291,15 @@ S: * STATUS INBOX (MESSAGES 6 UIDNEXT 11 UIDVALIDITY 7 UNSEEN 3)
 S: w5 OK done
 C: w6 IDLE
 S: + idling
+"
+        ))
+        .await;
+        let confirmed = "INBOX: confirmed, next 11 of 6 with 3 unseen";
+        watching.expect(&["INBOX: new mail, announced", confirmed]).await;
+        // A second look at INBOX alone would be due before the others are polled.
+        later(Duration::from_secs(2)).await;
+        peer.play(&format!(
+            "\
 S: * OK [NOTIFICATIONOVERFLOW] too much to tell
 C: DONE
 S: w6 OK done
@@ -305,8 +314,6 @@ S: + idling
 "
         ))
         .await;
-        let confirmed = "INBOX: confirmed, next 11 of 6 with 3 unseen";
-        watching.expect(&["INBOX: new mail, announced", confirmed]).await;
         // What is not set any more cannot end.
         peer.play("S: * OK [NOTIFICATIONOVERFLOW] still").await;
         let soon = tokio::time::timeout(Duration::from_secs(1), peer.line()).await;

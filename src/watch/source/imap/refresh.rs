@@ -60,9 +60,12 @@ impl Watcher {
                         asked_for_flags |= shown.is_some();
                         let news = self.compare(session, (index, now), shown, reason).await?;
                         changed |= news;
-                        if session.covers(&self.mailboxes[index].mailbox, &self.methods) {
+                        let mailbox = &self.mailboxes[index].mailbox;
+                        if mailbox.is_inbox() {
+                            // Where it is polled it needs no second look of its own.
+                            let again = news && session.covers(mailbox, &self.methods);
                             let interval = self.context.config.poll_interval;
-                            session.again_at = news.then(|| Instant::now() + interval);
+                            session.again_at = again.then(|| Instant::now() + interval);
                         }
                     }
                     // It was not answered: the next connection asks again.
