@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 
 use super::super::CommandFailure;
 use super::{FormerDevices, FoundDevice, ImportOptions};
@@ -33,6 +33,7 @@ pub(in crate::cli) struct XapsdOptions {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct XapsdDatabase {
+    #[serde(default, deserialize_with = "those_named")]
     users: Option<BTreeMap<String, XapsdUser>>,
 }
 
@@ -110,6 +111,14 @@ fn users(text: &str) -> Result<BTreeMap<String, XapsdUser>, String> {
             .to_owned(),
         false => "is no database of xapsd (it has no \"Users\")".to_owned(),
     })
+}
+
+/// The users where the key is there. Go writes a map that was never made as null.
+fn those_named<'de, D: Deserializer<'de>>(
+    value: D,
+) -> Result<Option<BTreeMap<String, XapsdUser>>, D::Error> {
+    let users: Option<BTreeMap<String, XapsdUser>> = Option::deserialize(value)?;
+    Ok(Some(users.unwrap_or_default()))
 }
 
 impl XapsdAccount {

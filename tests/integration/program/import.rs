@@ -183,6 +183,7 @@ async fn each_form_that_xapsd_has_written_is_read_or_named() {
             // A file that was made by `touch`, and one that a new version wrote when it had an old one.
             (String::new(), 0, "accounts: 0, devices: 0 taken over, 0 skipped"),
             ("{\n  \"Users\": {}\n}".to_owned(), 0, "accounts: 0, devices: 0 taken over"),
+            ("{\n  \"Users\": null\n}".to_owned(), 0, "accounts: 0, devices: 0 taken over"),
             (first_database(LOGIN, &upper), 64, "is of xapsd's first version, which kept no times"),
             (database_without_times(LOGIN, &upper), 0, "when it registered is not known"),
             (
