@@ -88,9 +88,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Whether some of the mail may be unread. Where UNSEEN is unknown, any mail may be.
+    /// Whether some of the mail may be unread. Where UNSEEN is unknown, any mail may be, and where MESSAGES is as well,
+    /// there may be some. Of a state of which nothing is known it says no.
     pub fn may_have_unread(&self) -> bool {
-        self.unseen.or(self.messages).is_some_and(|number| number > 0)
+        self.unseen.or(self.messages).map_or(*self != Self::default(), |number| number > 0)
     }
 }
 

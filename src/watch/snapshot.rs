@@ -171,6 +171,8 @@ mod tests {
             (Snapshot { unseen: Some(0), ..now }, ChangeKind::Quiet),
             (Snapshot { unseen: None, ..now }, ChangeKind::NewMail),
             (Snapshot { unseen: None, ..state(7, 1, 0, 0) }, ChangeKind::Quiet),
+            (Snapshot { unseen: None, messages: None, ..now }, ChangeKind::NewMail),
+            (Snapshot::default(), ChangeKind::Quiet),
         ] {
             assert_eq!(first_seen(&now), expected, "{now:?}");
         }
