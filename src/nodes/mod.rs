@@ -144,14 +144,14 @@ impl Membership {
         let taking_part = async {
             loop {
                 let next_news = self.next_news.map(|(at, _)| at);
-                let result = tokio::select! {
-                    _ = turns.tick() => self.turn().await,
-                    () = bell.rung() => self.take_news().await,
+                let (result, is_turn) = tokio::select! {
+                    _ = turns.tick() => (self.turn().await, true),
+                    () = bell.rung() => (self.take_news().await, false),
                     () = sleep_until(next_news.unwrap_or_else(Instant::now)), if next_news.is_some() => {
-                        self.take_news().await
+                        (self.take_news().await, false)
                     }
                 };
-                self.report(result);
+                self.report(result, is_turn);
             }
         };
         let listening = async { tokio::join!(taking_part, bell.listen(&store)) };
@@ -270,8 +270,9 @@ impl Membership {
         });
     }
 
-    /// Says when the others go out of sight and come back.
-    fn report(&mut self, result: Result<(), StoreError>) {
+    /// Says when the others go out of sight, and when a whole turn has seen them again. A look for news alone may ask
+    /// the database for nothing.
+    fn report(&mut self, result: Result<(), StoreError>, is_turn: bool) {
         match result {
             Err(error) if !self.cut_off => {
                 tracing::warn!(
@@ -280,7 +281,7 @@ impl Membership {
                 );
                 self.cut_off = true;
             }
-            Ok(()) if self.cut_off => {
+            Ok(()) if self.cut_off && is_turn => {
                 tracing::info!(
                     target: "mailchime::nodes::cluster_state_readable",
                     "cluster state readable again"

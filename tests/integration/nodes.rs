@@ -204,6 +204,33 @@ async fn a_change_by_another_session_is_announced() {
     .await;
 }
 
+/// News for which there is no room is not asked for.
+#[tokio::test]
+async fn a_database_that_stays_away_is_said_once_although_no_news_is_asked_for() {
+    let log = Log::default();
+    let _logged = tracing::subscriber::set_default(log.subscriber(tracing::Level::INFO));
+    limited(async {
+        let world = NodesWorld::new().await;
+        let mut a = world.node("a", "1").await;
+        a.sees(&["a"]).await;
+        let room = a.cluster.news.max_capacity();
+        for number in 0..=room {
+            registers(&world.store, &format!("user{number}")).await;
+        }
+        until(async || a.cluster.news.len() == room).await;
+        world.store.close().await;
+        until(async || log.count("cluster state unreadable") > 0).await;
+        // Many turns, and many looks for news between them.
+        tokio::time::pause();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::resume();
+        assert_eq!(log.count("cluster state unreadable"), 1, "{}", log.text());
+        assert_eq!(log.count("cluster state readable again"), 0, "{}", log.text());
+        a.kill().await;
+    })
+    .await;
+}
+
 /// Ends the connections on which nodes hear of news; how many there were.
 async fn end_listeners(beside: &mut PgConnection) -> i64 {
     let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
