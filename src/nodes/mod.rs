@@ -40,6 +40,9 @@ const LOOKS_PER_HEARTBEAT: u32 = 5;
 /// News that may wait to be looked into; what is more waits in the database.
 const NEWS: usize = 256;
 
+/// Each look for news is a transaction that writes. However often the bell rings, they begin so long one after the other.
+const APART: Duration = Duration::from_millis(20);
+
 /// Where nothing tells of news: behind some there may be more, and it is looked for after so long. After a look that
 /// found none the wait doubles, up to that between two looks at the rows.
 const MORE: Duration = Duration::from_millis(20);
@@ -64,6 +67,8 @@ pub struct Membership {
     /// Between two looks.
     pause: Duration,
     bell: Arc<NewsBell>,
+    /// What the bell rings for before that is one look for news.
+    hears_from: Instant,
     /// The next look for news between two looks at the rows, and what was waited for it.
     next_news: Option<(Instant, Duration)>,
     failures: FailureDetector,
@@ -125,6 +130,7 @@ impl Membership {
             news,
             pause: takeover / LOOKS,
             bell: Arc::default(),
+            hears_from: Instant::now(),
             next_news: None,
             failures: FailureDetector::new(LOOKS),
             turns: 0,
@@ -144,9 +150,14 @@ impl Membership {
         let taking_part = async {
             loop {
                 let next_news = self.next_news.map(|(at, _)| at);
+                let (bell, hears_from) = (&bell, self.hears_from);
+                let rung = async move {
+                    sleep_until(hears_from).await;
+                    bell.rung().await;
+                };
                 let (result, is_turn) = tokio::select! {
                     _ = turns.tick() => (self.turn().await, true),
-                    () = bell.rung() => (self.take_news().await, false),
+                    () = rung => (self.take_news().await, false),
                     () = sleep_until(next_news.unwrap_or_else(Instant::now)), if next_news.is_some() => {
                         (self.take_news().await, false)
                     }
@@ -203,6 +214,7 @@ impl Membership {
         if self.displaced || self.joined == 0 {
             return Ok(());
         }
+        self.hears_from = Instant::now() + APART;
         let news = match most {
             0 => Ok(Vec::new()),
             most => self.store.take_invalidations(&self.name, most).await,

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
+use mailchime::metrics::Metrics;
 use mailchime::model::{Account, Mailbox, Registration, Snapshot, Timestamp};
 use mailchime::nodes::{Assignment, ClusterView, Membership};
 use mailchime::store::{DueMark, Invalidation, Store};
-use sqlx::{Connection, PgConnection, Row};
+use prometheus_client::registry::Registry;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -270,6 +272,45 @@ async fn postgresql_tells_a_node_of_news_at_once() {
             registers(&b.store, user).await;
             a.hears_of(user).await;
         }
+        a.stop().await;
+        b.stop().await;
+    })
+    .await;
+}
+
+/// Each look for news is a transaction that writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn news_that_comes_often_is_looked_for_at_most_every_20_ms() {
+    let test = "nodes::news_that_comes_often_is_looked_for_at_most_every_20_ms";
+    let Some(server) = Postgres::start(test) else { return };
+    limited(async {
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new(&mut registry));
+        let looks = || -> u128 {
+            let text = metrics.text(&registry);
+            let counted = text.lines().find_map(|line| {
+                line.strip_prefix("mailchime_database_seconds_count{call=\"news\"} ")
+            });
+            counted.unwrap().parse().unwrap()
+        };
+        let store = opened(&server.url()).await.counting(Arc::clone(&metrics));
+        let mut a = Node::start(&store, "a", "1", SELDOM);
+        a.sees(&["a"]).await;
+        let b = Node::start(&opened(&server.url()).await, "b", "2", SELDOM);
+        registers(&b.store, "user1").await;
+        a.hears_of("user1").await;
+        let mut beside = PgConnection::connect(&server.url()).await.unwrap();
+        let (before, began) = (looks(), Instant::now());
+        for number in 0..200 {
+            let word = format!("notify mailchime_news, '{number}'");
+            sqlx::raw_sql(AssertSqlSafe(word)).execute(&mut beside).await.unwrap();
+        }
+        registers(&b.store, "user2").await;
+        a.hears_of("user2").await;
+        // One may have begun before, and one begins at once.
+        let most = began.elapsed().as_millis() / 20 + 2;
+        let looked = looks() - before;
+        assert!(looked <= most, "{looked}, and {most} at most");
         a.stop().await;
         b.stop().await;
     })
