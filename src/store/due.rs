@@ -185,10 +185,10 @@ impl Store {
             }
             told += query.execute_in(work).await?.rows_affected();
         }
-        match told {
-            0 => Ok(()),
-            _ => self.notify(work).await,
+        if told > 0 {
+            self.notify_after(work);
         }
+        Ok(())
     }
 
     /// How many mailboxes are due, and since when the first one is. Those of accounts that are parked do not

@@ -80,6 +80,7 @@ pub use import::{ImportOutcome, ImportedRegistration};
 pub use keeping::Kept;
 pub use nodes::{Invalidation, Node};
 pub use notifications::NewsListener;
+use notifications::Notifier;
 pub use registrant::{Registrant, Sealed};
 pub use removal::Removed;
 pub use rotation::{RotationError, rotate};
@@ -116,8 +117,7 @@ pub struct Store {
     said_slow: Arc<Mutex<Option<Instant>>>,
     /// Of this process as a node; empty if it is none.
     incarnation: Arc<str>,
-    /// The database knows NOTIFY, by what [`Store::listen`] has seen.
-    notifies: Arc<AtomicBool>,
+    notifier: Arc<Notifier>,
 }
 
 /// The end of the program, which does not wait for a database that is away.

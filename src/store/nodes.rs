@@ -215,9 +215,9 @@ impl Store {
             .bind(&*self.incarnation)
             .execute_in(work)
             .await?;
-        match told.rows_affected() {
-            0 => Ok(()),
-            _ => self.notify(work).await,
+        if told.rows_affected() > 0 {
+            self.notify_after(work);
         }
+        Ok(())
     }
 }

@@ -1,18 +1,22 @@
 //! Word that there is news for nodes, at once: PostgreSQL's LISTEN and NOTIFY. The news itself is in rows
 //! (`nodes`), so a notification that is lost costs time and nothing else.
 //!
-//! NOTIFY is part of the transaction that writes the news. LISTEN is the session's, so it needs a connection
-//! of its own that no pooler by transaction stands before. MariaDB and SQLite have neither.
+//! NOTIFY is a transaction of its own, behind the one that has written the news and beside all calls: at its end it
+//! takes a lock that the whole server has once, so any program that notifies and ends slowly would hold up the
+//! writes. LISTEN is the session's, so it needs a connection of its own that no pooler by transaction stands before.
+//! MariaDB and SQLite have neither.
 //!
-//! Source: <https://www.postgresql.org/docs/current/sql-notify.html>
+//! Source: <https://www.postgresql.org/docs/current/sql-notify.html>, and `PreCommit_Notify` in PostgreSQL's
+//! `src/backend/commands/async.c`
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::sql;
 use super::sql::dialect::Dialect;
@@ -37,6 +41,9 @@ const CHECK: Duration = Duration::from_secs(30);
 /// For the answer to that.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
+/// Between two notifications. What is written meanwhile is told by the next one.
+const APART: Duration = Duration::from_millis(5);
+
 const PID: &str = "select pg_backend_pid()";
 
 /// A connection on which notifications arrive.
@@ -50,6 +57,15 @@ pub struct NewsListener {
     checked: Instant,
 }
 
+/// Notifies the other processes, one notification at a time.
+#[derive(Debug, Default)]
+pub(super) struct Notifier {
+    /// The database knows NOTIFY, by what [`Store::listen`] has seen.
+    works: AtomicBool,
+    /// A notification is under way; `true` if news was written since, which the next one tells.
+    under_way: Mutex<Option<bool>>,
+}
+
 impl Store {
     /// Begins to hear at once when another process has written news for nodes. `None` where the database, or a
     /// pooler before it, does not carry notifications; that may be otherwise later. What was written before this
@@ -59,15 +75,21 @@ impl Store {
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn listen(&self) -> Result<Option<NewsListener>, StoreError> {
         let Some((options, trust)) = self.connections.listens_at() else { return Ok(None) };
-        self.read(Call::Nodes, async {
+        let begun = self.read(Call::Nodes, async {
             match self.listen_at(&options, trust).await {
                 Err(error) if error::is_unsupported(&error) => Ok(None),
-                listening => listening,
+                begun => begun,
             }
-        })
-        .await
+        });
+        let Some(mut listener) = begun.await? else { return Ok(None) };
+        // The database has answered. That nothing arrives is no call that takes long.
+        match timeout(ARRIVAL, listener.hears_trial()).await {
+            Ok(arrived) => self.named(arrived).map(|()| Some(listener)),
+            Err(_) => Ok(None),
+        }
     }
 
+    /// Begins to listen, and has a trial notified.
     async fn listen_at(
         &self,
         options: &PgConnectOptions,
@@ -88,26 +110,14 @@ impl Store {
         let row = sql::query("select cast(pg_backend_pid() as bigint) as pid");
         let other: i64 = row.fetch_one_in(&mut work).await?.try_get("pid")?;
         let is_pooled = other == before || pid(&mut listener).await? != before;
-        let trial = format!("{TRIAL}{}", self.incarnation);
         if !is_pooled {
             listener.listen(CHANNEL).await?;
         }
-        notify(&mut work, &trial).await?;
+        notify(&mut work, &format!("{TRIAL}{}", self.incarnation)).await?;
         work.commit().await?;
         // Others may hear although this process cannot.
-        self.notifies.store(true, Ordering::Relaxed);
+        self.notifier.works.store(true, Ordering::Relaxed);
         if is_pooled {
-            return Ok(None);
-        }
-        let arrival = async {
-            while let Some(heard) = listener.try_recv().await? {
-                if heard.payload() == trial {
-                    return Ok::<_, sqlx::Error>(true);
-                }
-            }
-            Ok(false)
-        };
-        if !timeout(ARRIVAL, arrival).await.unwrap_or(Ok(false))? {
             return Ok(None);
         }
         Ok(Some(NewsListener {
@@ -120,13 +130,51 @@ impl Store {
         }))
     }
 
-    /// Has the nodes that listen hear of news when this transaction ends.
-    pub(super) async fn notify(&self, work: &mut Work) -> sqlx::Result<()> {
-        // Databases that speak PostgreSQL's protocol may not know it, and would undo the transaction.
-        match work.dialect() == Dialect::Postgres && self.notifies.load(Ordering::Relaxed) {
-            true => notify(work, &self.incarnation).await,
-            false => Ok(()),
+    /// Has the nodes that listen hear of news once this transaction has ended. It does not wait for that, and succeeds
+    /// without it.
+    pub(super) fn notify_after(&self, work: &mut Work) {
+        // Databases that speak PostgreSQL's protocol may not know it.
+        if work.dialect() == Dialect::Postgres && self.notifier.works.load(Ordering::Relaxed) {
+            let store = self.clone();
+            work.when_ended(move || store.notify_beside());
         }
+    }
+
+    fn notify_beside(self) {
+        let mut under_way = self.notifier.under_way.lock();
+        match &mut *under_way {
+            Some(again) => *again = true,
+            None => {
+                *under_way = Some(false);
+                drop(under_way);
+                drop(tokio::spawn(self.notifying()));
+            }
+        }
+    }
+
+    /// Notifies until there was no news since. What cannot be told is found by the next look of each node.
+    async fn notifying(self) {
+        loop {
+            let told = self.limited(async { self.named(self.notify_others().await) });
+            if let Err(error) = told.await {
+                tracing::debug!(
+                    target: "mailchime::store::news_not_told",
+                    %error, "could not tell the other nodes at once that there is news; they find it with their next look"
+                );
+            }
+            sleep(APART).await;
+            let mut under_way = self.notifier.under_way.lock();
+            *under_way = under_way.filter(|again| *again).map(|_| false);
+            if under_way.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn notify_others(&self) -> sqlx::Result<()> {
+        let mut work = self.begin().await?;
+        notify(&mut work, &self.incarnation).await?;
+        work.commit().await
     }
 }
 
@@ -137,6 +185,16 @@ impl NewsListener {
     /// [`StoreError`] when the connection is lost, or does not lead to the server that takes writes any more.
     pub async fn heard(&mut self) -> Result<(), StoreError> {
         self.next().await.map_err(|error| StoreError::from_sqlx(&self.database, error))
+    }
+
+    /// Returns when this process's trial has arrived.
+    async fn hears_trial(&mut self) -> sqlx::Result<()> {
+        while let Some(heard) = self.listener.try_recv().await? {
+            if heard.payload().strip_prefix(TRIAL) == Some(&*self.incarnation) {
+                return Ok(());
+            }
+        }
+        Err(lost("the connection ended"))
     }
 
     async fn next(&mut self) -> sqlx::Result<()> {
@@ -182,9 +240,13 @@ async fn pid(listener: &mut PgListener) -> sqlx::Result<i64> {
     row.try_get::<i32, _>(0).map(i64::from)
 }
 
+/// The transaction then waits a second at its end for the lock, and fails.
 async fn notify(work: &mut Work, payload: &str) -> sqlx::Result<()> {
     // What is returned has no type that the driver knows.
-    let query = sql::query("select cast(pg_notify($1, $2) as text) as told");
+    let query = sql::query(
+        "select set_config('lock_timeout', '1s', true) as patience, \
+         cast(pg_notify($1, $2) as text) as told",
+    );
     query.bind(CHANNEL).bind(payload).execute_in(work).await.map(drop)
 }
 

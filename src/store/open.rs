@@ -158,7 +158,7 @@ impl Store {
             metrics,
             said_slow: Arc::default(),
             incarnation,
-            notifies: Arc::default(),
+            notifier: Arc::default(),
         }
     }
 

@@ -10,7 +10,7 @@ use mailchime::model::{Account, Mailbox, Registration, Snapshot, Timestamp};
 use mailchime::nodes::{Assignment, ClusterView, Membership};
 use mailchime::store::{DueMark, Invalidation, Store};
 use prometheus_client::registry::Registry;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -233,6 +233,12 @@ async fn a_database_that_stays_away_is_said_once_although_no_news_is_asked_for()
     .await;
 }
 
+/// The value of this line of `mailchime_database_seconds`.
+fn value(metrics: &Metrics, registry: &Registry, line: &str) -> f64 {
+    let (text, line) = (metrics.text(registry), format!("mailchime_database_seconds_{line} "));
+    text.lines().find_map(|it| it.strip_prefix(&line)).unwrap().parse().unwrap()
+}
+
 /// Ends the connections on which nodes hear of news; how many there were.
 async fn end_listeners(beside: &mut PgConnection) -> i64 {
     let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
@@ -286,13 +292,7 @@ async fn news_that_comes_often_is_looked_for_at_most_every_20_ms() {
     limited(async {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
-        let looks = || -> u128 {
-            let text = metrics.text(&registry);
-            let counted = text.lines().find_map(|line| {
-                line.strip_prefix("mailchime_database_seconds_count{call=\"news\"} ")
-            });
-            counted.unwrap().parse().unwrap()
-        };
+        let looks = || value(&metrics, &registry, "count{call=\"news\"}");
         let store = opened(&server.url()).await.counting(Arc::clone(&metrics));
         let mut a = Node::start(&store, "a", "1", SELDOM);
         a.sees(&["a"]).await;
@@ -308,11 +308,119 @@ async fn news_that_comes_often_is_looked_for_at_most_every_20_ms() {
         registers(&b.store, "user2").await;
         a.hears_of("user2").await;
         // One may have begun before, and one begins at once.
-        let most = began.elapsed().as_millis() / 20 + 2;
+        let most = began.elapsed().as_secs_f64() / 0.020 + 2.0;
         let looked = looks() - before;
         assert!(looked <= most, "{looked}, and {most} at most");
         a.stop().await;
         b.stop().await;
+    })
+    .await;
+}
+
+/// A program that notifies and does not end, in this database: it waits for a standby that is not there, with the lock
+/// that a server has once for all that notify. Others wait for no standby.
+struct StuckNotifier {
+    beside: PgConnection,
+    task: JoinHandle<()>,
+}
+
+impl StuckNotifier {
+    /// Before mailchime connects.
+    async fn prepare(url: &str) -> PgConnection {
+        let mut beside = PgConnection::connect(url).await.unwrap();
+        let alone = "set synchronous_commit = local; create table written (number bigint); \
+                     alter database postgres set synchronous_commit = local";
+        beside.execute(alone).await.unwrap();
+        beside
+    }
+
+    async fn begin(url: &str, mut beside: PgConnection) -> Self {
+        beside.execute("alter system set synchronous_standby_names = 'nobody'").await.unwrap();
+        beside.execute("select pg_reload_conf()").await.unwrap();
+        let mut foreign = PgConnection::connect(url).await.unwrap();
+        let task = tokio::spawn(async move {
+            foreign.execute("set synchronous_commit = on").await.unwrap();
+            // It does not wait before the server has its new setting.
+            let notifies = "begin; insert into written values (1); notify elsewhere; commit";
+            while foreign.execute(notifies).await.is_ok() {}
+        });
+        let holds = "select count(*) from pg_stat_activity join pg_locks using (pid) \
+                     where wait_event = 'SyncRep' and locktype = 'object' \
+                     and classid = 'pg_database'::regclass and objid = 0 and granted";
+        let mut held = 0;
+        until(async || {
+            held = sqlx::query(holds).fetch_one(&mut beside).await.unwrap().get::<i64, _>(0);
+            held > 0
+        })
+        .await;
+        Self { beside, task }
+    }
+
+    /// The program ends.
+    async fn end(mut self) {
+        self.task.abort();
+        self.beside.execute("alter system reset synchronous_standby_names").await.unwrap();
+        self.beside.execute("select pg_reload_conf()").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_notifies_slowly_holds_up_neither_registrations_nor_events() {
+    let test = "nodes::a_program_that_notifies_slowly_holds_up_neither_registrations_nor_events";
+    let Some(server) = Postgres::start(test) else { return };
+    limited(async {
+        let beside = StuckNotifier::prepare(&server.url()).await;
+        let mut a = Node::start(&opened(&server.url()).await, "a", "1", SELDOM);
+        a.sees(&["a"]).await;
+        let b = Node::start(&opened(&server.url()).await, "b", "2", SELDOM);
+        registers(&b.store, "user1").await;
+        a.hears_of("user1").await;
+        assert!(b.store.listen().await.unwrap().is_some(), "b notifies");
+
+        let stuck = StuckNotifier::begin(&server.url(), beside).await;
+        registers(&b.store, "user2").await;
+        let mark = DueMark {
+            account: Account::from_login("user2"),
+            mailbox: Some(Mailbox::inbox()),
+            state: None,
+            is_due: true,
+            for_another_node: true,
+        };
+        b.store.mark_due(&[], &[mark], Timestamp::now()).await.unwrap();
+        assert!(!stuck.task.is_finished(), "it holds the lock all the while");
+        stuck.end().await;
+        // The next one is told, and what could not be is found with it.
+        registers(&b.store, "user3").await;
+        let mut told = BTreeSet::new();
+        while told.len() < 2 {
+            told.insert(a.cluster.news.recv().await.unwrap().account);
+        }
+        assert_eq!(told, BTreeSet::from(["user2", "user3"].map(Account::from_login)));
+        a.stop().await;
+        b.stop().await;
+    })
+    .await;
+}
+
+/// Word that does not come is not the database's answer.
+#[tokio::test]
+async fn what_was_waited_for_a_notification_is_no_time_of_a_call() {
+    let test = "nodes::what_was_waited_for_a_notification_is_no_time_of_a_call";
+    let Some(server) = Postgres::start(test) else { return };
+    limited(async {
+        let mut beside = PgConnection::connect(&server.url()).await.unwrap();
+        let tells_nobody = "create function public.pg_notify(text, text) returns void \
+                            language sql as ''; \
+                            alter database postgres set search_path = public, pg_catalog";
+        beside.execute(tells_nobody).await.unwrap();
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new(&mut registry));
+        let store = opened(&server.url()).await.of_node("1".into()).counting(Arc::clone(&metrics));
+        let began = Instant::now();
+        assert!(store.listen().await.unwrap().is_none());
+        let waited =
+            began.elapsed().as_secs_f64() - value(&metrics, &registry, "sum{call=\"nodes\"}");
+        assert!(waited >= 1.9, "{waited}");
     })
     .await;
 }

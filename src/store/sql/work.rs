@@ -67,6 +67,8 @@ pub(in crate::store) struct Work {
     named: bool,
     /// Of a connection to a server.
     trust: Option<ConnectionTrust>,
+    /// What follows its commit.
+    then: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// What the statements of a call run on.
@@ -83,7 +85,7 @@ impl Connections {
         match self.kind {
             TransactionKind::File => {
                 let on = WorkOn::Connection(self.reads.acquire().await?);
-                Ok(Work { on, dialect: Dialect::Sqlite, named: true, trust: None })
+                Ok(Work { on, dialect: Dialect::Sqlite, named: true, trust: None, then: None })
             }
             TransactionKind::Server { .. } => self.begin_read().await,
         }
@@ -203,7 +205,7 @@ async fn begun(
         return Err(standby());
     }
     let on = WorkOn::Transaction(transaction);
-    Ok(Work { on, dialect, named, trust: Some(trust) })
+    Ok(Work { on, dialect, named, trust: Some(trust), then: None })
 }
 
 fn standby() -> sqlx::Error {
@@ -221,15 +223,31 @@ impl Work {
         begin: &'static str,
     ) -> sqlx::Result<Self> {
         let on = WorkOn::Transaction(pool.begin_with(begin).await?);
-        Ok(Self { on, dialect: Dialect::Sqlite, named: true, trust: None })
+        Ok(Self { on, dialect: Dialect::Sqlite, named: true, trust: None, then: None })
     }
 
     pub(in crate::store) async fn commit(self) -> sqlx::Result<()> {
-        let Self { on: WorkOn::Transaction(transaction), trust, .. } = self else { return Ok(()) };
+        let Self { on: WorkOn::Transaction(transaction), trust, then, .. } = self else {
+            return Ok(());
+        };
+        let committing = async move {
+            let committed = transaction.commit().await;
+            // An error may mean that only the answer is lost.
+            if let Some(then) = then {
+                then();
+            }
+            committed
+        };
         match trust {
-            Some(trust) => Unbroken::new(&trust, transaction.commit()).await,
-            None => transaction.commit().await,
+            Some(trust) => Unbroken::new(&trust, committing).await,
+            None => committing.await,
         }
+    }
+
+    /// Has this done, in place of what was said before, when the transaction is committed, or may be: also where the
+    /// caller of the commit is gone by then. Of one that is rolled back it is not.
+    pub(in crate::store) fn when_ended(&mut self, then: impl FnOnce() + Send + 'static) {
+        self.then = Some(Box::new(then));
     }
 
     /// Runs statements that take no parameters.
