@@ -7,6 +7,7 @@
 //! node tells of an account that another one watches reaches that one through the database.
 
 mod answers;
+mod device_news;
 mod hints;
 mod logins;
 mod sweeps;
@@ -21,6 +22,7 @@ use tokio::time::{Instant, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::device_news::DeviceNews;
 use super::WatchContext;
 use super::accounts::{adopt, live};
 use super::entries::Entries;
@@ -84,6 +86,7 @@ struct Supervisor {
     early: HashMap<Account, AcceptedLogin>,
     watchers: HashMap<Account, WatcherHandle>,
     on_demand: OnDemand,
+    device_news: DeviceNews,
     hint_writer: HintWriter,
     entries: Entries,
     tasks: TaskTracker,
@@ -189,6 +192,7 @@ pub async fn run(
                     supervisor.recorded(written);
                 }
             }
+            () = supervisor.device_news.tell_next() => {}
             next = supervisor.on_demand.next() => supervisor.on_demand_event(next),
             Some(account) = unwatched.recv(), if may_ask => supervisor.look_up(account, None),
             Some(request) = requests.next() => supervisor.request(request),
@@ -212,6 +216,7 @@ impl Supervisor {
         let tasks = TaskTracker::new();
         tasks.spawn(writing);
         Self {
+            device_news: DeviceNews::new(context.events.clone()),
             hint_writer: HintWriter::new(Arc::clone(&context)),
             context,
             assignment,

@@ -100,7 +100,7 @@ impl Supervisor {
             }
         };
         if news.is_some() {
-            self.tell_of_devices(account.clone());
+            self.device_news.add(account.clone());
         }
         let is_ours = self.is_ours(account);
         let handle = self.watchers.get_mut(account).filter(|handle| !handle.directive.is_closed());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{EARLY, LOGINS, Supervisor, WatcherHandle};
-use crate::model::{AcceptedLogin, Account, Hint, WatchEvent};
+use crate::model::{AcceptedLogin, Account, Hint};
 use crate::watch::accounts::pass_on;
 use crate::watch::watcher::{Directive, WatcherStart};
 
@@ -16,7 +16,7 @@ impl Supervisor {
             // With the registration, news of it was written to the node that watches.
             return;
         }
-        self.tell_of_devices(account.clone());
+        self.device_news.add(account.clone());
         let (moment, of_users) = (self.now(), self.context.credentials.are_of_users());
         let handle = self.watchers.get_mut(&account).filter(|handle| !handle.directive.is_closed());
         let Some(handle) = handle else {
@@ -39,12 +39,6 @@ impl Supervisor {
         } else {
             self.registered(account, login);
         }
-    }
-
-    /// What waits to be pushed to the account's devices may not be for them any more. Where nobody takes
-    /// it in, much waits, and each device is read before it is pushed.
-    pub(super) fn tell_of_devices(&self, account: Account) {
-        let _ = self.context.events.try_send(WatchEvent::Registered { account });
     }
 
     pub(super) fn logged_in(&mut self, account: Account, login: AcceptedLogin) {

@@ -8,7 +8,7 @@ use sqlx::{Connection, Executor, SqliteConnection};
 
 use super::mail::{backend, idling, reconnected, world};
 use crate::support::watching::{PASSWORD, WatchWorld, told};
-use crate::support::{limited, until};
+use crate::support::{limited, soon, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
@@ -481,6 +481,30 @@ async fn the_push_side_gets_word_of_each_registration() {
         let mut watching = idling(&world, &backend).await;
         watching.registered("alice").await;
         assert_eq!(watching.word_of_devices().await, Account::from_login("alice"));
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_push_side_that_is_busy_gets_word_of_each_registration_later_and_no_session_waits() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = world(&backend).await;
+        world.queue = 1;
+        let mut watching = world.watch();
+        let users = ["alice", "bob", "carol", "dave"];
+        for user in users {
+            watching.registered(user).await;
+        }
+        let all = async || watching.inquirer.watchers(None).await.unwrap().len() == users.len();
+        until(all).await;
+        let mut told = Vec::new();
+        for _ in users {
+            let word = soon("word of a registration", watching.word_of_devices()).await;
+            told.push(word.as_str().to_owned());
+        }
+        assert_eq!(told, users);
         watching.stop().await;
     })
     .await;
