@@ -313,7 +313,7 @@ impl OnDemand {
         self.resting.insert(account, (status, moment));
     }
 
-    /// The account is to be asked for when its backend can be reached.
+    /// The account is to be asked for when its backend can be reached and has room.
     pub(super) fn wait_for_backend(&mut self, account: Account, backend: Option<BackendId>) {
         self.waiting.add(vec![account], |_| backend.clone());
     }
@@ -407,7 +407,7 @@ impl OnDemand {
     pub(super) fn statuses(&self, account: Option<&Account>) -> Vec<WatcherStatus> {
         let asked = self.resting.iter().filter(|(it, _)| account.is_none_or(|asked| asked == *it));
         let reason = |account: &Account| match self.waiting.contains(account) {
-            true => Some("it waits for its turn to be asked for, in a sweep"),
+            true => Some("it waits for its turn to be asked for"),
             false if self.visits_left.contains_key(account) => {
                 Some("it is asked for again soon: the state of a mailbox was not to be had")
             }

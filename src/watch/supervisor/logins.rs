@@ -88,12 +88,13 @@ impl Supervisor {
     }
 
     /// Has an account looked at, some time after a session of its user has ended, or a visit that has left mailboxes due.
+    /// After a fault of a mail server's storage there are many such: without a task, it waits until its backend has room.
     pub(super) fn look_again(&mut self, account: Account) {
         if let Some(handle) = self.watchers.get(&account) {
             handle.directive.send_modify(|directive| directive.looks += 1);
         } else if self.on_demand.is_resting(&account) {
-            let looks = Directive { looks: 1, ..Directive::default() };
-            self.start(account, looks, WatcherStart::AtOnce);
+            let backend = self.context.backends.id_of(&account);
+            self.on_demand.wait_for_backend(account, backend);
         } else if !self.is_ours(&account) {
             self.write(vec![Hint::of_all(account)], None);
         }
