@@ -3,14 +3,14 @@
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::trust::ConnectionTrust;
 
-/// For the answer to a statement that nobody waits for any more.
+/// For the answer to the begin of a transaction, and to an end that nobody waits for any more.
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// The begin or the end of a transaction, which its caller may drop at any time: it goes on by itself then. What is
@@ -20,15 +20,42 @@ pub(super) struct Unbroken<T: 'static> {
     future: Option<Pin<Box<dyn Future<Output = sqlx::Result<T>> + Send>>>,
     trust: ConnectionTrust,
     began: Instant,
+    is_begin: bool,
 }
 
 impl<T: 'static> Unbroken<T> {
-    /// `trust` is that of the connection that the future uses.
-    pub(super) fn new(
+    /// The begin of a transaction. `trust` is that of the connection that the future uses.
+    pub(super) fn begin(
         trust: &ConnectionTrust,
         future: impl Future<Output = sqlx::Result<T>> + Send + 'static,
     ) -> Self {
-        Self { future: Some(Box::pin(future)), trust: trust.clone(), began: Instant::now() }
+        Self::new(trust, future, true)
+    }
+
+    /// The end of one.
+    pub(super) fn end(
+        trust: &ConnectionTrust,
+        future: impl Future<Output = sqlx::Result<T>> + Send + 'static,
+    ) -> Self {
+        Self::new(trust, future, false)
+    }
+
+    fn new(
+        trust: &ConnectionTrust,
+        future: impl Future<Output = sqlx::Result<T>> + Send + 'static,
+        is_begin: bool,
+    ) -> Self {
+        let (trust, began) = (trust.clone(), Instant::now());
+        Self { future: Some(Box::pin(future)), trust, began, is_begin }
+    }
+
+    /// How long it goes on for nobody. It keeps a place in the pool, and a begin that its caller has waited for does
+    /// so for nothing. An end may take its time at the disk.
+    fn goes_on_for(&self) -> Duration {
+        match self.is_begin {
+            true => ANSWER.saturating_sub(self.began.elapsed()),
+            false => ANSWER,
+        }
     }
 }
 
@@ -47,12 +74,13 @@ impl<T: 'static> Future for Unbroken<T> {
 
 impl<T: 'static> Drop for Unbroken<T> {
     fn drop(&mut self) {
+        let goes_on_for = self.goes_on_for();
         let (Some(mut future), Ok(runtime)) = (self.future.take(), Handle::try_current()) else {
             return;
         };
         let (trust, began) = (self.trust.clone(), self.began);
         let going_on = async move {
-            let answered = timeout(ANSWER, &mut future).await.is_ok();
+            let answered = timeout(goes_on_for, &mut future).await.is_ok();
             // Its pool closes a connection that is not trusted.
             if !answered && trust.has(began.elapsed()) {
                 trust.distrust();
@@ -66,5 +94,41 @@ impl<T: 'static> Drop for Unbroken<T> {
 impl<T: 'static> fmt::Debug for Unbroken<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Unbroken")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// After how long a statement that says nothing gives its connection back, whose caller waits for so long.
+    async fn keeps_its_place(
+        statement: impl FnOnce(&ConnectionTrust, oneshot::Sender<()>) -> Unbroken<()>,
+        caller: Duration,
+    ) -> Duration {
+        let ((place, given_back), trust) = (oneshot::channel(), ConnectionTrust::default());
+        let began = Instant::now();
+        timeout(caller, statement(&trust, place)).await.unwrap_err();
+        given_back.await.unwrap_err();
+        began.elapsed()
+    }
+
+    async fn says_nothing(_place: oneshot::Sender<()>) -> sqlx::Result<()> {
+        std::future::pending().await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_begin_that_says_nothing_keeps_its_place_no_longer_than_it_may_take() {
+        for (caller, begin, end) in [(0, 2, 2), (1, 2, 3), (2, 2, 4), (5, 5, 7)] {
+            let caller = Duration::from_secs(caller);
+            let kept =
+                keeps_its_place(|trust, it| Unbroken::begin(trust, says_nothing(it)), caller).await;
+            assert_eq!(kept.as_secs(), begin, "the begin of one who waits for {caller:?}");
+            let kept =
+                keeps_its_place(|trust, it| Unbroken::end(trust, says_nothing(it)), caller).await;
+            assert_eq!(kept.as_secs(), end, "the end of one who waits for {caller:?}");
+        }
     }
 }

@@ -150,7 +150,7 @@ impl Connections {
             return Err(sqlx::Error::BeginFailed);
         };
         let begun = begun(connection, *dialect, Arc::clone(begin), *named, trust.clone());
-        Unbroken::new(trust, begun).await
+        Unbroken::begin(trust, begun).await
     }
 
     /// What the database speaks.
@@ -239,7 +239,7 @@ impl Work {
             committed
         };
         match trust {
-            Some(trust) => Unbroken::new(&trust, committing).await,
+            Some(trust) => Unbroken::end(&trust, committing).await,
             None => committing.await,
         }
     }
