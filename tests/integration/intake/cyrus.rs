@@ -13,7 +13,7 @@ use mailchime::intake::{
     self, CyrusEvents, HintRecorder, IntakeParts, KnownSources, RecordingHints,
 };
 use mailchime::metrics::Metrics;
-use mailchime::model::{Account, Hint};
+use mailchime::model::Hint;
 use mailchime::net::counters::LimitCounters;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, mpsc};
@@ -244,8 +244,7 @@ async fn each_change_comes_by_connections() {
 }
 
 async fn until_nothing_is_due(world: &InProcess) {
-    let account = Account::from_login(ALICE.0);
-    while !world.mailchime.store.due(&account).await.unwrap().is_empty() {
+    while !world.mailchime.store.due_accounts().await.unwrap().is_empty() {
         tokio::task::yield_now().await;
     }
 }

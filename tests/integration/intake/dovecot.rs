@@ -379,8 +379,7 @@ async fn a_mail_is_a_push_while_mailchime_has_no_connection_to_dovecot() {
         dovecot.set_password(ALICE.0, "another");
         dovecot.deliver_by_lmtp(ALICE.0, &mail("hello again"));
         soon("a push", world.push_of(&["INBOX"])).await;
-        let account = mailchime::model::Account::from_login(ALICE.0);
-        while !world.mailchime.store.due(&account).await.unwrap().is_empty() {
+        while !world.mailchime.store.due_accounts().await.unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
     })

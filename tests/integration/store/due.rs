@@ -108,7 +108,8 @@ pub(super) async fn a_mark_of_another_node_outlives_a_look_that_did_not_see_it(s
         assert_eq!(known, [true, false]);
     }
     assert_eq!(other.take_invalidations("b", 10).await.unwrap(), news(bob()));
-    assert_eq!(store.due(&bob()).await.unwrap().len(), 1);
+    let (_, of_bob) = store.watched_and_due(&bob(), &imap(), EVER).await.unwrap();
+    assert_eq!(of_bob.len(), 1);
     let inbox_alone =
         [mark(&alice(), Some("INBOX"), None, false), mark(&alice(), Some("Team"), None, false)];
     assert_eq!(store.mark_due(&[], &inbox_alone, Timestamp(10)).await.unwrap(), [true, false]);
