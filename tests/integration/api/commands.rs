@@ -1,18 +1,25 @@
 //! What the commands of operators show of subscriptions of each kind, and do with them.
 
 use std::fs;
+use std::sync::Arc;
 
-use mailchime::config::{AdminAddress, WebhookConfig};
-use mailchime::demo::push_service::PushService;
-use mailchime::demo::webhook::WebhookReceiver;
-use serde_json::json;
+use mailchime::app;
+use mailchime::config::{AdminAddress, FcmConfig, WebhookConfig};
+use mailchime::demo::apns::Answer;
+use mailchime::demo::fcm::{FcmAnswer, FcmStandIn};
+use mailchime::demo::push_service::{Browser, PushService, Reply};
+use mailchime::demo::webhook::{ReceiverAnswer, WebhookReceiver};
+use mailchime::model::{Account, Timestamp};
+use serde_json::{Value, json};
 
 use super::web_push::web_push;
 use super::{ALICE, ApiWorld};
+use crate::admin;
 use crate::support::in_process::loopback;
 use crate::support::program::{Process, mailchime};
 use crate::support::servers::pki;
-use crate::support::{limited, listener};
+use crate::support::world::MAIL;
+use crate::support::{limited, listener, soon, until};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
@@ -56,17 +63,32 @@ fn column<'a>(table: &'a [Vec<String>], head: &str) -> Vec<&'a str> {
     column
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_browser_and_a_web_hook_are_shown_and_tried_beside_an_iphone() {
-    limited(async {
-        let service = PushService::start(listener().await, pki()).unwrap();
+/// A user who has a subscription of every kind, and what they lead to: an iPhone, a web hook of the operator's, an app
+/// by FCM, a browser, and another one that has not confirmed its own.
+struct AllKinds {
+    api: ApiWorld,
+    fcm: FcmStandIn,
+    push_service: PushService,
+    receiver: WebhookReceiver,
+    waiting: Arc<Browser>,
+}
+
+impl AllKinds {
+    async fn start() -> Self {
+        let push_service = PushService::start(listener().await, pki()).unwrap();
+        let fcm = FcmStandIn::start(listener().await, pki()).unwrap();
         let receiver = WebhookReceiver::start(listener().await, None).unwrap();
         let api = ApiWorld::with(|config| {
             config.admin.address = Some(AdminAddress::Tcp(loopback()));
-            web_push(config, &service);
+            web_push(config, &push_service);
             let folder = config.tls.certificates[0].certificate.parent().unwrap();
-            let secret = folder.join("hook.secret");
+            let (secret, account) = (folder.join("hook.secret"), folder.join("firebase.json"));
             fs::write(&secret, SECRET).unwrap();
+            fs::write(&account, fcm.service_account().unwrap()).unwrap();
+            let mut project = FcmConfig::new(account);
+            project.endpoint = fcm.endpoint().parse().unwrap();
+            project.ca = Some(folder.join("ca.pem"));
+            config.fcm = vec![project];
             let url = receiver.url("/mail").parse().unwrap();
             config.webhooks = vec![WebhookConfig::new("crm", url, secret)];
         })
@@ -74,53 +96,164 @@ async fn a_browser_and_a_web_hook_are_shown_and_tried_beside_an_iphone() {
         api.write_config();
         api.world.register((ALICE, "secret"), &["INBOX"]).await;
         let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
-        let [browser, waiting] = [(); 2].map(|()| service.subscribe(key.as_str().unwrap()));
-        let mut ids = Vec::new();
-        for browser in [&browser, &waiting] {
-            let mut body = browser.to_json();
-            body["transport"] = json!("webpush");
+        let [browser, waiting] = [(); 2].map(|()| push_service.subscribe(key.as_str().unwrap()));
+        let subscribe = async |transport: &str, mut body: Value| {
+            body["transport"] = json!(transport);
             let made = api.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
-            ids.push(made.json()["id"].as_str().unwrap().to_owned());
-            if ids.len() == 1 {
-                let code = service.next().await.json()["data"]["code"].clone();
-                let confirm = format!("POST /v1/subscriptions/{}/confirm", ids[0]);
-                let reply = api.of(ALICE, &confirm, Some(json!({ "code": code }))).await;
-                assert_eq!(reply.status, 200, "{}", reply.body);
-            }
-        }
-
-        // The row of the web hook comes soon after the login.
-        let listed = loop {
-            let listed = api.command(&["subscriptions", "list", "--user", ALICE]).await;
-            if listed.len() == 5 {
-                break listed;
-            }
+            assert_eq!(made.status, 201, "{}", made.body);
+            made.json()["id"].as_str().unwrap().to_owned()
         };
-        let all = ["apns", "webhook", "webpush", "webpush"];
-        assert_eq!(column(&listed, "TRANSPORT"), all);
-        assert_eq!(column(&listed, "STATE"), ["active", "active", "active", "pending"]);
-        let listed = api.command(&["subscriptions", "list"]).await;
-        assert_eq!(column(&listed, "STATE"), ["active", "active", "active", "pending"]);
+        let confirm = async |id: String, code: Value| {
+            let confirm = format!("POST /v1/subscriptions/{id}/confirm");
+            let reply = api.of(ALICE, &confirm, Some(json!({ "code": code }))).await;
+            assert_eq!(reply.status, 200, "{}", reply.body);
+        };
+        let id = subscribe("webpush", browser.to_json()).await;
+        confirm(id, push_service.next().await.json()["data"]["code"].clone()).await;
+        let app = json!({ "token": "token-a", "app": "org.example.mail" });
+        let id = subscribe("fcm", app).await;
+        confirm(id, json!(fcm.next().await.data()["code"])).await;
+        subscribe("webpush", waiting.to_json()).await;
+        push_service.next().await;
+        // The row of the web hook comes soon after the login.
+        let store = &api.world.mailchime.store;
+        let alice = Account::from_login(ALICE);
+        until(async || store.targets(&alice, Timestamp(0)).await.unwrap().len() == 4).await;
+        Self { api, fcm, push_service, receiver, waiting }
+    }
+
+    /// What these series of `/metrics` say.
+    async fn metrics(&self, name: &str, label: &str, words: &[&str]) -> Vec<f64> {
+        let text = admin::get(self.api.world.mailchime.admin.unwrap(), "/metrics").await.body;
+        let value = |(transport, word): (&str, &str)| -> f64 {
+            let label =
+                if word.is_empty() { String::new() } else { format!(",{label}=\"{word}\"") };
+            let start = format!("mailchime_{name}{{transport=\"{transport}\"{label}}} ");
+            let line = text.lines().find_map(|line| line.strip_prefix(&start));
+            line.unwrap_or_else(|| panic!("no {start} in\n{text}")).parse().unwrap()
+        };
+        let all =
+            KINDS.iter().flat_map(|transport| words.iter().map(move |word| (*transport, *word)));
+        all.map(value).collect()
+    }
+}
+
+/// The transports, in alphabetical order.
+const KINDS: [&str; 4] = ["apns", "fcm", "webhook", "webpush"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscriptions_of_every_kind_are_shown_tried_and_removed() {
+    limited(async {
+        let all = AllKinds::start().await;
+        let api = &all.api;
+        for arguments in
+            [&["subscriptions", "list"][..], &["subscriptions", "list", "--user", ALICE]]
+        {
+            let listed = api.command(arguments).await;
+            let kinds = ["apns", "fcm", "webhook", "webpush", "webpush"];
+            assert_eq!(column(&listed, "TRANSPORT"), kinds);
+            let states = ["active", "active", "active", "active", "pending"];
+            assert_eq!(column(&listed, "STATE"), states);
+        }
 
         // What is pending is sent nothing.
         let tried = api.command(&["push", ALICE]).await;
-        assert_eq!(column(&tried, "TRANSPORT"), ["apns", "webhook", "webpush"]);
-        assert_eq!(column(&tried, "OUTCOME"), ["accepted"; 3], "{tried:?}");
+        assert_eq!(column(&tried, "TRANSPORT"), KINDS);
+        assert_eq!(column(&tried, "OUTCOME"), ["accepted"; 4], "{tried:?}");
+        let row = tried.iter().find(|row| row[0] == "fcm").unwrap();
+        assert!(row.join(" ").contains("token-a… org.example.mail accepted"), "{row:?}");
         api.world.apns.next().await;
-        receiver.next().await;
+        all.receiver.next().await;
+        all.push_service.next().await;
+        let message = all.fcm.next().await;
+        assert_eq!((message.token(), &*message.data()["type"]), ("token-a", "mailbox.changed"));
+        assert!(!message.validate_only);
+
         // One is pending.
         let explained = api.command_that_ends(&["push", ALICE, "--explain"], &[1]).await;
         let pending = explained.iter().filter(|line| line.join(" ").contains("it is pending"));
         assert_eq!(pending.count(), 1, "{explained:?}");
-        for transport in &all {
+        let well = explained.iter().filter(|line| line.join(" ") == "new mail would be pushed now");
+        assert_eq!(well.count(), 4, "{explained:?}");
+        for transport in KINDS {
             let shown = explained.iter().any(|line| line.first().is_some_and(|it| it == transport));
             assert!(shown, "{transport} is not in {explained:?}");
         }
+        let app = "fcm token-a… org.example.mail: registered";
+        assert!(explained.iter().any(|line| line.join(" ").starts_with(app)), "{explained:?}");
 
-        let endpoint = waiting.endpoint();
-        api.command(&["subscriptions", "remove", ALICE, "--endpoint", endpoint]).await;
-        let listed = api.command(&["subscriptions", "list", "--user", ALICE]).await;
-        assert_eq!(column(&listed, "STATE"), ["active"; 3]);
+        // Where one is refused, the others are tried all the same.
+        all.fcm.answer_next(1, FcmAnswer::refuse(404, "NOT_FOUND", "UNREGISTERED"));
+        let tried = api.command_that_ends(&["push", ALICE], &[1]).await;
+        let outcomes = ["accepted", "accepted", "accepted", "gone"];
+        assert_eq!(column(&tried, "OUTCOME"), outcomes, "{tried:?}");
+
+        let waiting = all.waiting.endpoint();
+        for (endpoint, left) in [(waiting, 4), ("token-a", 3)] {
+            api.command(&["subscriptions", "remove", ALICE, "--endpoint", endpoint]).await;
+            let listed = api.command(&["subscriptions", "list", "--user", ALICE]).await;
+            assert_eq!(column(&listed, "STATE"), vec!["active"; left]);
+        }
+        let tried = api.command(&["push", ALICE]).await;
+        assert_eq!(column(&tried, "TRANSPORT"), ["apns", "webhook", "webpush"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_metrics_of_every_transport_move() {
+    const FAILURES: [&str; 8] = [
+        "bad_endpoint",
+        "gone",
+        "other_route",
+        "refused",
+        "too_large",
+        "too_many",
+        "unavailable",
+        "unrenderable",
+    ];
+    limited(async {
+        let mut all = AllKinds::start().await;
+        let accepted =
+            async |all: &AllKinds| all.metrics("pushes_total", "outcome", &["accepted"]).await;
+        let before = accepted(&all).await;
+        soon("a watcher in IDLE", all.api.backend.wait_until(|counters| counters.idling > 0)).await;
+        all.api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        // Each gets one more, and perhaps one of what the first look has found.
+        until(async || {
+            let now = accepted(&all).await;
+            now.iter().zip(&before).all(|(now, before)| now > before)
+        })
+        .await;
+        assert_eq!(all.metrics("pushes_total", "outcome", &FAILURES).await, [0.0; 4 * 8]);
+        until(async || {
+            let measured = all.metrics("push_latency_seconds_count", "", &[""]).await;
+            measured == accepted(&all).await
+        })
+        .await;
+
+        // What no service takes any more.
+        all.api.world.apns.answer_all(Answer::refuse(413, "PayloadTooLarge"));
+        all.fcm.answer_all(FcmAnswer::error(403, "PERMISSION_DENIED", None, "API off"));
+        all.receiver.answer_all(Some(ReceiverAnswer::Status(503, None)));
+        all.push_service.reply_to_all(Reply::Status(429, Some(3600)));
+        all.api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        let failed = ["too_large", "refused", "unavailable", "too_many"];
+        until(async || {
+            let now = all.metrics("pushes_total", "outcome", &failed).await;
+            now.chunks(4).enumerate().all(|(kind, of_kind)| of_kind[kind] > 0.0)
+        })
+        .await;
+
+        // A start counts what is stored.
+        let config = all.api.world.config.clone();
+        all.api.world.mailchime.stop().await;
+        all.api.world.mailchime = app::start(&config).await.unwrap();
+        let stored = [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0];
+        until(async || {
+            all.metrics("subscriptions", "state", &["active", "pending"]).await == stored
+        })
+        .await;
     })
     .await;
 }
