@@ -9,6 +9,7 @@ mod fcm;
 mod identities;
 mod second_transport;
 mod tokens;
+mod transports;
 mod tunnel;
 mod webhook;
 mod webpush;

@@ -9,6 +9,7 @@ use mailchime::config::{self, ApnsServer, Config};
 pub(crate) use mailchime::demo::apns::Apns as StandIn;
 use mailchime::demo::pki::Pki;
 use mailchime::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
+use mailchime::metrics::Metrics;
 use mailchime::model::{
     Account, Change, ChangeKind, Mailbox, Registration, Snapshot, Subscription, Timestamp,
     WatchEvent,
@@ -21,6 +22,7 @@ use mailchime::push::transport::apns::ApnsIdentity;
 use mailchime::push::transport::apns::identities::{Identities, LoadError, route};
 use mailchime::push::transport::{Route, Routes};
 use mailchime::store::{Registrant, Store};
+use prometheus_client::registry::Registry;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, SqliteConnection};
 use tempfile::TempDir;
@@ -188,6 +190,7 @@ pub(crate) struct Running {
     pub(crate) task: JoinHandle<()>,
     pub(crate) inquirer: DispatcherHandle,
     pub(crate) id: u64,
+    metrics: (Arc<Metrics>, Registry),
 }
 
 impl Running {
@@ -204,6 +207,8 @@ impl Running {
         let (hints, removed) = mpsc::channel(8);
         let cancel = CancellationToken::new();
         let (inquirer, inquiries) = dispatcher::channel();
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new(&mut registry));
         let parts = DispatcherParts {
             events: changes,
             store: disk.store.clone(),
@@ -213,12 +218,13 @@ impl Running {
             removed: hints,
             assignment: ClusterView::none("here").assignment,
             requests: inquiries,
-            metrics: Arc::default(),
+            metrics: Arc::clone(&metrics),
             backend_of: dispatcher::BackendOf::new(|_| "backend".into()),
             counters: Arc::default(),
         };
         let task = tokio::spawn(dispatcher::run(parts, cancel.clone()));
-        Self { events, removed, cancel, task, inquirer, id: 0 }
+        let metrics = (metrics, registry);
+        Self { events, removed, cancel, task, inquirer, id: 0, metrics }
     }
 
     pub(crate) async fn change(&mut self, mailbox: &str, snapshot: Option<Snapshot>) -> u64 {
@@ -255,6 +261,12 @@ impl Running {
         let mailbox = Some(Mailbox::new(mailbox));
         let explained = self.inquirer.explain(alice(), mailbox).await.unwrap().unwrap();
         explained[0].reasons.iter().map(ToString::to_string).collect()
+    }
+
+    /// What `/metrics` would show.
+    pub(crate) fn metrics(&self) -> String {
+        let (metrics, registry) = &self.metrics;
+        metrics.text(registry)
     }
 
     /// Ends it as the program does.

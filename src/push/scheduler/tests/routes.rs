@@ -64,6 +64,47 @@ fn a_push_under_a_route_that_is_gone_is_marked_as_owed() {
     assert_eq!(sim.until(99.0), ["99 push a INBOX"]);
 }
 
+/// Each carries one push at a time, so what hangs takes all that there is for its transport.
+#[test]
+fn one_transport_that_hangs_delays_no_push_by_another() {
+    const NAMES: [&str; 4] = ["apns", "fcm", "webhook", "webpush"];
+    for hanging in NAMES {
+        let mut sim = Simulation::with(NAMES.map(|name| {
+            let mut target = phone(name);
+            target.subscription.transport = TransportId::new(name);
+            target
+        }));
+        let routes = NAMES.map(|name| {
+            let (id, route) = route(ROUTE, 1);
+            (RouteId { transport: TransportId::new(name), ..id }, route)
+        });
+        sim.scheduler.routes(routes, sim.now, NOW);
+        sim.service = None;
+        for mail in 0..20 {
+            let at = mail as f64 * 5.0;
+            sim.until(at);
+            sim.mail("INBOX", mail + 7);
+            let mut lines = sim.pushes_until(at);
+            lines.sort();
+            let goes = |name: &&str| mail == 0 || *name != hanging;
+            let pushed = NAMES.iter().copied().filter(goes);
+            let expected: Vec<_> = pushed.map(|name| format!("{at} push {name} INBOX")).collect();
+            assert_eq!(lines, expected, "{hanging} hangs");
+            let (hang, answered): (Vec<_>, Vec<_>) =
+                sim.under_way.drain(..).partition(|sent| sent.transport.as_str() == hanging);
+            sim.under_way = hang;
+            for sent in answered {
+                sim.scheduler.answered(&sent, &accepted(), sim.now, NOW, NOW);
+            }
+        }
+        // It hears of the last mail when its service answers at last.
+        sim.service = Some(accepted());
+        sim.answer(accepted());
+        assert_eq!(sim.pushes_until(200.0).len(), 1);
+        assert!(sim.until(300.0).is_empty() && sim.scheduler.accounts.is_empty());
+    }
+}
+
 /// A subscription of its own account whose endpoint is at this host.
 fn at_host(n: usize, host: &str) -> Target {
     let mut target = phone_of(&Account::from_login(&format!("u{n}@{host}")), "");
