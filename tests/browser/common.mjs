@@ -120,7 +120,10 @@ export async function fitsWidths(page, name, picture) {
 
 /** A picture for the docs, where SCREENSHOTS names their folder. */
 export async function screenshot(page, name) {
-  if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/${name}.png`, fullPage: true });
+  if (!process.env.SCREENSHOTS) return;
+  // What was hidden just now still counts in the height of a page that has not been drawn since.
+  await page.evaluate(() => new Promise(done => { requestAnimationFrame(() => requestAnimationFrame(done)); }));
+  await page.screenshot({ path: `${process.env.SCREENSHOTS}/${name}.png`, fullPage: true });
 }
 
 /** Fills in the form and waits for the account's page. */
