@@ -233,6 +233,18 @@ main(async () => {
     check(await iphone.page.$eval('#notify', it => it.hidden), 'no button that cannot work');
     check(await iphone.page.$eval('#open-mail', it => it.getAttribute('href')) === 'message:', 'the mail program');
     check(iphone.problems.length === 0, iphone.problems.join('\n'));
+
+    // On its home screen it takes them, and the page no longer says how to get there.
+    const installed = await open(browser, url, ['en-US'], async page => {
+      await page.setUserAgent({ userAgent: IPHONE });
+      await page.evaluateOnNewDocument(() => Object.defineProperty(Navigator.prototype, 'standalone', { get: () => true }));
+    });
+    await installed.context.overridePermissions(url, ['notifications']);
+    await logIn(installed.page);
+    await installed.page.waitForSelector('#mailboxes li');
+    check(await installed.page.$eval('#install', it => it.hidden), 'it says how to come where it is');
+    check(await installed.page.$eval('#notify-button', it => it.checkVisibility()), 'the button that notifies');
+    check(installed.problems.length === 0, installed.problems.join('\n'));
   } finally {
     await browser.close();
   }

@@ -36,6 +36,7 @@ async function showsWhoWroteWhat(page, login) {
 
   want('deliver');
   await until('the second', async () => (await notifications(page, login))[0]?.body.includes('and 1 more new mail'));
+  check((await notifications(page, login)).length === 1, 'it does not replace the first');
 }
 
 main(async () => {
