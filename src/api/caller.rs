@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use hyper::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, ORIGIN};
+use hyper::header::{AUTHORIZATION, COOKIE, HOST, HeaderMap, HeaderValue, ORIGIN};
 use hyper::http::request::Parts;
 use tokio_util::sync::CancellationToken;
 
@@ -91,6 +91,10 @@ impl Caller {
         let addresses = addresses(parts)?;
         let context = Arc::clone(context);
         if parts.headers.contains_key(AUTHORIZATION) {
+            // A browser sends the password that it remembers for a page of any site.
+            if !parts.method.is_safe() {
+                is_own_page(&parts.headers, &context, Demand::Nothing)?;
+            }
             let credentials = authorization(&parts.headers)?;
             let mail = context.log_in(addresses, &credentials).await?;
             let account = mail.account.clone();
@@ -180,16 +184,21 @@ async fn log_in_again(
 pub(super) enum Demand {
     /// `Origin` (RFC 6454), which browsers send with each request that may change something.
     Origin,
-    /// Nothing; an `Origin` that is there must be ours.
+    /// Nothing; what is there must name us.
     Nothing,
 }
 
-/// Refuses a request that comes from a page of another site.
+/// Refuses a request that comes from a page of another site: its `Origin` says so, or its `Sec-Fetch-Site` (Fetch
+/// Metadata). A program that is no browser sends neither.
 pub(super) fn is_own_page(
     headers: &HeaderMap,
     context: &ApiContext,
     demand: Demand,
 ) -> Result<(), ApiError> {
+    let own = |site: &HeaderValue| site == "same-origin" || site == "none";
+    if !headers.get_all("sec-fetch-site").iter().all(own) {
+        return Err(foreign());
+    }
     let Some(origin) = headers.get(ORIGIN) else {
         return match demand {
             Demand::Nothing => Ok(()),
@@ -269,8 +278,6 @@ pub(super) fn password(login: &str, password: Vec<u8>) -> Result<Credentials, Ap
 
 #[cfg(test)]
 mod tests {
-    use hyper::header::HeaderValue;
-
     use super::*;
 
     fn headers(fields: &[(&'static str, &str)]) -> HeaderMap {

@@ -3,6 +3,7 @@
 use mailchime::config::PublicUrl;
 use serde_json::json;
 
+use super::paper::Paper;
 use super::{ALICE, ApiWorld, basic};
 use crate::support::in_process::logins;
 use crate::support::{limited, reached};
@@ -63,6 +64,58 @@ async fn a_page_of_another_site_changes_nothing() {
         assert!(reply.field("set-cookie").is_none(), "{}", reply.head);
         let show = format!("GET /v1/session\nCookie: {cookie}");
         assert_eq!(api.ask(&show).await.status, 200, "nothing of it has ended the session");
+    })
+    .await;
+}
+
+/// A browser sends the password that it remembers with what a page of any site asks for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_another_site_gets_nothing_by_a_remembered_password() {
+    limited(async {
+        let api = ApiWorld::with(|config| config.limits.login_failures_per_minute = 1).await;
+        let paper = Paper::subscribable(&api);
+        let id = api.subscribed(&paper, ALICE, "well").await;
+        let all = "/v1/subscriptions";
+        let requests = [
+            "POST /v1/session".to_owned(),
+            "GET /v1/changes".to_owned(),
+            format!("POST {all}"),
+            format!("POST {all}/{id}/confirm"),
+            format!("POST {all}/{id}/test"),
+            format!("DELETE {all}/{id}"),
+        ];
+        api.backend.wait_until(|counters| counters.idling == 1).await;
+        let logged_in = logins(&api.backend, ALICE);
+        let body = json!({ "transport": "paper", "to": "evil", "code": "x" });
+        for request in &requests {
+            for from in [
+                "Origin: https://evil.example",
+                "Origin: null",
+                "Sec-Fetch-Site: cross-site",
+                "Sec-Fetch-Site: same-site",
+                "Origin: https://localhost\nSec-Fetch-Site: cross-site",
+            ] {
+                for password in ["secret", "wrong"] {
+                    let who = basic(ALICE, password);
+                    let asked = format!("{request}\n{who}\n{from}\n\n{body}");
+                    let reply = api.ask(&asked).await;
+                    assert_eq!(reply.error(), (403, "foreign_origin".to_owned()), "{asked}");
+                }
+            }
+        }
+        // Nobody was logged in, and no wrong password counts.
+        assert_eq!(logins(&api.backend, ALICE), logged_in);
+        assert!(api.backend.counters().refused.is_empty());
+        assert_eq!(api.listed(ALICE).await.len(), 1);
+        assert_eq!(paper.sent("well").len(), 1, "the code alone");
+
+        // A program, the page itself, and what a user types.
+        for from in
+            ["", "Origin: https://localhost\nSec-Fetch-Site: same-origin", "Sec-Fetch-Site: none"]
+        {
+            let test = format!("POST {all}/{id}/test\n{}\n{from}", basic(ALICE, "secret"));
+            assert_eq!(api.ask(&test).await.status, 204, "{from}");
+        }
     })
     .await;
 }

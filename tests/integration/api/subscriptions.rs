@@ -34,7 +34,7 @@ impl ApiWorld {
     }
 
     /// The subscription of this user to this endpoint, confirmed; its id.
-    async fn subscribed(&self, paper: &Paper, login: &str, to: &str) -> String {
+    pub(super) async fn subscribed(&self, paper: &Paper, login: &str, to: &str) -> String {
         let made = self.subscribe(login, to).await;
         assert_eq!(made.status, 201, "{}", made.body);
         let id = made.json()["id"].as_str().unwrap().to_owned();
@@ -44,7 +44,7 @@ impl ApiWorld {
         id
     }
 
-    async fn listed(&self, login: &str) -> Vec<Value> {
+    pub(super) async fn listed(&self, login: &str) -> Vec<Value> {
         let reply = self.of(login, "GET /v1/subscriptions", None).await;
         assert_eq!(reply.status, 200, "{}", reply.body);
         reply.json()["subscriptions"].as_array().unwrap().clone()
