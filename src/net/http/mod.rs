@@ -390,6 +390,9 @@ impl ServedConnection {
             sent = &mut sending => sent,
             () = self.grace_is_over() => Ok(()),
         };
+        if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+            self.counters.write_timeout.hit();
+        }
         self.ended(peer, sent.err().map(Into::into));
     }
 

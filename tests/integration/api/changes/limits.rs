@@ -1,11 +1,15 @@
 //! How many streams there may be, and for how long nothing is read or said.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::super::{ALICE, ApiWorld, BOB, basic};
 use crate::support::{limited, reached, soon};
@@ -110,6 +114,50 @@ async fn streams_go_over_http_2_and_one_that_is_not_read_is_cut_off() {
             }
         });
         let _ = ended.await;
+        reached(&counters.write_timeout, 1).await;
+    })
+    .await;
+}
+
+/// A connection on which little is under way at once, so that a client that does not read is soon noticed.
+async fn narrow(address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(2048).unwrap();
+    SockRef::from(&socket).set_tcp_mss(536).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_over_http_1_that_is_not_read_is_cut_off() {
+    limited(async {
+        let api = ApiWorld::with(|config| {
+            config.limits.write_timeout = Duration::from_secs(2);
+            config.api.streams_per_account = 1;
+        })
+        .await;
+        let mut slow = api.secured(narrow(api.address()).await, &["http/1.1"]).await;
+        let who = basic(ALICE, "secret");
+        let request = format!("GET /v1/changes HTTP/1.1\r\nHost: localhost\r\n{who}\r\n\r\n");
+        slow.write_all(request.as_bytes()).await.unwrap();
+        let mut read = Vec::new();
+        while !String::from_utf8_lossy(&read).contains("event: stream.opened") {
+            assert!(soon("an event", slow.read_buf(&mut read)).await.unwrap() > 0, "it ends");
+        }
+        // Mail after mail, until more waits than is under way.
+        let counters = &api.world.mailchime.counters().api;
+        let mut pace = tokio::time::interval(Duration::from_millis(10));
+        soon("a client that is cut off", async {
+            while counters.write_timeout.hits() == 0 {
+                api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+                pace.tick().await;
+            }
+        })
+        .await;
+        reached(&counters.write_timeout, 1).await;
+        // It gets no end of the answer, and another stream has its place.
+        let _ = soon("the end", slow.read_to_end(&mut read)).await;
+        assert!(!read.ends_with(b"0\r\n\r\n"));
+        api.opened(&format!("\n{who}")).await;
         reached(&counters.write_timeout, 1).await;
     })
     .await;
