@@ -4,17 +4,19 @@
 //! it: so nobody can have pushes sent to an endpoint of somebody else. The code itself is kept nowhere; its
 //! SHA-256 stands in the subscription's options, where each node can read it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hyper::StatusCode;
+use hyper::http::request::Parts;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -53,6 +55,18 @@ struct SubscriptionRequest {
 #[derive(Deserialize)]
 struct ConfirmRequest {
     code: String,
+}
+
+/// The number in the path; `None` where what stands there is none.
+pub(super) struct SubscriptionId(Option<i64>);
+
+impl<S: Send + Sync> FromRequestParts<S> for SubscriptionId {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        let text = Path::<String>::from_request_parts(parts, state).await.ok();
+        Ok(Self(text.and_then(|Path(text)| text.parse().ok())))
+    }
 }
 
 /// The key with which browsers subscribe.
@@ -171,12 +185,12 @@ async fn make(
 /// The client has got the code.
 pub(super) async fn confirm(
     State(context): State<Arc<ApiContext>>,
-    Path(id): Path<String>,
+    SubscriptionId(id): SubscriptionId,
     caller: Caller,
     body: JsonBody,
 ) -> Result<Json<Value>, ApiError> {
     let ConfirmRequest { code } = body.read()?;
-    let mut listed = context.find(&caller.account, &id).await?;
+    let mut listed = context.find(&caller.account, id).await?;
     let expected = option(&listed.subscription.options, CONFIRM).unwrap_or_default();
     if verify_slices_are_equal(expected.as_bytes(), hash(&code).as_bytes()).is_err() {
         return Err(ApiError::forbidden(
@@ -197,10 +211,10 @@ pub(super) async fn confirm(
 /// Sends a test push.
 pub(super) async fn test(
     State(context): State<Arc<ApiContext>>,
-    Path(id): Path<String>,
+    SubscriptionId(id): SubscriptionId,
     caller: Caller,
 ) -> Result<Response, ApiError> {
-    let listed = context.find(&caller.account, &id).await?;
+    let listed = context.find(&caller.account, id).await?;
     if listed.state == SubscriptionState::Pending {
         let message = "The subscription is not confirmed yet.";
         return Err(ApiError::new(StatusCode::CONFLICT, "pending", message));
@@ -215,10 +229,10 @@ pub(super) async fn test(
 /// Removes a subscription, on all nodes at once.
 pub(super) async fn remove(
     State(context): State<Arc<ApiContext>>,
-    Path(id): Path<String>,
+    SubscriptionId(id): SubscriptionId,
     caller: Caller,
 ) -> Result<Response, ApiError> {
-    let id = context.find(&caller.account, &id).await?.id;
+    let id = context.find(&caller.account, id).await?.id;
     let removed = context.store.remove_by_id(&caller.account, id).await.map_err(away)?;
     let removed = removed.ok_or_else(ApiError::not_found)?;
     if !removed.account_left {
@@ -244,8 +258,12 @@ impl ApiContext {
     }
 
     /// The subscription of this account with this id.
-    async fn find(&self, account: &Account, id: &str) -> Result<ListedSubscription, ApiError> {
-        let id: i64 = id.parse().map_err(|_| ApiError::not_found())?;
+    async fn find(
+        &self,
+        account: &Account,
+        id: Option<i64>,
+    ) -> Result<ListedSubscription, ApiError> {
+        let id = id.ok_or_else(ApiError::not_found)?;
         let listed = self.subscriptions_of(account).await?;
         listed.into_iter().find(|listed| listed.id == id).ok_or_else(ApiError::not_found)
     }
@@ -288,11 +306,13 @@ fn end(expires: &str, now: Timestamp) -> Result<Timestamp, ApiError> {
     })
 }
 
-/// The answer to a request that the transport does not take: its sentence begins with the key.
+/// The answer to a request that the transport does not take: its sentence begins with the key, with or without
+/// quotation marks.
 fn refusal(why: &str) -> ApiError {
     let is_key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
-    let end = why.find(|c| !is_key(c)).unwrap_or(why.len());
-    ApiError::invalid(&why[..end], why)
+    let said = why.strip_prefix('"').unwrap_or(why);
+    let end = said.find(|c| !is_key(c)).unwrap_or(said.len());
+    ApiError::invalid(&said[..end], why)
 }
 
 fn stored(result: RegistrationResult) -> Result<(), ApiError> {

@@ -7,13 +7,16 @@ mod commands;
 mod connections;
 mod document;
 mod logins;
+mod openapi;
 mod paper;
 mod schemathesis;
 mod sessions;
 mod subscriptions;
 mod web_app;
 mod web_push;
+mod webhooks;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -61,12 +64,19 @@ impl ApiWorld {
         Self { backend, world }
     }
 
+    fn address(&self) -> SocketAddr {
+        self.world.mailchime.api.expect("[api] is on")
+    }
+
     /// A connection that offers these protocols.
     async fn connect(&self, protocols: &[&str]) -> TlsStream<TcpStream> {
+        self.secured(TcpStream::connect(self.address()).await.unwrap(), protocols).await
+    }
+
+    /// TLS on `stream`.
+    async fn secured(&self, stream: TcpStream, protocols: &[&str]) -> TlsStream<TcpStream> {
         let mut config = self.world.client_config();
         config.alpn_protocols = protocols.iter().map(|it| it.as_bytes().to_vec()).collect();
-        let address = self.world.mailchime.api.expect("[api] is on");
-        let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         let connecting = TlsConnector::from(Arc::new(config)).connect(name, stream);
         soon("the TLS handshake", connecting).await.unwrap()
@@ -75,6 +85,11 @@ impl ApiWorld {
     /// Sends a request: its first line without the version, its header fields, and perhaps an empty line and
     /// a body. `Host` and the body's length are added, and `Content-Type` where there is none.
     async fn ask(&self, request: &str) -> ApiReply {
+        self.ask_on(self.connect(&[]).await, request).await
+    }
+
+    /// The same on a connection that is new.
+    async fn ask_on(&self, mut stream: TlsStream<TcpStream>, request: &str) -> ApiReply {
         let (head, body) = request.split_once("\n\n").unwrap_or((request, ""));
         let (first, fields) = head.split_once('\n').unwrap_or((head, ""));
         let mut sent = format!("{first} HTTP/1.1\r\nConnection: close\r\n");
@@ -90,7 +105,6 @@ impl ApiWorld {
                 sent.push_str(&format!("{name}: {value}\r\n"));
             }
         }
-        let mut stream = self.connect(&[]).await;
         stream.write_all(format!("{sent}\r\n{body}").as_bytes()).await.unwrap();
         ApiReply::read(&mut stream).await
     }

@@ -2,42 +2,27 @@
 //! other answer comes.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
 
+use mailchime::config::{FcmConfig, PublicUrl};
+use mailchime::demo::fcm::FcmStandIn;
+use mailchime::demo::push_service::PushService;
+use mailchime::demo::webhook::WebhookReceiver;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
+use super::openapi::{Documented, OpenApi};
 use super::paper::Paper;
-use super::{ALICE, ApiWorld, basic};
-use crate::support::limited;
-
-const DOCUMENT: &str = include_str!("../../../docs/api.yaml");
+use super::web_push::web_push;
+use super::{ALICE, ApiWorld, basic, webhooks};
+use crate::support::line::Line;
+use crate::support::servers::pki;
+use crate::support::{limited, listener};
 
 /// What a client of a WebSocket sends with its request.
 const HANDSHAKE: &str = "Connection: Upgrade\nUpgrade: websocket\nSec-WebSocket-Version: 13\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
-
-/// A path, a method, and the status of an answer.
-type Documented = BTreeSet<(String, String, u16)>;
-
-/// What the document has below `paths`, by its indentation.
-fn documented() -> Documented {
-    let paths =
-        DOCUMENT.split("\npaths:\n").nth(1).unwrap().split("\ncomponents:\n").next().unwrap();
-    let (mut path, mut method) = (String::new(), String::new());
-    let mut found = BTreeSet::new();
-    for line in paths.lines() {
-        let key = line.trim_end_matches(':').trim();
-        match line.len() - line.trim_start().len() {
-            2 => path = key.to_owned(),
-            4 => method = key.to_uppercase(),
-            8 if key.starts_with('"') => {
-                let status = key.trim_matches('"').parse().unwrap();
-                found.insert((path.clone(), method.clone(), status));
-            }
-            _ => {}
-        }
-    }
-    found
-}
 
 /// The requests of a world, each with the path of the document that it is of.
 struct Exercise<'a> {
@@ -85,7 +70,125 @@ async fn each_path_and_answer_of_the_document_is_the_servers() {
         subscriptions(&mut Exercise { api: &api, seen: &mut seen }).await;
         let api = ApiWorld::with(|config| config.backend.port = 1).await;
         away(&mut Exercise { api: &api, seen: &mut seen }).await;
-        assert_eq!(seen, documented());
+        let api = ApiWorld::with(|config| {
+            config.api.public_url = Some(PublicUrl::new("push.example.org", 443));
+        })
+        .await;
+        misdirected(&mut Exercise { api: &api, seen: &mut seen }).await;
+        let barring = barring().await;
+        let api = ApiWorld::with(|config| config.backend.port = barring).await;
+        barred(&mut Exercise { api: &api, seen: &mut seen }).await;
+        slow(&mut seen).await;
+        assert_eq!(seen, OpenApi::read().answers());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_method_that_is_not_in_the_document_is_not_allowed() {
+    limited(async {
+        let (api, document) = (ApiWorld::start().await, OpenApi::read());
+        for reference in document.references() {
+            document.follow(&reference);
+        }
+        let operations = document.operations();
+        for path in operations.iter().map(|(path, _)| path).collect::<BTreeSet<_>>() {
+            let of_path = operations.iter().filter(|(of, _)| of == path);
+            let mut methods: BTreeSet<_> = of_path.map(|(_, method)| method.as_str()).collect();
+            if methods.contains("GET") {
+                methods.insert("HEAD");
+            }
+            let at = path.replace("{id}", "1");
+            for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"] {
+                if methods.contains(method) {
+                    continue;
+                }
+                let reply = api.ask(&format!("{method} {at}\n{}", basic(ALICE, "secret"))).await;
+                let expected = (405, "method_not_allowed".to_owned());
+                assert_eq!(reply.error(), expected, "{method} {path}");
+                let allowed = reply.field("allow").unwrap_or_default().split(',').map(str::trim);
+                assert_eq!(allowed.collect::<BTreeSet<_>>(), methods, "{method} {path}");
+            }
+        }
+    })
+    .await;
+}
+
+/// What a transport needs stands in its schema, is needed, and is enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_body_of_each_transport_is_as_its_schema_says() {
+    limited(async {
+        let service = PushService::start(listener().await, pki()).unwrap();
+        let fcm = FcmStandIn::of_project(listener().await, pki(), "brand").unwrap();
+        let receiver = WebhookReceiver::start(listener().await, Some(pki())).unwrap();
+        let api = ApiWorld::with(|config| {
+            web_push(config, &service);
+            let folder = config.tls.certificates[0].certificate.parent().unwrap();
+            let file = folder.join("brand.json");
+            fs::write(&file, fcm.service_account().unwrap()).unwrap();
+            let mut project = FcmConfig::new(file);
+            project.endpoint = fcm.endpoint().parse().unwrap();
+            project.ca = Some(folder.join("ca.pem"));
+            config.fcm = vec![project];
+        })
+        .await;
+        webhooks::allow(&api, &receiver);
+        let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
+        let browser = service.subscribe(key.as_str().unwrap()).to_json();
+        let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+        let full = json!({
+            "webpush": { "endpoint": browser["endpoint"], "keys": browser["keys"], "quiet": true },
+            "fcm": { "token": "abc:DEF-1_2", "app": "org.example.mail" },
+            "webhook": { "url": receiver.url("/"), "secret": secret, "old_secret": secret },
+        });
+        let document = OpenApi::read();
+        let made = document.follow("#/components/schemas/Made");
+        let ask =
+            async |body: &Value| api.of(ALICE, "POST /v1/subscriptions", Some(body.clone())).await;
+        let offered: Vec<_> = document.transports().into_keys().collect();
+        let there_are = format!("there are: {}.", offered.join(", "));
+        let reply = ask(&json!({ "transport": "none" })).await;
+        assert!(reply.body.contains(&there_are), "{}", reply.body);
+        for (transport, schema) in document.transports() {
+            let values = &full[&transport];
+            let (needed, others) = OpenApi::keys(schema);
+            let mut body = json!({ "transport": transport });
+            for key in needed.iter().filter(|key| **key != "transport") {
+                body[*key] = values[*key].clone();
+            }
+            // What is needed is enough, and what is not is understood. None is confirmed, so each is made anew.
+            let reply = ask(&body).await;
+            assert_eq!(reply.status, 201, "{transport}: {}", reply.body);
+            for key in reply.json().as_object().unwrap().keys() {
+                assert!(made["properties"].get(key).is_some(), "{transport}: {key} is not in Made");
+            }
+            for key in &others {
+                let mut more = body.clone();
+                more[*key] = json!(["of another type"]);
+                let refused = ask(&more).await;
+                assert_eq!(refused.error(), (422, "invalid".to_owned()), "{transport}: {key}");
+                more[*key] = values[*key].clone();
+                let reply = ask(&more).await;
+                assert_eq!(reply.status, 201, "{transport}: {key}: {}", reply.body);
+            }
+            assert_eq!(values.as_object().unwrap().len(), needed.len() - 1 + others.len());
+            let mut lacking: Vec<_> = needed.iter().map(|key| (*key).to_owned()).collect();
+            if schema["properties"].get("keys").is_some() {
+                let (inner, _) = OpenApi::keys(&schema["properties"]["keys"]);
+                lacking.retain(|key| key != "keys");
+                lacking.extend(inner.iter().map(|key| format!("keys.{key}")));
+            }
+            for key in lacking.iter().filter(|key| *key != "transport") {
+                let mut less = body.clone();
+                match key.split_once('.') {
+                    Some((outer, inner)) => less[outer].as_object_mut().unwrap().remove(inner),
+                    None => less.as_object_mut().unwrap().remove(key),
+                };
+                let refused = ask(&less).await;
+                assert_eq!(refused.error(), (422, "invalid".to_owned()), "{transport}: {key}");
+                assert_eq!(refused.json()["field"], json!(key), "{transport}");
+            }
+        }
     })
     .await;
 }
@@ -156,6 +259,12 @@ async fn subscriptions(of: &mut Exercise<'_>) {
     of.ask(test, &at("POST", "/test", ""), 401).await;
     of.ask(test, &at("POST", "/test", &foreign), 403).await;
     of.ask(test, &format!("POST {nowhere}/test\n{right}"), 404).await;
+    // What is no number, and no text either.
+    for strange in ["x", "%ff", "-", "9".repeat(40).as_str()] {
+        of.ask(test, &format!("POST {all}/{strange}/test\n{right}"), 404).await;
+        of.ask(one, &format!("DELETE {all}/{strange}\n{right}"), 404).await;
+        of.ask(one, &format!("DELETE {all}/{strange}"), 401).await;
+    }
     of.ask(confirm, &at("POST", "/confirm", &right), 422).await;
     of.ask(confirm, &format!("POST {all}/{id}/confirm\n{right}\n\n{{"), 400).await;
     let long = json!({ "code": "x".repeat(8 * 1024) });
@@ -195,6 +304,7 @@ async fn limits(of: &mut Exercise<'_>) {
     let (session, mailboxes, wrong) = ("/v1/session", "/v1/mailboxes", basic(ALICE, "wrong"));
     of.ask(session, &format!("POST {session}\n{wrong}"), 401).await;
     of.ask(session, &format!("POST {session}\n{wrong}"), 429).await;
+    of.ask(session, &format!("GET {session}\n{wrong}"), 429).await;
     of.ask(mailboxes, &format!("GET {mailboxes}\n{wrong}"), 429).await;
     of.ask("/v1/changes", &format!("GET /v1/changes\n{wrong}"), 429).await;
     for (method, path) in OF_SUBSCRIPTIONS {
@@ -206,9 +316,69 @@ async fn limits(of: &mut Exercise<'_>) {
 async fn away(of: &mut Exercise<'_>) {
     let (session, mailboxes, right) = ("/v1/session", "/v1/mailboxes", basic(ALICE, "secret"));
     of.ask(session, &format!("POST {session}\n{right}"), 503).await;
+    of.ask(session, &format!("GET {session}\n{right}"), 503).await;
     of.ask(mailboxes, &format!("GET {mailboxes}\n{right}"), 503).await;
     of.ask("/v1/changes", &format!("GET /v1/changes\n{right}"), 503).await;
     for (method, path) in OF_SUBSCRIPTIONS {
         of.ask(path, &format!("{method} {}\n{right}", path.replace("{id}", "1")), 503).await;
     }
+}
+
+/// Asked for by another name than its own.
+async fn misdirected(of: &mut Exercise<'_>) {
+    for (path, method) in OpenApi::read().operations() {
+        let at = path.replace("{id}", "1");
+        let who = basic(ALICE, "secret");
+        of.ask(&path, &format!("{method} {at}\n{who}\nHost: evil.example"), 421).await;
+    }
+}
+
+/// A backend that refuses each login, and not for its name or password.
+async fn barring() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut line = Line::of(stream);
+                line.send("* OK [CAPABILITY IMAP4rev1] ready\r\n").await;
+                while let Some(command) = line.try_line().await {
+                    let (tag, rest) = command.split_once(' ').unwrap();
+                    let answer = match rest.starts_with("LOGIN") {
+                        true => "NO [NOPERM] Not by IMAP",
+                        false => "OK done",
+                    };
+                    line.send(&format!("{tag} {answer}\r\n")).await;
+                }
+            });
+        }
+    });
+    port
+}
+
+/// With a backend that refuses the account.
+async fn barred(of: &mut Exercise<'_>) {
+    let right = basic(ALICE, "secret");
+    for path in ["/v1/session", "/v1/mailboxes", "/v1/changes", "/v1/subscriptions"] {
+        of.ask(path, &format!("GET {path}\n{right}"), 403).await;
+    }
+}
+
+/// With bodies that do not come.
+async fn slow(seen: &mut Documented) {
+    let api = ApiWorld::with(|config| config.api.request_timeout = Duration::from_secs(5)).await;
+    let right = basic(ALICE, "secret");
+    let late = async |path: &str, fields: &str| {
+        let at = path.replace("{id}", "1");
+        let mut seen = BTreeSet::new();
+        let mut of = Exercise { api: &api, seen: &mut seen };
+        of.ask(path, &format!("POST {at}\n{fields}\nContent-Length: 5\n\n{{"), 408).await;
+        seen
+    };
+    let all = tokio::join!(
+        late("/v1/session", ""),
+        late("/v1/subscriptions", &right),
+        late("/v1/subscriptions/{id}/confirm", &right)
+    );
+    seen.extend([all.0, all.1, all.2].into_iter().flatten());
 }

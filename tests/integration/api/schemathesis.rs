@@ -47,7 +47,10 @@ async fn the_server_answers_as_the_document_says_by_schemathesis() {
         let _paper = Paper::subscribable(&api);
         let address = api.world.mailchime.api.expect("[api] is on");
         let rules = api.world.file("schemathesis.toml");
-        std::fs::write(&rules, RULES).unwrap();
+        // Else each request would come from a page of another site.
+        let origin = format!("https://localhost:{}", address.port());
+        std::fs::write(&rules, format!("{RULES}[parameters]\n\"header.Origin\" = \"{origin}\"\n"))
+            .unwrap();
         let mut command = Command::new("python3");
         command
             .args(["-m", "schemathesis.cli", "--no-color", "--config-file"])
