@@ -4,12 +4,17 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use mailchime::net::proxy_protocol::{Addresses, header};
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tracing::Level;
 
 use super::{ALICE, ApiWorld, basic};
 use crate::support::in_process::logins;
 use crate::support::limited;
+use crate::support::log::Log;
 use crate::support::servers::dovecot::{Dovecot, Options, token};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,6 +111,60 @@ async fn a_wrong_password_counts_and_waits_as_one_by_imap() {
         assert!(reply.field("retry-after").is_some(), "{}", reply.head);
         let answer = client.log_in(ALICE, "secret").await;
         assert!(answer.starts_with("in NO [LIMIT]"), "{answer}");
+    })
+    .await;
+}
+
+/// One thread, which alone the log is of. What bans guessers reads these lines.
+#[tokio::test]
+async fn a_refused_login_makes_the_line_in_the_log_that_one_by_imap_makes() {
+    limited(async {
+        let log = Log::default();
+        // While there is one subscriber alone, a thread that has none may turn a line off for all threads.
+        let _second = tracing::Dispatch::new(log.subscriber(Level::INFO));
+        let _logs = tracing::subscriber::set_default(log.subscriber(Level::INFO));
+        let api = ApiWorld::with(|config| {
+            config.limits.login_failures_per_minute = 3;
+            config.api.proxy_protocol = vec!["127.0.0.1".parse().unwrap()];
+        })
+        .await;
+        // A load balancer tells who asks.
+        let guess = async |from: &str, request: &str| {
+            let source = format!("{from}:4711").parse().unwrap();
+            let balancer = header(Some(Addresses { source, destination: api.address() }));
+            let mut stream = TcpStream::connect(api.address()).await.unwrap();
+            stream.write_all(&balancer).await.unwrap();
+            api.ask_on(api.secured(stream, &[]).await, request).await.status
+        };
+        // Behind the time.
+        let lines = || -> Vec<String> {
+            let text = log.text();
+            let refused = text.lines().filter(|line| line.contains("login refused"));
+            refused.map(|line| line.split_once(' ').unwrap().1.trim().to_owned()).collect()
+        };
+        let line = |peer: &str, account: &str| {
+            format!("WARN mailchime::login: login refused peer={peer} account=\"{account}\"")
+        };
+        let body = json!({ "login": "mallory", "password": "guess" });
+        let (wrong, post) = (basic(ALICE, "wrong"), format!("POST /v1/session\n\n{body}"));
+        assert_eq!(guess("203.0.113.7", &format!("GET /v1/mailboxes\n{wrong}")).await, 401);
+        assert_eq!(lines(), [line("203.0.113.7", ALICE)]);
+        assert_eq!(guess("203.0.113.7", &post).await, 401);
+        assert_eq!(guess("203.0.113.7", &format!("GET /v1/changes\n{wrong}")).await, 401);
+        // Nobody was asked whether this one is right, and it is no line.
+        assert_eq!(guess("203.0.113.7", &post).await, 429);
+        assert_eq!(guess("203.0.113.8", &post).await, 401);
+        let mut client = api.world.client().await;
+        assert!(client.log_in(ALICE, "wrong").await.starts_with("in NO"));
+        let all = [
+            ("203.0.113.7", ALICE),
+            ("203.0.113.7", "mallory"),
+            ("203.0.113.7", ALICE),
+            ("203.0.113.8", "mallory"),
+            ("127.0.0.1", ALICE),
+        ];
+        assert_eq!(lines(), all.map(|(peer, account)| line(peer, account)));
+        assert!(!log.text().contains("guess") && !log.text().contains("wrong"));
     })
     .await;
 }

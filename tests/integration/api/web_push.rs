@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mailchime::app;
 use mailchime::config::{Config, PreviewContent, WebPushConfig, WebhookConfig};
@@ -70,6 +71,62 @@ async fn a_browser_subscribes_proves_itself_and_hears_of_new_mail() {
         let refused = api.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
         assert_eq!(refused.error(), (422, "invalid".to_owned()));
         assert_eq!(refused.json()["field"], json!("endpoint"));
+    })
+    .await;
+}
+
+/// RFC 8030 section 5.4: a message replaces one of the same topic that the push service has not delivered yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_replaces_one_of_the_same_mailboxes_and_kind_alone() {
+    limited(async {
+        let service = PushService::start(listener().await, pki()).unwrap();
+        let api = ApiWorld::with(|config| {
+            web_push(config, &service);
+            config.watch.poll_interval = Duration::from_millis(300);
+        })
+        .await;
+        api.backend.create_mailbox(ALICE, "Lists").unwrap();
+        let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
+        let browser = service.subscribe(key.as_str().unwrap());
+        let mut body = browser.to_json();
+        body["transport"] = json!("webpush");
+        body["quiet"] = json!(true);
+        body["mailboxes"] = json!(["INBOX", "Lists"]);
+        let made = api.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
+        let code = service.next().await;
+        assert_eq!(code.header("topic"), None, "nothing replaces a code");
+        let confirm =
+            format!("POST /v1/subscriptions/{}/confirm", made.json()["id"].as_str().unwrap());
+        let code = json!({ "code": code.json()["data"]["code"] });
+        assert_eq!(api.of(ALICE, &confirm, Some(code)).await.status, 200);
+        api.backend.wait_until(|counters| counters.idling == 1).await;
+
+        // The topic of the next message, which tells of this alone.
+        let topic = async |mailbox: &str, kind: &str| {
+            let told = soon("a message", service.next()).await;
+            let mailboxes = told.json()["data"]["mailboxes"].clone();
+            let told_of: Vec<_> = mailboxes.as_array().unwrap().iter().collect();
+            assert_eq!(told_of.len(), 1, "{mailboxes}");
+            assert_eq!(
+                (&told_of[0]["mailbox"], &told_of[0]["kind"]),
+                (&json!(mailbox), &json!(kind))
+            );
+            told.header("topic").expect("a topic").to_owned()
+        };
+        let uid = api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        let new = topic("INBOX", "new").await;
+        api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        assert_eq!(topic("INBOX", "new").await, new);
+        api.backend.set_flags(ALICE, "INBOX", uid, &["\\Seen"]).unwrap();
+        let quiet = topic("INBOX", "quiet").await;
+        api.backend.deliver(ALICE, "Lists", MAIL).unwrap();
+        let lists = topic("Lists", "new").await;
+        assert!(new != quiet && new != lists && quiet != lists, "{new} {quiet} {lists}");
+        for topic in [new, quiet, lists] {
+            let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+            assert!(topic.len() <= 32 && topic.bytes().all(allowed), "{topic}");
+            assert!(!topic.contains("INBOX") && !topic.contains("Lists"), "{topic}");
+        }
     })
     .await;
 }
