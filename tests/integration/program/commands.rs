@@ -4,9 +4,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::support::limited;
 use crate::support::program::{Process, mailchime};
+use crate::support::servers::DatabaseServer;
+use crate::support::servers::postgres::Postgres;
 use crate::support::world::{LOGIN, World};
+use crate::support::{limited, soon};
 
 #[tokio::test]
 async fn an_empty_value_is_an_error_and_changes_nothing() {
@@ -75,6 +77,50 @@ async fn a_subscription_is_removed_by_the_endpoint_that_the_list_shows() {
         assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
         let said = world.command(&["subscriptions", "list", "--json"]).await;
         assert_eq!(said.json()["subscriptions"].as_array().unwrap().len(), 0, "{}", said.stdout);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_admin_a_removed_phone_gets_no_push_and_its_account_is_left_with_the_next_mail() {
+    limited(async {
+        let world = World::new().await;
+        let server = world.serve().await;
+        world.register(server.address).await.unwrap();
+        world.watched().await;
+        world.deliver();
+        world.push().await;
+        let said = world.command(&["subscriptions", "remove", LOGIN]).await;
+        assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
+        let told = "it pushes nothing more there, and goes on watching the account until something changes";
+        assert!(said.stdout.contains(told), "{}", said.stdout);
+        assert_eq!(world.backend.counters().idling, 1, "nobody has told it");
+        world.deliver();
+        let left = world.backend.wait_until(|counters| counters.connections == 0);
+        soon("the end of watching", left).await;
+        assert_eq!(world.apns.received(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_admin_a_node_learns_from_the_database_of_a_removed_phone() {
+    let test =
+        "program::commands::without_admin_a_node_learns_from_the_database_of_a_removed_phone";
+    let Some(postgres) = Postgres::start(test) else { return };
+    limited(async {
+        let world = World::new().await;
+        let url = format!("[store]\nurl = \"{}\"\n", postgres.database_url());
+        world.configure("[store]\n", &url);
+        let server = world.serve().await;
+        world.register(server.address).await.unwrap();
+        world.watched().await;
+        let said = world.command(&["subscriptions", "remove", LOGIN]).await;
+        assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
+        assert!(said.stdout.contains("from the database within seconds"), "{}", said.stdout);
+        let left = world.backend.wait_until(|counters| counters.connections == 0);
+        soon("the end of watching", left).await;
+        assert_eq!(world.apns.received(), 0);
     })
     .await;
 }
