@@ -376,7 +376,7 @@ async fn slow(seen: &mut Documented) {
         seen
     };
     let all = tokio::join!(
-        late("/v1/session", ""),
+        late("/v1/session", "Accept: */*"),
         late("/v1/subscriptions", &right),
         late("/v1/subscriptions/{id}/confirm", &right)
     );
