@@ -1,11 +1,12 @@
-//! Accounts without a connection whose backend cannot be reached.
+//! Accounts without a connection whose backend cannot be reached, or is asked for as many as it may be.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use mailchime::config::DoveadmConfig;
+use mailchime::config::{DoveadmConfig, WatchConnection};
 use mailchime::metrics::Watching as Mode;
-use mailchime::model::{Mailbox, MailboxEvent, Snapshot};
+use mailchime::model::{Account, Mailbox, MailboxEvent, SessionEvent, Snapshot, Timestamp};
+use mailchime::store::DueMark;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::TcpListener;
 use tracing::Level;
@@ -14,8 +15,9 @@ use super::hints::hint;
 use super::mail::backend;
 use super::on_demand::{resting, until_resting, world};
 use crate::support::log::Log;
+use crate::support::stage::{IDLE, Stage};
 use crate::support::watching::{PASSWORD, told};
-use crate::support::{later, patient, until};
+use crate::support::{later, limited, patient, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
@@ -132,6 +134,58 @@ async fn the_accounts_wait_together_where_doveadm_is_away_too() {
         watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
         until_resting(&world, &watching).await;
         assert_eq!(backend.counters().accepted, 0);
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// So do those that are to be asked for once more, after a session or since a mailbox was left due.
+#[tokio::test]
+async fn an_account_that_is_to_be_asked_for_again_waits_until_its_backend_has_room() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        let watch = &mut stage.world.watch;
+        (watch.connection, watch.poll_interval) =
+            (WatchConnection::OnDemand, Duration::from_secs(1));
+        stage.world.connect_timeout = Duration::from_hours(1);
+        let watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(
+            "\
+C: w1 STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)
+S: * STATUS INBOX (MESSAGES 5 UIDNEXT 10 UIDVALIDITY 7 UNSEEN 2)
+S: w1 OK done
+C: w2 LOGOUT
+S: * BYE
+S: w2 OK out
+",
+        )
+        .await;
+        until_resting(&stage.world, &watching).await;
+
+        // From now on the backend answers nobody.
+        let users: Vec<_> = (1..MANY).map(|number| format!("user{number}")).collect();
+        let mut marks = Vec::new();
+        for user in &users {
+            stage.world.register(user, &[("INBOX", told(1, 1, 0, 0))]).await;
+            let (account, mailbox) = (Account::from_login(user), None);
+            let (state, is_due, for_another_node) = (None, true, true);
+            marks.push(DueMark { account, mailbox, state, is_due, for_another_node });
+        }
+        stage.world.store.mark_due(&[], &marks, Timestamp::now()).await.unwrap();
+        for user in &users {
+            watching.registered(user).await;
+        }
+        let account = Account::from_login("alice");
+        watching.sessions.send(SessionEvent::Ended { account: account.clone() }).await.unwrap();
+        let waits = async || {
+            let told = watching.inquirer.watchers(Some(account.clone())).await.unwrap();
+            let reason = told[0].reason.as_deref().unwrap_or_default();
+            assert_eq!(told[0].state, "watching", "it has a task: {reason}");
+            reason == "it waits for its turn to be asked for"
+        };
+        until(waits).await;
         watching.stop().await;
     })
     .await;
