@@ -3,6 +3,7 @@
 
 mod admin;
 mod certificates;
+mod check_push;
 mod commands;
 mod credentials;
 mod database;

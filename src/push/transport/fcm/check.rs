@@ -17,7 +17,7 @@ pub(in crate::push::transport) async fn run(
         let project = match FcmProject::load(table, resolver) {
             Ok(project) => project,
             Err(why) => {
-                lines.refused(why);
+                lines.refused(why.strip_prefix("[[fcm]] ").unwrap_or(&why));
                 continue;
             }
         };
@@ -32,8 +32,16 @@ pub(in crate::push::transport) async fn run(
             }
             other => {
                 let why = other.detail().unwrap_or(other.name());
-                let remedy = "see whether this machine reaches Google and its clock is right; \
-                              `proxy` serves where only a proxy leads there";
+                let remedy = match project.is_refused() {
+                    true => {
+                        "is the clock of this machine right, and does the account still have this key? make \
+                         a new one in the Firebase console (Project settings, Service accounts)"
+                    }
+                    false => {
+                        "see whether this machine reaches Google and its clock is right; `proxy` serves \
+                         where only a proxy leads there"
+                    }
+                };
                 lines.failed(format_args!("{file}: {why}; {remedy}"));
             }
         }

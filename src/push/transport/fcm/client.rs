@@ -41,6 +41,11 @@ impl FcmClient {
         }
     }
 
+    /// Whether Google refused to give an access token, when it was asked last.
+    pub(super) fn is_refused(&self) -> bool {
+        self.tokens.is_refused()
+    }
+
     /// With another token once, if FCM refuses the first.
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, Verdict> {
         let mut retried = false;

@@ -67,6 +67,11 @@ impl FcmProject {
     pub async fn probe(&self) -> Verdict {
         self.client.probe(&self.messages).await
     }
+
+    /// Whether Google refused to give an access token for the account, when it was asked last.
+    pub fn is_refused(&self) -> bool {
+        self.client.is_refused()
+    }
 }
 
 /// The projects of a configuration, made and not yet published.

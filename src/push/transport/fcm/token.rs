@@ -57,6 +57,8 @@ struct AccessToken {
 #[derive(Clone)]
 struct RenewalFailure {
     why: String,
+    /// Google refuses the account: the operator has to mend it.
+    lasts: bool,
     /// In a row.
     failures: u32,
     /// Before then nobody asks again.
@@ -119,6 +121,11 @@ impl AccessTokens {
         }
     }
 
+    /// Whether the last renewal failed because Google refuses the account.
+    pub(super) fn is_refused(&self) -> bool {
+        self.state.lock().failed.as_ref().is_some_and(|failed| failed.lasts)
+    }
+
     /// FCM refuses this value: the next message brings another one.
     pub(super) fn refused(&self, authorization: &HeaderValue) {
         let mut state = self.state.lock();
@@ -154,6 +161,7 @@ impl AccessTokens {
         };
         let mut state = self.state.lock();
         let failures = state.failed.as_ref().map_or(0, |failed| failed.failures).saturating_add(1);
+        let lasts = matches!(error, RenewalError::Lasting(_));
         let (why, backoff) = match error {
             RenewalError::Lasting(why) => {
                 error!(
@@ -175,7 +183,7 @@ impl AccessTokens {
             }
         };
         let until = Instant::now() + backoff.wait(failures, rand::random());
-        Err(state.failed.insert(RenewalFailure { why, failures, until }).clone())
+        Err(state.failed.insert(RenewalFailure { why, lasts, failures, until }).clone())
     }
 
     /// A new token and its life.

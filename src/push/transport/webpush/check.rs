@@ -40,9 +40,13 @@ pub(in crate::push::transport) async fn run(
     let shown = file.display();
     for (other, subscriptions) in &routes {
         let is = if key.is_some() { "not the key" } else { "not there, and was the key" };
+        let browsers = match subscriptions {
+            1 => "1 browser has".to_owned(),
+            more => format!("{more} browsers have"),
+        };
         lines.failed(format_args!(
-                "{shown}: is {is} with which {subscriptions} browsers have subscribed ({other}); put back \
-                 the key file of that time, or they get nothing until their users subscribe again"
+            "{shown}: is {is} with which {browsers} subscribed ({other}); put back the key file of that \
+             time, or they get nothing until their users subscribe again"
         ));
     }
     match key {
