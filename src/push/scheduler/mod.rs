@@ -66,6 +66,7 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 const DATABASE: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 const UNAVAILABLE: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
 const TOO_MANY: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(300));
+const TOO_MANY_LEAST: Duration = Duration::from_secs(60);
 const REFUSED: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(900));
 /// Most likely the subscription has to register anew, and then it does not wait.
 const OTHER_ROUTE: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(3600));
@@ -589,7 +590,11 @@ impl Scheduler {
     }
 }
 
-/// For how long the service asked to be left alone.
+/// For how long the service asked to be left alone. One that says too many without a time means a minute at least.
 fn at_least(verdict: &Verdict) -> Duration {
-    verdict.retry_after().unwrap_or_default().min(MAX_RETRY_AFTER)
+    let unsaid = match verdict {
+        Verdict::TooMany { .. } => TOO_MANY_LEAST,
+        _ => Duration::ZERO,
+    };
+    verdict.retry_after().unwrap_or(unsaid).min(MAX_RETRY_AFTER)
 }

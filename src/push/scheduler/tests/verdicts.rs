@@ -310,6 +310,18 @@ fn a_turn_that_cannot_be_used_goes_to_others() {
 }
 
 #[test]
+fn who_says_too_many_without_a_time_is_left_alone_for_a_minute_at_least() {
+    let mut sim = Simulation::with([phone("a")]);
+    sim.scheduler.rules.chance = || 0.0;
+    sim.service = Some(Verdict::TooMany { retry_after: None });
+    sim.mail("INBOX", 7);
+    sim.until(0.0);
+    sim.service = Some(accepted());
+    assert_eq!(sim.pushes_until(59.0), [""; 0]);
+    assert_eq!(sim.pushes_until(61.0), ["60 push a INBOX"]);
+}
+
+#[test]
 fn too_many_pushes_pause_that_subscription_and_keep_its_mark() {
     let mut sim = Simulation::with([phone("a"), phone("b")]);
     sim.service = None;
