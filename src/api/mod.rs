@@ -35,6 +35,7 @@ mod subscriptions;
 mod web;
 mod web_sessions;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,6 +70,10 @@ const TIDY: Duration = Duration::from_secs(60);
 /// For the streams that go over WebSockets to end when the server stops.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// Says which names a server has, in lower case; `*.` stands for any first label. They may change at any time.
+#[derive(Clone)]
+pub struct ServerNames(Arc<dyn Fn() -> Arc<[String]> + Send + Sync>);
+
 /// What the API is made of.
 #[derive(Debug)]
 pub struct ApiParts {
@@ -88,8 +93,8 @@ pub struct ApiParts {
     pub public_url: Option<PublicUrl>,
     /// Where a tap on a notification of the web app leads.
     pub mail_url: Option<String>,
-    /// Further names that it has, in lower case; `*.` stands for any first label.
-    pub names: Vec<String>,
+    /// Further names that it has.
+    pub names: ServerNames,
     /// For a body of a request to come.
     pub request_timeout: Duration,
     /// Bytes of a request's body.
@@ -119,7 +124,7 @@ struct ApiContext {
     stop: CancellationToken,
     most_mailboxes: usize,
     public_url: Option<PublicUrl>,
-    names: Vec<String>,
+    names: ServerNames,
     request_timeout: Duration,
     body_size: usize,
     answer_timeout: Duration,
@@ -127,6 +132,23 @@ struct ApiContext {
     sends: Sends,
     counters: Arc<HttpCounters>,
     metrics: Arc<Metrics>,
+}
+
+impl ServerNames {
+    /// Asks `names` at each request.
+    pub fn new(names: impl Fn() -> Arc<[String]> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(names))
+    }
+
+    fn now(&self) -> Arc<[String]> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for ServerNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&*self.now()).finish()
+    }
 }
 
 /// Answers requests until `stop`.
@@ -214,7 +236,7 @@ impl ApiContext {
         };
         let name = name.strip_suffix('.').unwrap_or(name);
         let parent = name.split_once('.').map(|(_, parent)| parent);
-        self.names.iter().any(|ours| match ours.strip_prefix("*.") {
+        self.names.now().iter().any(|ours| match ours.strip_prefix("*.") {
             Some(domain) => parent == Some(domain),
             None => ours == name,
         })

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use super::StartError;
 use super::background::SubscriptionNews;
 use crate::api::{
-    self, ApiParts, Delivered, Delivering, LiveGuard, LiveSide, PushSide, StreamInbox, StreamLimits,
+    self, ApiParts, Delivered, Delivering, LiveGuard, LiveSide, PushSide, ServerNames, StreamInbox,
+    StreamLimits,
 };
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
@@ -87,6 +88,7 @@ impl ApiSocket {
         );
         let ApiJoints { door, current, registrar, store, push, live, counters, metrics } = joints;
         let (api, limits) = (&config.api, &config.limits);
+        let names = current.clone();
         let server = HttpServer {
             listener,
             tls: Some(TlsSource::new(move || current.tls())),
@@ -109,7 +111,7 @@ impl ApiSocket {
             most_mailboxes: config.push.mailboxes,
             public_url: api.public_url.clone(),
             mail_url: api.mail_url.clone(),
-            names: config.tls.sni.iter().map(|sni| sni.name.clone()).collect(),
+            names: ServerNames::new(move || names.names()),
             request_timeout: api.request_timeout,
             body_size: api.body_size,
             sessions: api.sessions,

@@ -28,6 +28,8 @@ pub struct SessionContext {
     pub(super) events: mpsc::Sender<SessionEvent>,
     /// What clients are shown.
     pub(super) tls: Arc<ServerConfig>,
+    /// The names of `[[tls.sni]]`.
+    names: Arc<[String]>,
     pub(super) admission: Arc<Admission>,
     pub(super) counters: Arc<LimitCounters>,
     pub(super) limits: config::LimitsConfig,
@@ -56,6 +58,10 @@ fn relays(relay: RelayedLogins, master: bool) -> bool {
     }
 }
 
+fn names(config: &Config) -> Arc<[String]> {
+    config.tls.sni.iter().map(|sni| sni.name.clone()).collect()
+}
+
 impl SessionContext {
     /// What sessions share.
     pub fn new(
@@ -75,6 +81,7 @@ impl SessionContext {
             credentials,
             events,
             tls,
+            names: names(config),
             admission: Arc::default(),
             limits: config.limits.clone(),
             taps: None,
@@ -104,7 +111,8 @@ impl SessionContext {
     #[must_use]
     pub fn reloaded(&self, tls: Arc<ServerConfig>, config: &Config) -> Self {
         let relay_mechanisms = relays(config.auth.relay, self.master);
-        Self { limits: config.limits.clone(), relay_mechanisms, ..self.showing(tls) }
+        let (limits, names) = (config.limits.clone(), names(config));
+        Self { limits, names, relay_mechanisms, ..self.showing(tls) }
     }
 
     /// The same under other certificates.
@@ -116,6 +124,7 @@ impl SessionContext {
             credentials: Arc::clone(&self.credentials),
             events: self.events.clone(),
             tls,
+            names: Arc::clone(&self.names),
             admission: Arc::clone(&self.admission),
             counters: Arc::clone(&self.counters),
             limits: self.limits.clone(),
@@ -215,6 +224,11 @@ impl CurrentContext {
     /// What a client that connects now is shown.
     pub fn tls(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.get().tls)
+    }
+
+    /// The further names that certificates are for, as the configuration has them.
+    pub fn names(&self) -> Arc<[String]> {
+        Arc::clone(&self.get().names)
     }
 
     /// What a session that begins now has.

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mailchime::config::{ListenerTls, RelayedLogins};
+use mailchime::config::{ListenerTls, PublicUrl, RelayedLogins};
 use rustls::pki_types::ServerName;
 use rustls::version::TLS13;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
@@ -46,11 +47,12 @@ async fn new_sessions_go_by_it_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn the_api_shows_the_certificates_of_the_reload() {
+async fn the_api_shows_the_certificates_of_the_reload_and_has_their_names() {
     limited(async {
         let backend = demo_backend(&["alice"]).await;
         let mut world = InProcess::start(backend.address(), |config| {
             config.api.address = Some(loopback());
+            config.api.public_url = Some(PublicUrl::new("push.example", 443));
         })
         .await;
         let folder = tempfile::tempdir().unwrap();
@@ -63,12 +65,29 @@ async fn the_api_shows_the_certificates_of_the_reload() {
             let connector = TlsConnector::from(Arc::clone(&trusted));
             soon("the end of the handshake", connector.connect(name, stream)).await.is_ok()
         };
+        let anybody =
+            Arc::new(trusting(&[&world.file("ca.pem"), &folder.path().join("new.pem")], &[&TLS13]));
+        let answered = async |shown: &'static str| {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let name = ServerName::try_from(shown).unwrap();
+            let mut stream =
+                TlsConnector::from(Arc::clone(&anybody)).connect(name, stream).await.unwrap();
+            let request =
+                b"GET /healthz HTTP/1.1\r\nHost: new.example\r\nConnection: close\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).await.unwrap();
+            line
+        };
         assert!(!trusts().await);
+        assert!(answered("localhost").await.starts_with("HTTP/1.1 421 "));
 
         let mut config = world.config.clone();
         config.tls.sni.push(sni(folder.path(), "new", "new.example"));
         world.mailchime.reload(&config).unwrap();
         assert!(trusts().await);
+        let answer = answered("new.example").await;
+        assert!(answer.starts_with("HTTP/1.1 ") && !answer.contains("421"), "{answer}");
     })
     .await;
 }
