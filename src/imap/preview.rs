@@ -3,6 +3,7 @@
 //! The header is a stranger's: it is read by a library, at most so many bytes of it, and what is made of it
 //! can be shown ([`Preview`]).
 
+use encoding_rs::WINDOWS_1252;
 use mail_parser::{HeaderName, MessageParser};
 use nom::bytes::complete::{tag_no_case, take_till, take_while1};
 use nom::character::complete::{char, digit1, space0, space1};
@@ -70,8 +71,9 @@ pub fn is_header(response: &[u8]) -> bool {
 /// address, and with `with_subject` the subject. Words of RFC 2047 are decoded. `None` where neither can be shown.
 pub fn preview(header: &[u8], with_subject: bool, messages: u64) -> Option<Preview> {
     let header = &header[..header.len().min(HEADER_SIZE)];
+    let mut header = header.split_inclusive(|b| *b == b'\n').flat_map(utf8).collect::<Vec<u8>>();
     // It may have been cut.
-    let header = [header, b"\r\n\r\n"].concat();
+    header.extend(b"\r\n\r\n");
     let parser = MessageParser::new().header_address(HeaderName::From);
     let parser = parser.header_text(HeaderName::Subject).default_header_ignore();
     let message = parser.parse_headers(&header)?;
@@ -82,6 +84,17 @@ pub fn preview(header: &[u8], with_subject: bool, messages: u64) -> Option<Previ
     Preview::new(name, subject, messages)
         .filter(|preview| preview.sender().is_some())
         .or_else(|| Preview::new(address, subject, messages))
+}
+
+/// A line of a header in UTF-8, which RFC 6532 has. Older programs write 8-bit headers in a charset that they do not name, mostly
+/// Latin 1 or Windows-1252. A character that is cut at the end is none of those.
+fn utf8(line: &[u8]) -> Vec<u8> {
+    match std::str::from_utf8(line) {
+        Err(error) if error.error_len().is_some() => {
+            WINDOWS_1252.decode_without_bom_handling(line).0.into_owned().into_bytes()
+        }
+        _ => line.to_vec(),
+    }
 }
 
 /// As in `BODY[HEADER.FIELDS ("FROM" SUBJECT)]<0>`.
@@ -232,7 +245,15 @@ mod tests {
             let told = shown(header.as_bytes());
             assert_eq!(told, [Some(sender.to_owned()), Some(subject.to_owned())], "{header}");
         }
-        assert_eq!(shown(b"From: J\xfcrgen <j@x>\r\n\r\n"), [Some("J\u{fffd}rgen".into()), None]);
+        // One line is not in UTF-8, and another one is, or was cut in its last character.
+        assert_eq!(
+            shown(b"From: J\xfcrgen <j@x>\r\nSubject: \xe2\x82\xac 5 f\xc3\xbcr\r\n\r\n"),
+            [Some("J\u{fc}rgen".into()), Some("\u{20ac} 5 f\u{fc}r".into())]
+        );
+        assert_eq!(
+            shown(b"From: \x80 5 <j@x>\r\nSubject: f\xc3"),
+            [Some("\u{20ac} 5".into()), Some("f\u{fffd}".into())]
+        );
         assert_eq!(shown(b"Subject: x\r\n\r\n"), [None, Some("x".into())]);
         for nothing in [&b""[..], b"\r\n", b"From:\r\nSubject: \r\n\r\n", b"X: y\r\n\r\n"] {
             assert_eq!(shown(nothing), [None, None]);
