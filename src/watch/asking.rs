@@ -68,8 +68,11 @@ pub(super) struct AskingTask {
 /// Those that wait, in their order at each backend, each once. The backends take turns.
 #[derive(Debug, Default)]
 pub(super) struct WaitingAccounts {
+    /// Where an account stands twice, its first place counts.
     of: VecDeque<(AskedBackend, VecDeque<Account>)>,
     all: HashSet<Account>,
+    /// Those that were put before all others.
+    first: HashSet<Account>,
 }
 
 impl AskingTasks {
@@ -238,17 +241,30 @@ impl WaitingAccounts {
         self.of.extend(by_backend);
     }
 
+    /// This one waits, too, before all others of its backend: a sweep may be long.
+    pub(super) fn add_first(&mut self, account: Account, of: AskedBackend) {
+        if !self.first.insert(account.clone()) {
+            return;
+        }
+        self.all.insert(account.clone());
+        match self.of.iter_mut().find(|(backend, _)| *backend == of) {
+            Some((_, accounts)) => accounts.push_front(account),
+            None => self.of.push_back((of, VecDeque::from([account]))),
+        }
+    }
+
     /// The next one whose task may begin.
     pub(super) fn next(&mut self, asking: &AskingTasks) -> Option<Account> {
         let (counts, now) = (asking.0.borrow(), Instant::now());
         let place = self.of.iter().position(|(backend, _)| counts.has_room(backend, now))?;
         let (backend, mut accounts) = self.of.remove(place)?;
-        let next = accounts.pop_front();
+        let mut in_order = std::iter::from_fn(|| accounts.pop_front());
+        let next = in_order.find(|account| self.all.remove(account));
         if !accounts.is_empty() {
             self.of.push_back((backend, accounts));
         }
         if let Some(account) = &next {
-            self.all.remove(account);
+            self.first.remove(account);
         }
         next
     }
@@ -286,6 +302,27 @@ mod tests {
 
     fn next(waiting: &mut WaitingAccounts, asking: &AskingTasks) -> Option<String> {
         waiting.next(asking).map(|account| account.as_str().to_owned())
+    }
+
+    #[tokio::test]
+    async fn what_is_to_be_looked_at_again_goes_before_a_sweep_and_once() {
+        let (tasks, mut waiting) = (AskingTasks::new(), waiting(&["alice@a", "bob@a", "carol@b"]));
+        for _ in 0..2 {
+            waiting.add_first(Account::from_login("bob@a"), backend("a"));
+            waiting.add_first(Account::from_login("dave@c"), backend("c"));
+        }
+        assert_eq!(waiting.len(), 4);
+        let mut in_order = Vec::new();
+        while !waiting.is_empty() {
+            in_order.extend(next(&mut waiting, &tasks));
+        }
+        let of_a: Vec<_> = in_order.iter().filter(|account| account.ends_with("@a")).collect();
+        assert_eq!(of_a, ["bob@a", "alice@a"]);
+        assert_eq!(in_order.len(), 4, "{in_order:?}");
+        // It may wait again.
+        waiting.add_first(Account::from_login("bob@a"), backend("a"));
+        assert_eq!(next(&mut waiting, &tasks).as_deref(), Some("bob@a"));
+        assert_eq!(next(&mut waiting, &tasks), None);
     }
 
     #[tokio::test]

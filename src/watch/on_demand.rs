@@ -318,6 +318,11 @@ impl OnDemand {
         self.waiting.add(vec![account], |_| backend.clone());
     }
 
+    /// The account is to be asked for before others, when its backend has room.
+    pub(super) fn look_again(&mut self, account: Account, backend: Option<BackendId>) {
+        self.waiting.add_first(account, backend);
+    }
+
     /// Whether the account has no task since its backend is away.
     pub(super) fn is_away(&self, account: &Account) -> bool {
         self.resting.get(account).is_some_and(|(status, _)| status.rests())
