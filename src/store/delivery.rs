@@ -164,7 +164,11 @@ impl Store {
             .bind(alive.outdated_after.0);
             let read = |row: &AnyRow| {
                 let mailbox = Mailbox::new(row.try_get("mailbox")?);
-                Ok(((mailbox, snapshot(row)), due_mailbox(row)?))
+                // What cannot be read of what is due is looked at.
+                let due = due_mailbox(row).unwrap_or_else(|_| {
+                    Some(DueMailbox { mailbox: mailbox.clone(), marks: 1, state: None })
+                });
+                Ok(((mailbox, snapshot(row)), due))
             };
             let (watched, due): (Vec<_>, Vec<_>) =
                 self.rows(query, read).await?.into_iter().unzip();
