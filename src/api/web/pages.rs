@@ -64,7 +64,7 @@ fn preferred(request: &HeaderMap) -> usize {
         let mut parts = range.split(';').map(str::trim);
         let language = parts.next().and_then(|tag| tag.split('-').next()).unwrap_or_default();
         let known = LANGUAGES.iter().position(|(it, _)| it.eq_ignore_ascii_case(language));
-        let weight = parts.find_map(|part| part.strip_prefix("q="));
+        let weight = parts.find_map(|part| part.strip_prefix(['q', 'Q'])?.strip_prefix('='));
         let weight = weight.map_or(1.0, |weight| weight.parse().unwrap_or(0.0));
         if let Some(known) = known
             && weight > highest
@@ -87,6 +87,7 @@ mod tests {
             ("DE-at", "de"),
             ("fr, de-AT;q=0.8, en;q=0.5", "de"),
             ("en;q=0.5,de;q=0.9", "de"),
+            ("en;q=0.5,de; Q=0.9", "de"),
             ("en, de", "en"),
             ("de;q=0", "en"),
             ("fr, *", "en"),

@@ -390,7 +390,10 @@ impl ServedConnection {
             sent = &mut sending => sent,
             () = self.grace_is_over() => Ok(()),
         };
-        if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+        // The kernel's own is of a client that is gone.
+        let is_ours = |error: &io::Error| error.raw_os_error().is_none();
+        let slow = sent.as_ref().err().filter(|it| it.kind() == io::ErrorKind::TimedOut);
+        if slow.is_some_and(is_ours) {
             self.counters.write_timeout.hit();
         }
         self.ended(peer, sent.err().map(Into::into));

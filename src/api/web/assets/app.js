@@ -36,6 +36,10 @@ let acted = Date.now();
 /** Which look at the list is the newest. */
 let looks = 0;
 
+/** How often the list was asked for, and which of these answers is shown. */
+let asked = 0;
+let answered = 0;
+
 class ApiError extends Error {
   constructor(status, code, field = null) {
     super(code);
@@ -356,9 +360,13 @@ async function removeAll(of, ids) {
 async function showSubscriptions(look = null) {
   if (look === null) looks += 1;
   const of = account;
+  asked += 1;
+  const mine = asked;
   const { subscriptions } = await api('/v1/subscriptions');
   const kept = await remembered();
-  if (account !== of || (look !== null && look !== looks)) return false;
+  // An answer that was slow is older than what is shown.
+  if (account !== of || mine < answered || (look !== null && look !== looks)) return false;
+  answered = mine;
   const ownId = Object.hasOwn(kept, account) ? kept[account].id : null;
   own = subscriptions.find(it => it.id === ownId) ?? null;
   at('none').hidden = subscriptions.length > 0;
