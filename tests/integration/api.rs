@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "the helpers of tests are tests")]
 
-mod changes;
+pub(crate) mod changes;
 mod commands;
 mod connections;
 mod document;
@@ -152,6 +152,6 @@ impl ApiReply {
 }
 
 /// The header of a login with a password.
-fn basic(login: &str, password: &str) -> String {
+pub(crate) fn basic(login: &str, password: &str) -> String {
     format!("Authorization: Basic {}", STANDARD.encode(format!("{login}:{password}")))
 }

@@ -7,18 +7,21 @@ mod servers;
 mod sockets;
 mod watched;
 
+use std::net::SocketAddr;
+
 use serde_json::Value;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 
 use super::ApiWorld;
 use crate::support::soon;
 
 /// A stream of Server-Sent Events over HTTP/1.1.
-pub(super) struct EventStream {
+pub(crate) struct EventStream {
     connection: TlsStream<TcpStream>,
-    pub(super) head: String,
+    pub(crate) head: String,
     /// What came and is not yet an event.
     text: String,
     /// What came and is not yet a whole piece of the body.
@@ -27,10 +30,10 @@ pub(super) struct EventStream {
 
 /// What stands between two empty lines.
 #[derive(Debug, Default)]
-struct EventBlock {
-    id: Option<String>,
+pub(crate) struct EventBlock {
+    pub(crate) id: Option<String>,
     event: Option<String>,
-    data: Value,
+    pub(crate) data: Value,
     comment: Option<String>,
     retry: Option<u64>,
 }
@@ -38,21 +41,7 @@ struct EventBlock {
 impl ApiWorld {
     /// Opens a stream: what stands behind `/v1/changes`, and perhaps further header fields.
     pub(super) async fn stream(&self, request: &str) -> EventStream {
-        let (query, fields) = request.split_once('\n').unwrap_or((request, ""));
-        let mut connection = self.connect(&[]).await;
-        let mut head = format!("GET /v1/changes{query} HTTP/1.1\r\nHost: localhost\r\n");
-        for field in fields.lines().map(str::trim).filter(|field| !field.is_empty()) {
-            head.push_str(&format!("{field}\r\n"));
-        }
-        connection.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
-        let (text, bytes) = (String::new(), Vec::new());
-        let mut stream = EventStream { connection, head: String::new(), text, bytes };
-        while !stream.bytes.windows(4).any(|end| end == b"\r\n\r\n") {
-            assert!(stream.read().await, "a head");
-        }
-        let end = stream.bytes.windows(4).position(|end| end == b"\r\n\r\n").unwrap();
-        stream.head = String::from_utf8(stream.bytes.drain(..end + 4).collect()).unwrap();
-        stream
+        EventStream::open(self.connect(&[]).await, request).await
     }
 
     /// A stream that is open, behind its first event.
@@ -65,8 +54,27 @@ impl ApiWorld {
 }
 
 impl EventStream {
+    /// Opens a stream on a connection to `[api]`: what stands behind `/v1/changes`, and perhaps further header
+    /// fields.
+    pub(crate) async fn open(connection: TlsStream<TcpStream>, request: &str) -> Self {
+        let (query, fields) = request.split_once('\n').unwrap_or((request, ""));
+        let mut head = format!("GET /v1/changes{query} HTTP/1.1\r\nHost: localhost\r\n");
+        for field in fields.lines().map(str::trim).filter(|field| !field.is_empty()) {
+            head.push_str(&format!("{field}\r\n"));
+        }
+        let (text, bytes) = (String::new(), Vec::new());
+        let mut stream = Self { connection, head: String::new(), text, bytes };
+        stream.connection.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+        while !stream.bytes.windows(4).any(|end| end == b"\r\n\r\n") {
+            assert!(stream.read().await, "a head");
+        }
+        let end = stream.bytes.windows(4).position(|end| end == b"\r\n\r\n").unwrap();
+        stream.head = String::from_utf8(stream.bytes.drain(..end + 4).collect()).unwrap();
+        stream
+    }
+
     /// The next event.
-    async fn event(&mut self) -> EventBlock {
+    pub(crate) async fn event(&mut self) -> EventBlock {
         loop {
             let block = self.block().await.expect("an event");
             if block.event.is_some() {
@@ -76,7 +84,7 @@ impl EventStream {
     }
 
     /// What comes next; `None` at the end.
-    async fn block(&mut self) -> Option<EventBlock> {
+    pub(crate) async fn block(&mut self) -> Option<EventBlock> {
         loop {
             if let Some(end) = self.text.find("\n\n") {
                 let block: String = self.text.drain(..end + 2).collect();
@@ -132,10 +140,18 @@ impl EventBlock {
     }
 
     /// Mailbox, kind, and number of messages of a change.
-    fn change(&self) -> (&str, &str, u64) {
+    pub(crate) fn change(&self) -> (&str, &str, u64) {
         assert_eq!(self.data["type"], "mailbox.changed", "{}", self.data);
         let data = &self.data["data"];
         let text = |key: &str| data[key].as_str().unwrap();
         (text("mailbox"), text("kind"), data["messages"].as_u64().unwrap())
     }
+}
+
+/// A connection on which little is under way at once, so that a client that does not read is soon noticed.
+pub(crate) async fn narrow(address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(2048).unwrap();
+    SockRef::from(&socket).set_tcp_mss(536).unwrap();
+    socket.connect(address).await.unwrap()
 }

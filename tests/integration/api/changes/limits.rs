@@ -1,17 +1,15 @@
 //! How many streams there may be, and for how long nothing is read or said.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
 
 use super::super::{ALICE, ApiWorld, BOB, basic};
+use super::narrow;
 use crate::support::{limited, reached, soon};
 
 const MAIL: &str = "Subject: x\r\n\r\nx\r\n";
@@ -117,14 +115,6 @@ async fn streams_go_over_http_2_and_one_that_is_not_read_is_cut_off() {
         reached(&counters.write_timeout, 1).await;
     })
     .await;
-}
-
-/// A connection on which little is under way at once, so that a client that does not read is soon noticed.
-async fn narrow(address: SocketAddr) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(2048).unwrap();
-    SockRef::from(&socket).set_tcp_mss(536).unwrap();
-    socket.connect(address).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
