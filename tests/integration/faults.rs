@@ -22,6 +22,7 @@ mod database;
 mod events;
 mod fcm;
 mod killed;
+mod live;
 mod scene;
 mod storm;
 mod webhook;
@@ -58,6 +59,7 @@ async fn every_fault_is_survived() {
         .chain(fcm::faults())
         .chain(webhook::faults())
         .chain(webpush::faults())
+        .chain(live::faults())
         .chain(database::faults())
         .chain(events::faults())
         .chain(clock::faults())
