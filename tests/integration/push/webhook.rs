@@ -174,6 +174,37 @@ async fn both_secrets_sign_while_one_is_replaced_and_a_token_is_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_replaced_by_reloads_and_a_file_with_none_changes_nothing() {
+    limited(async {
+        let (backend, receiver) = (demo_backend(&[ALICE]).await, receiver().await);
+        let mut world = start(&backend, |folder| {
+            let mut webhook = folder.webhook("a", &receiver.url("/"));
+            webhook.secret_file = Some(folder.write("hook.secret", OLD));
+            vec![webhook]
+        })
+        .await;
+        log_in(&world, &backend, ALICE).await;
+        let (config, file) = (world.config.clone(), world.file("hook.secret"));
+        for (secrets, signed) in [
+            (OLD, [false, true]),
+            (&*format!("{SECRET}\n{OLD}\n"), [true, true]),
+            (SECRET, [true, false]),
+            ("whsec_short\n", [true, false]),
+        ] {
+            std::fs::write(&file, secrets).unwrap();
+            let reloaded = world.mailchime.reload(&config).map_err(|error| error.to_string());
+            assert_eq!(reloaded.is_ok(), !secrets.contains("short"), "{reloaded:?}");
+            backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+            let event = new_mail(&receiver).await;
+            let by = [SECRET, OLD].map(|secret| event.is_signed_by(secret));
+            assert_eq!(by, signed, "{secrets}");
+        }
+        world.mailchime.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_hangs_or_is_no_longer_wanted_holds_up_no_other() {
     limited(async {
         let backend = demo_backend(&[ALICE]).await;
