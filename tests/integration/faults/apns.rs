@@ -1,6 +1,7 @@
 //! APNs refuses, hangs, says farewell, is overloaded.
 
 use mailchime::demo::apns::Answer;
+use mailchime::demo::backend::Counters;
 use mailchime::demo::phone::Phone;
 use mailchime::imap::registration::xapple::DeviceToken;
 
@@ -26,6 +27,11 @@ pub(super) fn faults() -> Vec<Fault> {
             hanging,
             "APNs: a request that is never answered",
             "it is sent again, on another connection"
+        ),
+        fault!(
+            late,
+            "APNs: an answer that comes late, within request_timeout",
+            "it counts, and the device hears then of the mail of meanwhile, none twice"
         ),
         fault!(
             farewell,
@@ -116,6 +122,29 @@ async fn hanging(scene: Scene) {
     scene.deliver();
     assert_eq!(scene.push().await.status, None);
     assert_eq!(scene.push().await.status, Some(200));
+}
+
+async fn late(scene: Scene) {
+    let mut server = scene.registered().await;
+    scene.fault();
+    scene.apns.hold_answers(true);
+    scene.deliver();
+    scene.push().await;
+    // The mailbox is looked at all the same, and the device left alone until the answer is there.
+    let looks = |counters: &Counters| counters.commands.get("STATUS").copied();
+    let before = looks(&scene.backend.counters());
+    scene.deliver();
+    let looked = |counters: &Counters| looks(counters) > before && counters.idling > 0;
+    soon("a look", scene.backend.wait_until(looked)).await;
+    assert_eq!(scene.apns.received(), 1);
+    scene.apns.hold_answers(false);
+    push_logged(&mut server, "accepted").await;
+    scene.push().await;
+    push_logged(&mut server, "accepted").await;
+    scene.deliver();
+    scene.push().await;
+    push_logged(&mut server, "accepted").await;
+    assert_eq!(scene.apns.received(), 3);
 }
 
 async fn farewell(scene: Scene) {

@@ -34,6 +34,11 @@ pub(super) fn faults() -> Vec<Fault> {
             "it is sent again, the phone hears at once"
         ),
         fault!(
+            overloaded,
+            "Web Push: 503 to everything for a while",
+            "the message comes afterwards, the phone hears at once"
+        ),
+        fault!(
             too_many,
             "Web Push: 429 with Retry-After",
             "the browser is left alone for so long, the phone hears at once"
@@ -143,6 +148,18 @@ async fn hanging(scene: Scene) {
     mail(&scene).await;
     assert_eq!(soon("a message", service.next()).await.status, None);
     push_logged(&mut server, "unavailable").await;
+    service.reply_to_all(Reply::Created);
+    accepted(&service).await;
+}
+
+async fn overloaded(scene: Scene) {
+    let (service, _browser, mut server) = with_browser(&scene).await;
+    scene.fault();
+    service.reply_to_all(Reply::Status(503, Some(1)));
+    mail(&scene).await;
+    assert_eq!(soon("a message", service.next()).await.status, Some(503));
+    push_to(&mut server, "https://localhost", "unavailable").await;
+    mail(&scene).await;
     service.reply_to_all(Reply::Created);
     accepted(&service).await;
 }
