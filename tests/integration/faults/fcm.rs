@@ -38,6 +38,11 @@ pub(super) fn faults() -> Vec<Fault> {
             "its head counts, the next message comes, the phone hears at once"
         ),
         fault!(
+            overloaded,
+            "FCM: 503 to everything for a while",
+            "the message comes afterwards, the phone hears at once"
+        ),
+        fault!(
             too_many,
             "FCM: 429 with Retry-After",
             "the app is left alone for so long, the phone hears at once"
@@ -56,11 +61,7 @@ async fn with_app(scene: &Scene, tokens: TokenAnswers) -> (FcmStandIn, Server) {
     let service = FcmStandIn::start(listener().await, &scene.pki).unwrap();
     service.answer_tokens(tokens);
     fs::write(scene.file("firebase.json"), service.service_account().unwrap()).unwrap();
-    let table = format!(
-        "[[fcm]]\nservice_account_file = \"firebase.json\"\nendpoint = \"{}\"\nca = \"ca.pem\"\n[log]\n",
-        service.endpoint()
-    );
-    scene.configure("[log]\n", &table);
+    scene.configure("[log]\n", &format!("{}[log]\n", table(&service)));
     let server = scene.registered().await;
     let mut database = scene.beside().await;
     let hash = PushEndpoint::new("token-a", "token-a").hash_hex();
@@ -72,6 +73,14 @@ async fn with_app(scene: &Scene, tokens: TokenAnswers) -> (FcmStandIn, Server) {
                      from subscription s join mailbox m on m.account = s.account where s.transport = 'fcm'";
     sqlx::query(mailboxes).execute(&mut database).await.unwrap();
     (service, server)
+}
+
+/// The table of this service.
+fn table(service: &FcmStandIn) -> String {
+    format!(
+        "[[fcm]]\nservice_account_file = \"firebase.json\"\nendpoint = \"{}\"\nca = \"ca.pem\"\n",
+        service.endpoint()
+    )
 }
 
 /// The next message that FCM takes.
@@ -150,6 +159,20 @@ async fn endless(scene: Scene) {
         accepted(&service).await;
         push_to(&mut server, "token-a", "accepted").await;
     }
+}
+
+async fn overloaded(scene: Scene) {
+    let (service, mut server) = with_app(&scene, TokenAnswers::Give(3599)).await;
+    scene.fault();
+    service.answer_all(FcmAnswer::refuse(503, "UNAVAILABLE", "UNAVAILABLE").later(1));
+    scene.deliver();
+    scene.push().await;
+    assert_eq!(soon("a message", service.next()).await.status, Some(503));
+    push_to(&mut server, "token-a", "unavailable").await;
+    scene.deliver();
+    scene.push().await;
+    service.answer_all(FcmAnswer::Accept);
+    accepted(&service).await;
 }
 
 async fn too_many(scene: Scene) {
