@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::paper::Paper;
 use super::{ALICE, ApiWorld, basic};
-use crate::support::in_process::logins;
+use crate::support::in_process::{demo_backend, logins, plain};
 use crate::support::{limited, reached};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,6 +153,42 @@ async fn a_session_ends_when_the_password_is_another() {
         assert_eq!(api.ask(&mailboxes).await.status, 401);
         let show = format!("GET /v1/session\nCookie: {cookie}");
         assert_eq!(api.ask(&show).await.status, 401, "the cookie has ended");
+    })
+    .await;
+}
+
+/// What was typed for one mail server is no login at another, whoever the other knows by this name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_when_its_account_has_another_backend() {
+    limited(async {
+        let mut api = ApiWorld::start().await;
+        let other = demo_backend(&[ALICE]).await;
+        let cookie = api.cookie(ALICE).await;
+        let requests = ["/v1/mailboxes", "/v1/subscriptions", "/v1/session"]
+            .map(|path| format!("GET {path}\nCookie: {cookie}"));
+        let first = api.world.config.clone();
+        api.world.mailchime.reload(&first).unwrap();
+        for request in &requests {
+            assert_eq!(api.ask(request).await.status, 200, "{request}");
+        }
+
+        let mut moved = first.clone();
+        moved.backend = plain(other.address());
+        api.world.mailchime.reload(&moved).unwrap();
+        for request in &requests {
+            let reply = api.ask(request).await;
+            assert_eq!(reply.error(), (401, "unauthorized".to_owned()), "{request}");
+        }
+        assert_eq!(logins(&other, ALICE), 0, "her password goes to no other server");
+        let again = api.cookie(ALICE).await;
+        assert_eq!(logins(&other, ALICE), 1);
+        assert_eq!(api.ask(&format!("GET /v1/session\nCookie: {again}")).await.status, 200);
+
+        // The way back does not bring the session back.
+        api.world.mailchime.reload(&first).unwrap();
+        for request in &requests {
+            assert_eq!(api.ask(request).await.status, 401, "{request}");
+        }
     })
     .await;
 }
