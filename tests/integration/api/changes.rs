@@ -45,7 +45,7 @@ impl ApiWorld {
     }
 
     /// A stream that is open, behind its first event.
-    async fn opened(&self, request: &str) -> (EventStream, EventBlock) {
+    pub(super) async fn opened(&self, request: &str) -> (EventStream, EventBlock) {
         let mut stream = self.stream(request).await;
         let opened = stream.event().await;
         assert_eq!(opened.data["type"], "stream.opened", "{}", stream.head);

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use mailchime::app;
-use mailchime::config::{AdminAddress, FcmConfig, WebhookConfig};
+use mailchime::config::{AdminAddress, Config, FcmConfig, WebhookConfig};
 use mailchime::demo::apns::Answer;
 use mailchime::demo::fcm::{FcmAnswer, FcmStandIn};
 use mailchime::demo::push_service::{Browser, PushService, Reply};
@@ -13,7 +13,7 @@ use mailchime::model::{Account, Timestamp};
 use serde_json::{Value, json};
 
 use super::web_push::web_push;
-use super::{ALICE, ApiWorld};
+use super::{ALICE, ApiWorld, basic};
 use crate::admin;
 use crate::support::in_process::loopback;
 use crate::support::program::{Process, mailchime};
@@ -63,10 +63,10 @@ fn column<'a>(table: &'a [Vec<String>], head: &str) -> Vec<&'a str> {
     column
 }
 
-/// A user who has a subscription of every kind, and what they lead to: an iPhone, a web hook of the operator's, an app
-/// by FCM, a browser, and another one that has not confirmed its own.
-struct AllKinds {
-    api: ApiWorld,
+/// A user who has a subscription of every kind, and what they lead to: an iPhone where there is APNs, a web hook of the
+/// operator's, an app by FCM, a browser, and another one that has not confirmed its own.
+pub(super) struct AllKinds {
+    pub(super) api: ApiWorld,
     fcm: FcmStandIn,
     push_service: PushService,
     receiver: WebhookReceiver,
@@ -75,6 +75,10 @@ struct AllKinds {
 
 impl AllKinds {
     async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub(super) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let push_service = PushService::start(listener().await, pki()).unwrap();
         let fcm = FcmStandIn::start(listener().await, pki()).unwrap();
         let receiver = WebhookReceiver::start(listener().await, None).unwrap();
@@ -91,10 +95,14 @@ impl AllKinds {
             config.fcm = vec![project];
             let url = receiver.url("/mail").parse().unwrap();
             config.webhooks = vec![WebhookConfig::new("crm", url, secret)];
+            change(config);
         })
         .await;
         api.write_config();
-        api.world.register((ALICE, "secret"), &["INBOX"]).await;
+        let has_apns = !api.world.config.apns.is_empty();
+        if has_apns {
+            api.world.register((ALICE, "secret"), &["INBOX"]).await;
+        }
         let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
         let [browser, waiting] = [(); 2].map(|()| push_service.subscribe(key.as_str().unwrap()));
         let subscribe = async |transport: &str, mut body: Value| {
@@ -118,8 +126,39 @@ impl AllKinds {
         // The row of the web hook comes soon after the login.
         let store = &api.world.mailchime.store;
         let alice = Account::from_login(ALICE);
-        until(async || store.targets(&alice, Timestamp(0)).await.unwrap().len() == 4).await;
+        let active = 3 + usize::from(has_apns);
+        until(async || store.targets(&alice, Timestamp(0)).await.unwrap().len() == active).await;
         Self { api, fcm, push_service, receiver, waiting }
+    }
+
+    /// The next messages of new mail to the browser, the app by FCM and the web hook, as each reads them.
+    pub(super) async fn new_mail(&self) -> [Value; 3] {
+        let browser = async {
+            loop {
+                let told = self.push_service.next().await.json();
+                if told["data"]["mailboxes"][0]["kind"] == "new" {
+                    return told;
+                }
+            }
+        };
+        let app = async {
+            loop {
+                let told = self.fcm.next().await;
+                if told.data().get("kind").is_some_and(|kind| kind == "new") {
+                    return told.message;
+                }
+            }
+        };
+        let hook = async {
+            loop {
+                let told = self.receiver.next().await.json();
+                if told["data"]["kind"] == "new" {
+                    return told;
+                }
+            }
+        };
+        let (browser, app) = (soon("the browser", browser).await, soon("the app", app).await);
+        [browser, app, soon("the web hook", hook).await]
     }
 
     /// What these series of `/metrics` say.
@@ -196,6 +235,48 @@ async fn subscriptions_of_every_kind_are_shown_tried_and_removed() {
         }
         let tried = api.command(&["push", ALICE]).await;
         assert_eq!(column(&tried, "TRANSPORT"), ["apns", "webhook", "webpush"]);
+    })
+    .await;
+}
+
+/// Nobody needs a certificate of Apple's for all the rest.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_apns_all_other_kinds_are_shown_tried_and_told() {
+    limited(async {
+        let all = AllKinds::with(|config| config.apns.clear()).await;
+        let api = &all.api;
+        let page = api.ask("GET /").await;
+        assert_eq!(page.status, 200);
+        assert!(page.body.contains("app.js"), "{}", page.body);
+        let cookie = api.cookie(ALICE).await;
+        let of_page = api.ask(&format!("GET /v1/subscriptions\nCookie: {cookie}")).await.json();
+        let of_user = of_page["subscriptions"].as_array().unwrap().iter();
+        let of_user: Vec<_> = of_user.map(|it| it["transport"].as_str().unwrap()).collect();
+        assert_eq!(of_user, ["webpush", "fcm", "webpush"]);
+
+        let listed = api.command(&["subscriptions", "list"]).await;
+        assert_eq!(column(&listed, "TRANSPORT"), ["fcm", "webhook", "webpush", "webpush"]);
+        let tried = api.command(&["push", ALICE]).await;
+        assert_eq!(column(&tried, "TRANSPORT"), KINDS[1..]);
+        assert_eq!(column(&tried, "OUTCOME"), ["accepted"; 3], "{tried:?}");
+        all.receiver.next().await;
+        all.push_service.next().await;
+        all.fcm.next().await;
+        // One is pending.
+        let explained = api.command_that_ends(&["push", ALICE, "--explain"], &[1]).await;
+        let well = explained.iter().filter(|line| line.join(" ") == "new mail would be pushed now");
+        assert_eq!(well.count(), 3, "{explained:?}");
+
+        soon("a watcher in IDLE", api.backend.wait_until(|counters| counters.idling > 0)).await;
+        let who = basic(ALICE, "secret");
+        let (mut stream, _) = api.opened(&format!("\n{who}")).await;
+        let mut socket = api.socket("", &who).await;
+        assert_eq!(socket.event().await["type"], "stream.opened");
+        api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        assert_eq!(stream.event().await.change(), ("INBOX", "new", 1));
+        assert_eq!(socket.event().await["data"]["kind"], "new");
+        all.new_mail().await;
+        assert_eq!(api.world.apns.received(), 0);
     })
     .await;
 }

@@ -22,7 +22,7 @@ const PING: u8 = 9;
 const PONG: u8 = 10;
 
 /// A client's end.
-struct Socket(TlsStream<TcpStream>);
+pub(in crate::api) struct Socket(TlsStream<TcpStream>);
 
 impl ApiWorld {
     /// Asks for a WebSocket; the connection, and the head of the answer.
@@ -40,7 +40,7 @@ impl ApiWorld {
         (stream, String::from_utf8(head).unwrap().to_ascii_lowercase())
     }
 
-    async fn socket(&self, query: &str, fields: &str) -> Socket {
+    pub(in crate::api) async fn socket(&self, query: &str, fields: &str) -> Socket {
         let fields = format!("Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n{fields}");
         let (stream, head) = self.upgrade(query, &fields).await;
         assert!(head.starts_with("http/1.1 101 "), "{head}");
@@ -66,7 +66,7 @@ impl Socket {
         .await
     }
 
-    async fn event(&mut self) -> Value {
+    pub(in crate::api) async fn event(&mut self) -> Value {
         let (kind, payload) = self.frame().await;
         assert_eq!(kind, TEXT);
         serde_json::from_slice(&payload).unwrap()
