@@ -15,7 +15,8 @@ use mailchime::store::{Registrant, Store};
 use serde_json::{Value, json};
 use tracing::Level;
 
-use super::{ALICE, ApiWorld};
+use super::commands::AllKinds;
+use super::{ALICE, ApiWorld, basic};
 use crate::support::log::Log;
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
@@ -215,27 +216,21 @@ async fn subscribed(api: &ApiWorld, service: &PushService) -> (Arc<Browser>, Str
 const GREETINGS: &str = "From: =?utf-8?q?J=C3=BCrgen_M=C3=BCller?= <j@b.example>\r\n\
                          Subject: =?iso-8859-1?q?Gr=FC=DFe?= from\r\n =?utf-8?b?8J+Pnw==?=\r\n\r\nHi\r\n";
 
-/// One thread, which alone the log is of.
+/// Nobody but the browser can read what a push service carries to it. One thread, which alone the log is of.
 #[tokio::test]
-async fn a_browser_hears_who_wrote_about_what_and_no_log_and_no_file_does() {
+async fn a_browser_hears_who_wrote_about_what_and_nobody_else_no_log_and_no_file_does() {
     limited(async {
         let log = Log::default();
         // While there is one subscriber alone, a thread that has none may turn a line off for all threads.
         let _second = tracing::Dispatch::new(log.subscriber(Level::TRACE));
         let _logs = tracing::subscriber::set_default(log.subscriber(Level::TRACE));
-        let service = PushService::start(listener().await, pki()).unwrap();
-        let mut folder = None;
-        let api = ApiWorld::with(|config| {
-            web_push(config, &service);
-            config.push.preview = PreviewContent::Subject;
-            folder = config.tls.certificates[0].certificate.parent().map(Path::to_owned);
-        })
-        .await;
-        let (_browser, _) = subscribed(&api, &service).await;
-
+        let all = AllKinds::with(|config| config.push.preview = PreviewContent::Subject).await;
+        let api = &all.api;
+        api.backend.wait_until(|counters| counters.idling == 1).await;
+        let (mut stream, _) = api.opened(&format!("\n{}", basic(ALICE, "secret"))).await;
         api.backend.wait_until(|counters| counters.idling == 1).await;
         api.backend.deliver(ALICE, "INBOX", GREETINGS).unwrap();
-        let told = service.next().await.json();
+        let [told, by_fcm, by_hook] = all.new_mail().await;
         let preview = json!({
             "mailbox": "INBOX",
             "sender": "J\u{fc}rgen M\u{fc}ller",
@@ -246,8 +241,21 @@ async fn a_browser_hears_who_wrote_about_what_and_no_log_and_no_file_does() {
         let messages = api.backend.messages(ALICE, "INBOX").unwrap();
         assert!(messages.iter().all(|(_, flags, _)| !flags.contains(&"\\Seen".to_owned())));
 
-        until(async || log.count("push attempted") == 1).await;
-        let kept = [log.text().into_bytes(), everything(&folder.unwrap())].concat();
+        // The phone, the browser, the app and the web hook.
+        until(async || log.count("push attempted") >= 4).await;
+        let event = stream.event().await;
+        assert_eq!(event.change(), ("INBOX", "new", 1));
+        let pushes = api.world.apns.pushes();
+        assert!(!pushes.is_empty());
+        let mut others: Vec<_> = pushes.iter().map(|push| push.json().to_string()).collect();
+        others.extend([by_fcm, by_hook, event.data].map(|told| told.to_string()));
+        for told in others {
+            for part in ["J\u{fc}rgen", "rgen", "M\u{fc}ller", "j@b.example", "Gr\u{fc}", "e from"]
+            {
+                assert!(!told.contains(part), "{part} in {told}");
+            }
+        }
+        let kept = [log.text().into_bytes(), everything(&api.world.file(""))].concat();
         for secret in ["J\u{fc}rgen", "J=C3=BCrgen", "Gr\u{fc}\u{df}e", "Gr=FC=DFe"] {
             let found = kept.windows(secret.len()).any(|part| part == secret.as_bytes());
             assert!(!found, "{secret} is kept");
