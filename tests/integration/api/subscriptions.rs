@@ -36,6 +36,11 @@ impl ApiWorld {
     /// The subscription of this user to this endpoint, confirmed; its id.
     pub(super) async fn subscribed(&self, paper: &Paper, login: &str, to: &str) -> String {
         let made = self.subscribe(login, to).await;
+        self.confirmed(paper, login, to, &made).await
+    }
+
+    /// Confirms what was `made`; its id.
+    async fn confirmed(&self, paper: &Paper, login: &str, to: &str, made: &ApiReply) -> String {
         assert_eq!(made.status, 201, "{}", made.body);
         let id = made.json()["id"].as_str().unwrap().to_owned();
         let confirm = format!("POST /v1/subscriptions/{id}/confirm");
@@ -158,6 +163,70 @@ async fn a_subscription_ends_when_its_client_wants_it_to_or_not_by_itself() {
         let listed = api.listed(ALICE).await;
         let ends: Vec<_> = listed.iter().map(|it| it["expires_at"].clone()).collect();
         assert_eq!(ends, [Value::Null, json!(tomorrow)]);
+    })
+    .await;
+}
+
+/// An account has five at most that are not confirmed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sixth_subscription_that_is_not_confirmed_is_too_many() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let paper = Paper::subscribable(&api);
+        let mut made = Vec::new();
+        for number in 1..=5 {
+            let reply = api.subscribe(ALICE, &format!("reader{number}")).await;
+            assert_eq!(reply.status, 201, "{}", reply.body);
+            made.push(reply);
+        }
+        let reply = api.subscribe(ALICE, "reader6").await;
+        assert_eq!(reply.error(), (429, "too_many".to_owned()));
+        assert!(reply.field("retry-after").is_some(), "{}", reply.head);
+        assert!(paper.sent("reader6").is_empty(), "no code for what is not stored");
+        assert_eq!(api.listed(ALICE).await.len(), 5);
+        // One of the five may be made anew, and another user has five of his own.
+        assert_eq!(api.subscribe(ALICE, "reader5").await.status, 201);
+        assert_eq!(api.subscribe(BOB, "reader6").await.status, 201);
+
+        // One that counts is pending no more, and neither is one that is removed.
+        api.confirmed(&paper, ALICE, "reader1", &made[0]).await;
+        assert_eq!(api.subscribe(ALICE, "reader6").await.status, 201);
+        let remove = format!("DELETE /v1/subscriptions/{}", made[1].json()["id"].as_str().unwrap());
+        assert_eq!(api.of(ALICE, &remove, None).await.status, 204);
+        assert_eq!(api.subscribe(ALICE, "reader7").await.status, 201);
+        let mut states: Vec<_> =
+            api.listed(ALICE).await.iter().map(|it| it["state"].clone()).collect();
+        states.sort_by_key(Value::to_string);
+        assert_eq!(states, ["active", "pending", "pending", "pending", "pending", "pending"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_confirmed_displaces_the_oldest_and_one_that_is_pending_none() {
+    limited(async {
+        let api = ApiWorld::with(|config| config.push.subscriptions = 1).await;
+        let paper = Paper::subscribable(&api);
+        let old = api.subscribed(&paper, ALICE, "old").await;
+        let of_bob = api.subscribed(&paper, BOB, "bob's").await;
+        let made = api.subscribe(ALICE, "new").await;
+        let states: Vec<_> = api.listed(ALICE).await.iter().map(|it| it["state"].clone()).collect();
+        assert_eq!(states, ["active", "pending"]);
+        let test = format!("POST /v1/subscriptions/{old}/test");
+        assert_eq!(api.of(ALICE, &test, None).await.status, 204);
+
+        let new = api.confirmed(&paper, ALICE, "new", &made).await;
+        let ids = |listed: Vec<Value>| -> Vec<Value> {
+            listed.iter().map(|it| it["id"].clone()).collect()
+        };
+        assert_eq!(ids(api.listed(ALICE).await), [json!(new)]);
+        assert_eq!(ids(api.listed(BOB).await), [json!(of_bob)]);
+        assert_eq!(api.of(ALICE, &test, None).await.error(), (404, "not_found".to_owned()));
+        let heard = paper.sent("old").len();
+        api.backend.wait_until(|counters| counters.idling == 2).await;
+        api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        until(async || paper.sent("new").last().map(String::as_str) == Some("mail INBOX")).await;
+        assert_eq!(paper.sent("old").len(), heard);
     })
     .await;
 }
