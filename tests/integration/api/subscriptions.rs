@@ -10,13 +10,14 @@ use mailchime::demo::fcm::FcmStandIn;
 use mailchime::model::Account;
 use mailchime::store::Store;
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor, SqliteConnection};
 use tokio::task::JoinSet;
 
 use super::paper::Paper;
 use super::{ALICE, ApiReply, ApiWorld, BOB, basic};
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
-use crate::support::{limited, listener, until};
+use crate::support::{later, limited, listener, until};
 
 /// The secret of a web hook.
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -163,6 +164,51 @@ async fn a_subscription_ends_when_its_client_wants_it_to_or_not_by_itself() {
         let listed = api.listed(ALICE).await;
         let ends: Vec<_> = listed.iter().map(|it| it["expires_at"].clone()).collect();
         assert_eq!(ends, [Value::Null, json!(tomorrow)]);
+    })
+    .await;
+}
+
+/// One thread, for whose time to pass.
+#[tokio::test]
+async fn a_subscription_that_is_over_goes_within_a_minute_and_is_pushed_no_more() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let paper = Paper::subscribable(&api);
+        let tomorrow = SystemTime::now() + Duration::from_hours(24);
+        let tomorrow = humantime::format_rfc3339_seconds(tomorrow).to_string();
+        for (login, to) in [(ALICE, "alice-day"), (BOB, "bob-day")] {
+            let body = json!({ "transport": "paper", "to": to, "expires": tomorrow });
+            let made = api.of(login, "POST /v1/subscriptions", Some(body)).await;
+            api.confirmed(&paper, login, to, &made).await;
+        }
+        let lasting = api.subscribed(&paper, ALICE, "alice-good").await;
+        api.backend.wait_until(|counters| counters.idling == 2).await;
+        let mail = |login| api.backend.deliver(login, "INBOX", MAIL).unwrap();
+        mail(ALICE);
+        mail(BOB);
+        let mails = |to: &str| paper.sent(to).iter().filter(|text| *text == "mail INBOX").count();
+        until(async || ["alice-day", "bob-day", "alice-good"].iter().all(|to| mails(to) > 0)).await;
+
+        // A minute passes, and nothing is over yet.
+        later(Duration::from_secs(61)).await;
+        assert_eq!((api.listed(ALICE).await.len(), api.listed(BOB).await.len()), (2, 1));
+        let url = format!("sqlite://{}", api.world.file("mailchime.db").display());
+        let mut beside = SqliteConnection::connect(&url).await.unwrap();
+        let over = "update subscription set expires_at = 1 where expires_at is not null";
+        assert_eq!(beside.execute(over).await.unwrap().rows_affected(), 2);
+        later(Duration::from_secs(61)).await;
+        until(async || api.listed(BOB).await.is_empty()).await;
+        until(async || api.listed(ALICE).await.len() == 1).await;
+        assert_eq!(api.listed(ALICE).await[0]["id"], json!(lasting));
+        // Nobody is left to be told of his mail, so nobody watches him.
+        api.backend.wait_until(|counters| counters.idling == 1).await;
+
+        let heard = ["alice-day", "bob-day"].map(mails);
+        let before = mails("alice-good");
+        mail(ALICE);
+        mail(BOB);
+        until(async || mails("alice-good") > before).await;
+        assert_eq!(["alice-day", "bob-day"].map(mails), heard);
     })
     .await;
 }
