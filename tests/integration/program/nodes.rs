@@ -13,17 +13,18 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hyper::{Method, Request, Response};
 use mailchime::demo::phone::Phone;
+use mailchime::demo::push_service::PushService;
 use mailchime::net::dial::Dialer;
 use mailchime::net::https::{HttpsClient, client_tls};
 use mailchime::net::resolve::NameResolver;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::program::{Process, mailchime};
 use crate::support::servers::DatabaseServer;
 use crate::support::servers::mariadb::MariaDb;
 use crate::support::servers::postgres::Postgres;
 use crate::support::world::{MAIL, Server, World};
-use crate::support::{SOON, limited};
+use crate::support::{SOON, limited, listener, soon};
 
 const PASSWORD: &str = "of everyone";
 
@@ -105,15 +106,47 @@ impl Cluster {
         process.stdout.seen.join("\n")
     }
 
-    /// What the API answers to a request of this user.
-    async fn of_user(&self, login: &str, method: Method, url: &str) -> Response<Bytes> {
+    /// What the API answers to a request of this user, with a body unless it is null.
+    async fn of_user(
+        &self,
+        login: &str,
+        method: Method,
+        url: &str,
+        body: &Value,
+    ) -> Response<Bytes> {
         let tls = client_tls(Some(&self.world.file("ca.pem"))).unwrap();
         let dialer = Dialer::new(NameResolver::default(), None, tls);
         let login = STANDARD.encode(format!("{login}:{PASSWORD}"));
         let request = Request::builder().method(method).uri(url);
         let request = request.header("authorization", format!("Basic {login}"));
+        let request = request.header("content-type", "application/json");
+        let body = if body.is_null() { String::new() } else { body.to_string() };
         let client = HttpsClient::new(dialer, SOON);
-        client.send(request.body(Bytes::new()).unwrap()).await.unwrap()
+        client.send(request.body(body.into()).unwrap()).await.unwrap()
+    }
+
+    /// A browser of this user subscribes by the API at `url` and proves itself; the subscription's id.
+    async fn subscribe_browser(&self, login: &str, url: &str, service: &PushService) -> String {
+        let ask = async |method, path: &str, body: &Value| -> Value {
+            let reply = self.of_user(login, method, &format!("{url}{path}"), body).await;
+            assert!(reply.status().is_success(), "{path}: {reply:?}");
+            serde_json::from_slice(reply.body()).unwrap()
+        };
+        let key = ask(Method::GET, "/vapid", &Value::Null).await["applicationServerKey"].clone();
+        let mut body = service.subscribe(key.as_str().unwrap()).to_json();
+        body["transport"] = json!("webpush");
+        let made = ask(Method::POST, "/subscriptions", &body).await;
+        let code = soon("a code", service.next()).await.json()["data"]["code"].clone();
+        let id = made["id"].as_str().unwrap();
+        let confirm = format!("/subscriptions/{id}/confirm");
+        ask(Method::POST, &confirm, &json!({ "code": code })).await;
+        id.to_owned()
+    }
+
+    /// This user removes the subscription at `url`.
+    async fn remove(&self, login: &str, url: &str) {
+        let removed = self.of_user(login, Method::DELETE, url, &Value::Null).await;
+        assert_eq!(removed.status(), 204);
     }
 
     async fn watched_by(&self, node: &Node) -> BTreeSet<String> {
@@ -136,7 +169,7 @@ impl Cluster {
             let together: BTreeSet<_> = shares.into_iter().flatten().collect();
             if together == all && sizes.iter().sum::<usize>() == all.len() {
                 let idling = self.world.backend.wait_until(|now| now.idling == all.len());
-                crate::support::soon("all in IDLE", idling).await;
+                soon("all in IDLE", idling).await;
                 return sizes;
             }
         }
@@ -165,7 +198,7 @@ impl Cluster {
                 return;
             }
             let missing = format!("{} of {} devices told", told.len(), all.len());
-            crate::support::soon(&missing, self.world.apns.wait_for(received + 1)).await;
+            soon(&missing, self.world.apns.wait_for(received + 1)).await;
         }
     }
 }
@@ -375,8 +408,15 @@ async fn a_removal_at_one_node_by_the_api_or_a_command_ends_the_pushes_of_anothe
         "program::nodes::a_removal_at_one_node_by_the_api_or_a_command_ends_the_pushes_of_another";
     let Some(mut cluster) = Cluster::new(test).await else { return };
     limited(async {
-        let mut a = cluster.start("a", "[api]\naddress = \"127.0.0.1:0\"\n").await;
-        let mut b = cluster.start("b", "").await;
+        let service = PushService::start(listener().await, &cluster.world.pki).unwrap();
+        let web_push = format!(
+            "[webpush]\ncontact = \"mailto:a@example.org\"\nhosts = [\"localhost:{}\"]\n\
+             allow_private = [\"127.0.0.0/8\", \"::1\"]\nca = \"ca.pem\"\n",
+            service.address().port()
+        );
+        let api = format!("[api]\naddress = \"127.0.0.1:0\"\n{web_push}");
+        let mut a = cluster.start("a", &api).await;
+        let mut b = cluster.start("b", &web_push).await;
         let api = a.server.logged("serving users' programs over HTTPS").await;
         let api = api["address"].as_str().unwrap().parse::<SocketAddr>().unwrap();
         a.sees("a b").await;
@@ -390,12 +430,22 @@ async fn a_removal_at_one_node_by_the_api_or_a_command_ends_the_pushes_of_anothe
         let since = cluster.mail_to_all();
         cluster.all_told(since).await;
 
-        let list = format!("https://localhost:{}/v1/subscriptions", api.port());
-        let listed = cluster.of_user(by_api, Method::GET, &list).await;
+        // One has a browser, too, which goes first; the phone goes on hearing.
+        let url = format!("https://localhost:{}/v1", api.port());
+        let list = format!("{url}/subscriptions");
+        let browser = cluster.subscribe_browser(by_api, &url, &service).await;
+        cluster.mail_to_all();
+        soon("a push to the browser", service.next()).await;
+        let held = cluster.world.backend.messages(by_api, "INBOX").unwrap().len();
+        cluster.remove(by_api, &format!("{list}/{browser}")).await;
+        let since = cluster.mail_to_all();
+        cluster.all_told(since).await;
+
+        let listed = cluster.of_user(by_api, Method::GET, &list, &Value::Null).await;
         let listed: Value = serde_json::from_slice(listed.body()).unwrap();
-        let id = listed["subscriptions"][0]["id"].as_str().unwrap();
-        let removed = cluster.of_user(by_api, Method::DELETE, &format!("{list}/{id}")).await;
-        assert_eq!(removed.status(), 204);
+        let [phone] = &listed["subscriptions"].as_array().unwrap()[..] else { panic!("{listed}") };
+        let phone = phone["id"].as_str().unwrap();
+        cluster.remove(by_api, &format!("{list}/{phone}")).await;
         cluster.ask(&a, &["subscriptions", "remove", by_command]).await;
         let mut left = BTreeSet::from([by_api.clone(), by_command.clone()]);
         while !left.is_empty() {
@@ -406,6 +456,12 @@ async fn a_removal_at_one_node_by_the_api_or_a_command_ends_the_pushes_of_anothe
         let since = cluster.mail_to_all();
         cluster.users.retain(|user| ![by_api, by_command].contains(&&user.login));
         cluster.all_told(since).await;
+        // The browser was sent a code and a push. What was under way tells of no mail that came after the removal.
+        for _ in 2..service.received() {
+            let told = service.next().await.json();
+            let messages = told["data"]["mailboxes"][0]["messages"].as_u64();
+            assert!(messages.is_none_or(|messages| messages <= held as u64), "{told}");
+        }
         cluster.divided(&[&a, &b]).await;
     })
     .await;
@@ -425,7 +481,7 @@ async fn a_password_in_memory_is_used_where_its_user_logged_in() {
             cluster.register(&a).await;
         }
         let idling = cluster.world.backend.wait_until(|now| now.idling == 8);
-        crate::support::soon("all in IDLE", idling).await;
+        soon("all in IDLE", idling).await;
         assert_eq!(cluster.watched_by(&a).await.len(), 8);
         let since = cluster.mail_to_all();
         cluster.all_told(since).await;

@@ -113,7 +113,7 @@ impl EventCluster {
             if pushes.iter().any(is_it) {
                 return;
             }
-            crate::support::soon(user, world.apns.wait_for(received + 1)).await;
+            soon(user, world.apns.wait_for(received + 1)).await;
         }
     }
 
