@@ -53,6 +53,11 @@ pub(super) fn faults() -> Vec<Fault> {
             "FCM: Google refuses the key",
             "an error says so, the message comes when the key is taken, the phone hears at once"
         ),
+        fault!(
+            left_out,
+            "FCM: a start without its table, which SIGHUP adds",
+            "the app hears of what comes after the reload, the phone at once"
+        ),
     ]
 }
 
@@ -218,6 +223,23 @@ async fn wrong_key(scene: Scene) {
     assert!(service.messages().is_empty());
     service.answer_tokens(TokenAnswers::Give(3599));
     accepted(&service).await;
+    scene.deliver();
+    scene.push().await;
+    accepted(&service).await;
+}
+
+async fn left_out(scene: Scene) {
+    let (service, server) = with_app(&scene, TokenAnswers::Give(3599)).await;
+    scene.kill(server);
+    scene.configure(&table(&service), "");
+    let mut server = scene.serve().await;
+    scene.watched().await;
+    scene.deliver();
+    scene.push().await;
+    assert!(service.messages().is_empty());
+    scene.configure("[log]\n", &format!("{}[log]\n", table(&service)));
+    server.process.signal("HUP");
+    said(&mut server, "configuration reloaded").await;
     scene.deliver();
     scene.push().await;
     accepted(&service).await;
