@@ -40,7 +40,8 @@ arguments=("$@")
 for place in "${!arguments[@]}"; do
     if [[ ${arguments[place]} == --store && ${arguments[place + 1]:-} == postgres ]]; then
         postgres
-        arguments[place + 1]=postgres://mailchime@127.0.0.1:$port/postgres
+        # No pooler stands between.
+        arguments[place + 1]="postgres://mailchime@127.0.0.1:$port/postgres?statement-cache-capacity=100"
     fi
 done
 "$measure" "${arguments[@]}"
