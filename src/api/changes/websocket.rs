@@ -1,7 +1,6 @@
 //! A stream over a WebSocket (RFC 6455): each event is a text message, a ping is the sign of life. What the
 //! client says is not listened to.
 
-use std::io::ErrorKind;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
@@ -26,6 +25,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::stream::{LiveStream, StreamEnd, StreamStep};
 use crate::api::error::ApiError;
+use crate::net::http::is_write_timeout;
 
 /// What is hashed behind a client's key (RFC 6455 section 1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -165,7 +165,7 @@ async fn serve(upgraded: Upgraded, mut stream: Box<LiveStream>) {
 impl LiveStream {
     /// The connection of its WebSocket has ended.
     fn failed(&self, error: &Error) {
-        if matches!(error, Error::Io(error) if error.kind() == ErrorKind::TimedOut) {
+        if matches!(error, Error::Io(error) if is_write_timeout(error)) {
             self.context.streams.web_socket_cut_off();
         }
     }

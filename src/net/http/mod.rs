@@ -119,6 +119,12 @@ pub struct HttpLimits {
 /// A client's connection. Writing to it fails where the client takes nothing for too long.
 type HttpStream = Pin<Box<TimeoutWriter<Either<TlsServer, TcpStream>>>>;
 
+/// Whether a connection of an [`HttpServer`] ended since its client took nothing for [`HttpLimits::write_timeout`]. Where the
+/// kernel says that time is over, the client has gone.
+pub fn is_write_timeout(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
+}
+
 impl TlsSource {
     /// As `current` says each time.
     pub fn new(current: impl Fn() -> Arc<ServerConfig> + Send + Sync + 'static) -> Self {
@@ -390,10 +396,7 @@ impl ServedConnection {
             sent = &mut sending => sent,
             () = self.grace_is_over() => Ok(()),
         };
-        // The kernel's own is of a client that is gone.
-        let is_ours = |error: &io::Error| error.raw_os_error().is_none();
-        let slow = sent.as_ref().err().filter(|it| it.kind() == io::ErrorKind::TimedOut);
-        if slow.is_some_and(is_ours) {
+        if sent.as_ref().is_err_and(is_write_timeout) {
             self.counters.write_timeout.hit();
         }
         self.ended(peer, sent.err().map(Into::into));
