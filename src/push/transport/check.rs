@@ -80,6 +80,10 @@ impl<'a> CheckLines<'a> {
 
     /// mailchime does not start with it.
     pub(super) fn refused(&mut self, text: impl ToString) {
+        let text = text.to_string();
+        // What reads a table names it, as the part does.
+        let table = self.part.split(' ').next().unwrap_or_default();
+        let text = text.strip_prefix(table).map_or(&*text, str::trim_start);
         self.say(CheckOutcome::Refused, &text);
     }
 

@@ -17,7 +17,7 @@ pub(in crate::push::transport) async fn run(
         let project = match FcmProject::load(table, resolver) {
             Ok(project) => project,
             Err(why) => {
-                lines.refused(why.strip_prefix("[[fcm]] ").unwrap_or(&why));
+                lines.refused(why);
                 continue;
             }
         };

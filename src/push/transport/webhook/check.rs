@@ -18,7 +18,7 @@ pub(in crate::push::transport) fn run(
                 let host = webhook.host();
                 lines.ok(format_args!("events go to {host}; nothing was sent there now"));
             }
-            Err(why) => lines.refused(why.strip_prefix("[[webhook]] ").unwrap_or(&why)),
+            Err(why) => lines.refused(why),
         }
     }
 }
