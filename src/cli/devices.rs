@@ -173,7 +173,7 @@ fn tell(
     };
     if configuration(&options.configured)?.admin.address.is_none() {
         say(format_args!(
-            "a running mailchime was not told, as [admin] address is not set: {later}"
+            "could not tell a running mailchime, as [admin] address is not set: {later}"
         ));
         return Ok(());
     }
@@ -184,7 +184,7 @@ fn tell(
     match told {
         Ok(()) => say("the mailchime that runs has been told"),
         Err(CommandFailure::Failed(why) | CommandFailure::Usage(why)) => {
-            say(format_args!("no running mailchime was told: {why}; if one runs, {later}"));
+            say(format_args!("could not tell a running mailchime: {why}; if one runs, {later}"));
         }
     }
     Ok(())

@@ -123,7 +123,7 @@ async fn devices_are_listed_and_removed() {
         assert_eq!(said.code, 0, "{}", said.stderr);
         assert!(said.line("removed").contains("8df2a4c1…"));
         said.line("it was the last one");
-        said.line("a running mailchime was not told, as [admin] address is not set");
+        said.line("could not tell a running mailchime, as [admin] address is not set");
         let said = world.command(&["devices", "list", "--json"]).await;
         assert_eq!(said.json()["subscriptions"], serde_json::json!([]));
     })
@@ -256,7 +256,7 @@ async fn a_removal_reaches_the_mailchime_that_runs() {
         server.process.kill();
         let said = world.command(&["devices", "remove", LOGIN]).await;
         assert_eq!(said.code, 0, "{}", said.stderr);
-        said.line("no running mailchime was told: [admin] address 127.0.0.1:");
+        said.line("could not tell a running mailchime: [admin] address 127.0.0.1:");
     })
     .await;
 }
