@@ -26,13 +26,27 @@ main(async () => {
     want('push');
     await hear();
     await page.evaluate(() => document.dispatchEvent(new Event('visibilitychange')));
-    await until('the last push of each', async () => (await rows()).every(it => / · last push .*\d\d:\d\d/.test(it)));
+    await until('the last push of each', async () => (await rows()).every(it => / · last push .*\d:\d\d/.test(it)));
     check(await page.evaluate(() => document.activeElement.ariaLabel) === focus, 'the focus is lost');
 
     // What has not changed stays as it is.
     const [row] = await page.$$('#subscriptions li');
     check(await page.evaluate(() => showSubscriptions()) === false, 'it says that the list has changed');
     check(await row.evaluate(it => it.isConnected), 'the list was made anew');
+
+    // An answer that was slow is older than what is shown.
+    const isShown = await page.evaluate(async () => {
+      const ask = window.fetch;
+      let arrive;
+      const answer = new Promise(resolve => { arrive = () => resolve(Response.json({ subscriptions: [] })); });
+      window.fetch = () => answer;
+      const slow = showSubscriptions();
+      window.fetch = ask;
+      await showSubscriptions();
+      arrive();
+      return slow;
+    });
+    check(isShown === false && (await rows()).length === KINDS.length, `an older list is shown: ${await rows()}`);
 
     // Many mailboxes can be searched, by keyboard, and what is chosen stays chosen while it is not shown.
     const shown = () => page.$$eval('#mailboxes li', all => all.filter(it => it.checkVisibility()).map(it => it.textContent));
