@@ -9,6 +9,7 @@ use mailchime::model::{
 };
 use mailchime::push::transport::apns::payload::mailbox_hash;
 use mailchime::store::{Settlement, Vault};
+use tokio::time::resume;
 use tracing::Level;
 
 use crate::support::log::Log;
@@ -16,7 +17,7 @@ use crate::support::pushing::{
     Certificates, Disk, EVER, Running, account_id, alice, backends, load, options, register,
     reload, rows, state, token, try_load,
 };
-use crate::support::{limited, until};
+use crate::support::{limited, stop_clock, until};
 
 #[tokio::test]
 async fn a_change_becomes_a_push_to_each_device_and_then_the_row_moves() {
@@ -51,6 +52,32 @@ async fn a_change_becomes_a_push_to_each_device_and_then_the_row_moves() {
         assert_eq!(disk.told().await, rows(2, 3));
         assert!(disk.owed().await.is_empty());
         assert_eq!(stand_in.received(), 4);
+    })
+    .await;
+}
+
+/// Events of mail servers wait for the same writer.
+#[tokio::test]
+async fn what_became_of_pushes_gathers_for_some_time_after_a_write() {
+    limited(async {
+        let certificates = Certificates::new();
+        let stand_in = certificates.stand_in().await;
+        let disk = Disk::with(&[certificates.device("aa")]).await;
+        let mut running = Running::start(&disk, certificates.identities(stand_in.address()));
+        let clock = stop_clock();
+        running.mail("INBOX", 2).await;
+        stand_in.next().await;
+        // The first one is written at once.
+        until(async || disk.told().await == rows(2, 1)).await;
+        running.mail("Notes", 2).await;
+        stand_in.next().await;
+        for _ in 0..50 {
+            assert_eq!(disk.told().await, rows(2, 1), "no time has passed");
+        }
+        drop(clock);
+        resume();
+        until(async || disk.told().await == rows(2, 2)).await;
+        running.end().await;
     })
     .await;
 }

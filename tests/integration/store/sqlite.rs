@@ -8,7 +8,7 @@ use std::time::Duration;
 use mailchime::config::{self, DatabaseUrl};
 use mailchime::model::{AcceptedLogin, Credentials};
 use mailchime::store::{CredentialSource, Store, StoreError, Vault};
-use sqlx::{Connection, Executor, Row, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, Row, SqliteConnection};
 
 use super::*;
 use crate::support::limited;
@@ -385,6 +385,26 @@ async fn an_account_whose_devices_cannot_be_removed_does_not_keep_those_of_other
         assert!(!refused.is_temporary(), "{refused:?}");
         assert_eq!(store.targets(&alice(), EVER).await.unwrap().len(), 1);
         assert!(store.targets(&bob(), EVER).await.unwrap().is_empty());
+    })
+    .await;
+}
+
+/// What of a row says that a mailbox is due may be damaged: the mailbox is watched, and looked at.
+#[tokio::test]
+async fn a_mailbox_stays_watched_where_its_marks_cannot_be_read() {
+    limited(async {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder).await;
+        register(&store, device(&alice(), 'a'), &["INBOX", "Team"], 5, 100).await;
+        for damage in ["due_since = 'x'", "due_since = 1, due_marks = 'x'"] {
+            let damage = format!("update mailbox set {damage} where name = 'INBOX'");
+            beside(&folder).await.execute(AssertSqlSafe(damage)).await.unwrap();
+            let (watched, due) = store.watched_and_due(&alice(), &imap(), EVER).await.unwrap();
+            let watched: Vec<_> = watched.iter().map(|(mailbox, _)| mailbox.as_str()).collect();
+            assert_eq!(watched, ["INBOX", "Team"]);
+            let due: Vec<_> = due.iter().map(|due| (due.mailbox.as_str(), due.marks > 0)).collect();
+            assert_eq!(due, [("INBOX", true)]);
+        }
     })
     .await;
 }
