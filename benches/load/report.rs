@@ -272,45 +272,43 @@ impl Measured {
 
     /// All medians, in a form that a README takes.
     fn summary(&self, figures: &[&Figure]) {
-        if figures.is_empty() {
-            return;
-        }
-        println!("\nMedians, and CPU for each unit\n");
-        println!("| | {} |", self.peers.join(" | "));
-        println!("| --- |{}", " --- |".repeat(self.peers.len()));
-        for Figure { key, title, name, unit, cpu, .. } in figures {
-            let cell = |peer: &String| {
-                let Some(median) = self.median(key, peer, name) else { return String::new() };
-                match self.median(key, peer, "cpu") {
-                    Some(seconds) if !cpu.is_empty() => {
-                        format!("{}; {}", short(median), short(seconds))
-                    }
-                    _ => short(median),
-                }
-            };
-            let cells: Vec<_> = self.peers.iter().map(cell).collect();
-            let cpu = if cpu.is_empty() { String::new() } else { format!("; CPU {cpu}") };
-            println!("| {title}, {unit}{cpu} | {} |", cells.join(" | "));
-        }
+        self.markdown("Medians, and CPU for each unit", figures, |figure, peer| {
+            let Figure { key, name, cpu, .. } = figure;
+            let median = short(self.median(key, peer, name)?);
+            match self.median(key, peer, "cpu") {
+                Some(seconds) if !cpu.is_empty() => Some(format!("{median}; {}", short(seconds))),
+                _ => Some(median),
+            }
+        });
     }
 
     /// How steady the figures were: from the smallest to the largest round, in percent of the median.
     fn spreads(&self, figures: &[&Figure]) {
+        let heading = "From the smallest to the largest round, in % of the median";
+        self.markdown(heading, figures, |Figure { key, name, .. }, peer| {
+            let Spread([smallest, median, largest]) = self.spread(key, peer, name)?;
+            (largest > smallest).then(|| format!("{:.0}", (largest - smallest) * 100.0 / median))
+        });
+    }
+
+    /// A table with a row for each figure and a column for each peer.
+    fn markdown(
+        &self,
+        heading: &str,
+        figures: &[&Figure],
+        cell: impl Fn(&Figure, &str) -> Option<String>,
+    ) {
         if figures.is_empty() {
             return;
         }
-        println!("\nFrom the smallest to the largest round, in % of the median\n");
+        println!("\n{heading}\n");
         println!("| | {} |", self.peers.join(" | "));
         println!("| --- |{}", " --- |".repeat(self.peers.len()));
-        for Figure { key, title, name, .. } in figures {
-            let cell = |peer: &String| match self.spread(key, peer, name) {
-                Some(Spread([smallest, median, largest])) if largest > smallest => {
-                    format!("{:.0}", (largest - smallest) * 100.0 / median)
-                }
-                _ => String::new(),
-            };
-            let cells: Vec<_> = self.peers.iter().map(cell).collect();
-            println!("| {title} | {} |", cells.join(" | "));
+        for figure in figures {
+            let Figure { title, unit, cpu, .. } = figure;
+            let cells = self.peers.iter().map(|peer| cell(figure, peer).unwrap_or_default());
+            let cpu = if cpu.is_empty() { String::new() } else { format!("; CPU {cpu}") };
+            println!("| {title}, {unit}{cpu} | {} |", cells.collect::<Vec<_>>().join(" | "));
         }
     }
 
