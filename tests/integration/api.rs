@@ -24,7 +24,7 @@ use base64::engine::general_purpose::STANDARD;
 use mailchime::config::Config;
 use mailchime::demo::backend::DemoBackend;
 use rustls::pki_types::ServerName;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -107,6 +107,21 @@ impl ApiWorld {
         }
         stream.write_all(format!("{sent}\r\n{body}").as_bytes()).await.unwrap();
         ApiReply::read(&mut stream).await
+    }
+
+    /// Alice subscribes by this transport. Returns the id.
+    async fn subscribe_by(&self, transport: &str, mut body: Value) -> String {
+        body["transport"] = json!(transport);
+        let made = self.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+        made.json()["id"].as_str().unwrap().to_owned()
+    }
+
+    /// She confirms what she has subscribed.
+    async fn confirm(&self, id: &str, code: Value) {
+        let confirm = format!("POST /v1/subscriptions/{id}/confirm");
+        let reply = self.of(ALICE, &confirm, Some(json!({ "code": code }))).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
     }
 
     /// A cookie of the web app: what stands in the header `Cookie`.

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use mailchime::app;
-use mailchime::config::{AdminAddress, Config, FcmConfig, WebhookConfig};
+use mailchime::config::{AdminAddress, Config, WebhookConfig};
 use mailchime::demo::apns::Answer;
 use mailchime::demo::fcm::{FcmAnswer, FcmStandIn};
 use mailchime::demo::push_service::{Browser, PushService, Reply};
@@ -17,6 +17,7 @@ use super::{ALICE, ApiWorld, basic};
 use crate::admin;
 use crate::support::in_process::loopback;
 use crate::support::program::{Process, mailchime};
+use crate::support::pushing::fcm_project;
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
 use crate::support::{limited, listener, soon, until};
@@ -86,13 +87,9 @@ impl AllKinds {
             config.admin.address = Some(AdminAddress::Tcp(loopback()));
             web_push(config, &push_service);
             let folder = config.tls.certificates[0].certificate.parent().unwrap();
-            let (secret, account) = (folder.join("hook.secret"), folder.join("firebase.json"));
+            config.fcm = vec![fcm_project(&fcm, folder)];
+            let secret = folder.join("hook.secret");
             fs::write(&secret, SECRET).unwrap();
-            fs::write(&account, fcm.service_account().unwrap()).unwrap();
-            let mut project = FcmConfig::new(account);
-            project.endpoint = fcm.endpoint().parse().unwrap();
-            project.ca = Some(folder.join("ca.pem"));
-            config.fcm = vec![project];
             let url = receiver.url("/mail").parse().unwrap();
             config.webhooks = vec![WebhookConfig::new("crm", url, secret)];
             change(config);
@@ -105,23 +102,12 @@ impl AllKinds {
         }
         let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
         let [browser, waiting] = [(); 2].map(|()| push_service.subscribe(key.as_str().unwrap()));
-        let subscribe = async |transport: &str, mut body: Value| {
-            body["transport"] = json!(transport);
-            let made = api.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
-            assert_eq!(made.status, 201, "{}", made.body);
-            made.json()["id"].as_str().unwrap().to_owned()
-        };
-        let confirm = async |id: String, code: Value| {
-            let confirm = format!("POST /v1/subscriptions/{id}/confirm");
-            let reply = api.of(ALICE, &confirm, Some(json!({ "code": code }))).await;
-            assert_eq!(reply.status, 200, "{}", reply.body);
-        };
-        let id = subscribe("webpush", browser.to_json()).await;
-        confirm(id, push_service.next().await.json()["data"]["code"].clone()).await;
+        let id = api.subscribe_by("webpush", browser.to_json()).await;
+        api.confirm(&id, push_service.next().await.json()["data"]["code"].clone()).await;
         let app = json!({ "token": "token-a", "app": "org.example.mail" });
-        let id = subscribe("fcm", app).await;
-        confirm(id, json!(fcm.next().await.data()["code"])).await;
-        subscribe("webpush", waiting.to_json()).await;
+        let id = api.subscribe_by("fcm", app).await;
+        api.confirm(&id, json!(fcm.next().await.data()["code"])).await;
+        api.subscribe_by("webpush", waiting.to_json()).await;
         push_service.next().await;
         // The row of the web hook comes soon after the login.
         let store = &api.world.mailchime.store;

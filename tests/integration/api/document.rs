@@ -2,10 +2,9 @@
 //! other answer comes.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::time::Duration;
 
-use mailchime::config::{FcmConfig, PublicUrl};
+use mailchime::config::PublicUrl;
 use mailchime::demo::fcm::FcmStandIn;
 use mailchime::demo::push_service::PushService;
 use mailchime::demo::webhook::WebhookReceiver;
@@ -17,6 +16,7 @@ use super::paper::Paper;
 use super::web_push::web_push;
 use super::{ALICE, ApiWorld, basic, webhooks};
 use crate::support::line::Line;
+use crate::support::pushing::fcm_project;
 use crate::support::servers::pki;
 use crate::support::{limited, listener};
 
@@ -124,12 +124,7 @@ async fn the_body_of_each_transport_is_as_its_schema_says() {
         let api = ApiWorld::with(|config| {
             web_push(config, &service);
             let folder = config.tls.certificates[0].certificate.parent().unwrap();
-            let file = folder.join("brand.json");
-            fs::write(&file, fcm.service_account().unwrap()).unwrap();
-            let mut project = FcmConfig::new(file);
-            project.endpoint = fcm.endpoint().parse().unwrap();
-            project.ca = Some(folder.join("ca.pem"));
-            config.fcm = vec![project];
+            config.fcm = vec![fcm_project(&fcm, folder)];
         })
         .await;
         webhooks::allow(&api, &receiver);

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::paper::Paper;
 use super::{ALICE, ApiReply, ApiWorld, BOB, basic};
+use crate::support::pushing::fcm_project;
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
 use crate::support::{later, limited, listener, until};
@@ -110,13 +111,8 @@ async fn each_app_subscribes_and_hears_by_its_own_project() {
         let api = ApiWorld::with(|config| {
             let project = |service: &FcmStandIn, apps: &[&str]| {
                 let folder = config.tls.certificates[0].certificate.parent().unwrap();
-                let file = folder.join(format!("{}.json", service.project()));
-                fs::write(&file, service.service_account().unwrap()).unwrap();
-                let mut fcm = FcmConfig::new(file);
-                fcm.apps = apps.iter().map(|app| (*app).to_owned()).collect();
-                fcm.endpoint = service.endpoint().parse().unwrap();
-                fcm.ca = Some(folder.join("ca.pem"));
-                fcm
+                let apps = apps.iter().map(|app| (*app).to_owned()).collect();
+                FcmConfig { apps, ..fcm_project(service, folder) }
             };
             config.fcm = vec![project(&brand, &["org.example.brand"]), project(&others, &[])];
         })
@@ -200,7 +196,7 @@ async fn a_subscription_that_is_over_goes_within_a_minute_and_is_pushed_no_more(
         until(async || api.listed(BOB).await.is_empty()).await;
         until(async || api.listed(ALICE).await.len() == 1).await;
         assert_eq!(api.listed(ALICE).await[0]["id"], json!(lasting));
-        // Nobody is left to be told of his mail, so nobody watches him.
+        // He has no subscription any more, so mailchime stops watching him.
         api.backend.wait_until(|counters| counters.idling == 1).await;
 
         let heard = ["alice-day", "bob-day"].map(mails);

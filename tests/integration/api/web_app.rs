@@ -3,22 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
-use mailchime::config::{FcmConfig, PreviewContent, WebPushConfig};
+use mailchime::config::{PreviewContent, WebPushConfig};
 use mailchime::demo::fcm::FcmStandIn;
 use mailchime::demo::firefox_profile;
 use mailchime::demo::pki::Pki;
 use mailchime::demo::push_service::PushService;
 use mailchime::demo::webhook::WebhookReceiver;
-use mailchime::model::{Account, TransportId};
-use mailchime::net::guard::Guard;
-use mailchime::net::resolve::NameResolver;
-use mailchime::push::transport::webhook::users::UserWebhooks;
+use mailchime::model::Account;
 use serde_json::{Value, json};
 
-use super::{ALICE, ApiWorld};
+use super::{ALICE, ApiWorld, webhooks};
 use crate::support::browser::BrowserScript;
+use crate::support::pushing::fcm_project;
 use crate::support::servers::pki;
 use crate::support::world::MAIL;
 use crate::support::{limited, listener, soon, until};
@@ -186,7 +183,7 @@ fn no_text_for_people_stands_outside_the_files_of_the_languages() {
         for literal in literals {
             assert!(!is_prose(&literal), "{script}: {literal:?}");
         }
-        // A single word is told from a name by what is done with it.
+        // A single word may be a name. What the script shows is a text.
         for shows in ["textContent = ", "say(", "text: ", "title: ", "body: ", "'aria-label': "] {
             for (_, shown) in
                 text.match_indices(shows).map(|(at, _)| text[at..].split_at(shows.len()))
@@ -381,20 +378,15 @@ async fn the_list_shows_the_last_push_of_each_kind() {
         let fcm = FcmStandIn::start(listener().await, pki()).unwrap();
         let hooks = WebhookReceiver::start(listener().await, Some(pki())).unwrap();
         let host = format!("localhost:{}", service.address().port());
-        let firebase = folder.path().join("firebase.json");
-        fs::write(&firebase, fcm.service_account().unwrap()).unwrap();
         let api = ApiWorld::with(|config| {
             config.web_push = Some(web_push(folder.path(), &[host]));
-            let mut project = FcmConfig::new(firebase);
-            project.endpoint = fcm.endpoint().parse().unwrap();
-            project.ca = Some(folder.path().join("ca.pem"));
-            config.fcm = vec![project];
+            config.fcm = vec![fcm_project(&fcm, folder.path())];
         })
         .await;
         for number in 1..=12 {
             api.backend.create_mailbox(ALICE, &format!("List {number}")).unwrap();
         }
-        take_webhooks_here(&api, &hooks, &folder.path().join("ca.pem"));
+        webhooks::allow(&api, &hooks);
 
         api.world.register((ALICE, "secret"), &["INBOX"]).await;
         let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
@@ -422,34 +414,6 @@ async fn the_list_shows_the_last_push_of_each_kind() {
         assert_eq!(script.next().await, None);
     })
     .await;
-}
-
-impl ApiWorld {
-    /// Alice subscribes by this transport. Returns the id.
-    async fn subscribe_by(&self, transport: &str, mut body: Value) -> String {
-        body["transport"] = json!(transport);
-        let made = self.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
-        assert_eq!(made.status, 201, "{}", made.body);
-        made.json()["id"].as_str().unwrap().to_owned()
-    }
-
-    async fn confirm(&self, id: &str, code: Value) {
-        let confirm = format!("POST /v1/subscriptions/{id}/confirm");
-        let reply = self.of(ALICE, &confirm, Some(json!({ "code": code }))).await;
-        assert_eq!(reply.status, 200, "{}", reply.body);
-    }
-}
-
-/// Web hooks of users, which otherwise reach no private address, reach this one.
-fn take_webhooks_here(api: &ApiWorld, hooks: &WebhookReceiver, ca: &Path) {
-    let port = hooks.url("/").parse::<hyper::Uri>().unwrap().port_u16().unwrap();
-    let hosts = [format!("localhost:{port}").parse().unwrap()];
-    let private = ["127.0.0.0/8", "::1"].map(|it| it.parse().unwrap());
-    let users = UserWebhooks::new(Guard::new(&hosts, &private));
-    let route = users.route(Some(ca), &NameResolver::default()).unwrap();
-    let (mailchime, webhook) = (&api.world.mailchime, TransportId::new("webhook"));
-    mailchime.routes.publish(&webhook, [("users".into(), route)]);
-    mailchime.transports.set(webhook, Some(Arc::new(users)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,16 +90,12 @@ async fn a_message_replaces_one_of_the_same_mailboxes_and_kind_alone() {
         let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
         let browser = service.subscribe(key.as_str().unwrap());
         let mut body = browser.to_json();
-        body["transport"] = json!("webpush");
         body["quiet"] = json!(true);
         body["mailboxes"] = json!(["INBOX", "Lists"]);
-        let made = api.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
+        let id = api.subscribe_by("webpush", body).await;
         let code = service.next().await;
         assert_eq!(code.header("topic"), None, "nothing replaces a code");
-        let confirm =
-            format!("POST /v1/subscriptions/{}/confirm", made.json()["id"].as_str().unwrap());
-        let code = json!({ "code": code.json()["data"]["code"] });
-        assert_eq!(api.of(ALICE, &confirm, Some(code)).await.status, 200);
+        api.confirm(&id, code.json()["data"]["code"].clone()).await;
         api.backend.wait_until(|counters| counters.idling == 1).await;
 
         // The topic of the next message, which tells of this alone.
@@ -200,15 +196,8 @@ fn webhook(config: &Config, name: &str, receiver: &WebhookReceiver) -> WebhookCo
 async fn subscribed(api: &ApiWorld, service: &PushService) -> (Arc<Browser>, String) {
     let key = api.ask("GET /v1/vapid").await.json()["applicationServerKey"].clone();
     let browser = service.subscribe(key.as_str().unwrap());
-    let mut body = browser.to_json();
-    body["transport"] = json!("webpush");
-    let made = api.of(ALICE, "POST /v1/subscriptions", Some(body)).await;
-    assert_eq!(made.status, 201, "{}", made.body);
-    let id = made.json()["id"].as_str().unwrap().to_owned();
-    let code = service.next().await.json()["data"]["code"].clone();
-    let confirm = format!("POST /v1/subscriptions/{id}/confirm");
-    let reply = api.of(ALICE, &confirm, Some(json!({ "code": code }))).await;
-    assert_eq!(reply.status, 200, "{}", reply.body);
+    let id = api.subscribe_by("webpush", browser.to_json()).await;
+    api.confirm(&id, service.next().await.json()["data"]["code"].clone()).await;
     (browser, id)
 }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use mailchime::config::{FcmConfig, PushConfig, WebhookConfig};
+use mailchime::config::{PushConfig, WebhookConfig};
 use mailchime::demo::apns::Answer;
 use mailchime::demo::fcm::{FcmAnswer, FcmStandIn, TokenAnswers};
 use mailchime::demo::push_service::{PushService, Reply};
@@ -22,7 +22,9 @@ use tempfile::TempDir;
 use tokio::time::resume;
 
 use super::webpush::Site;
-use crate::support::pushing::{Certificates, Disk, EVER, Running, StandIn, alice, rows};
+use crate::support::pushing::{
+    Certificates, Disk, EVER, Running, StandIn, alice, fcm_project, rows,
+};
 use crate::support::servers::pki;
 use crate::support::{limited, listener, stop_clock, until};
 
@@ -80,11 +82,7 @@ impl Services {
         Identities::load(&identity, (&PushConfig::default()).into(), &resolver, routes).unwrap();
 
         let fcm = FcmStandIn::start(listener().await, pki()).unwrap();
-        let account = folder.path().join("firebase.json");
-        fs::write(&account, fcm.service_account().unwrap()).unwrap();
-        let mut project = FcmConfig::new(account);
-        project.endpoint = fcm.endpoint().parse().unwrap();
-        project.ca = Some(ca.clone());
+        let project = fcm_project(&fcm, folder.path());
         let transports = Transports::default();
         FcmSetup::load(&[project], &resolver).unwrap().publish(routes, &transports);
 
@@ -124,7 +122,7 @@ impl Services {
         enrolled.unwrap().subscription
     }
 
-    /// How many pushes have come, whatever they were answered.
+    /// How many pushes have come, with any answer.
     fn received(&self, kind: Kind) -> usize {
         match kind {
             Kind::Apns => self.apns.pushes().len(),
@@ -227,7 +225,7 @@ async fn while_a_push_service_of_browsers_hangs_all_others_are_pushed() {
     the_others_go_on(Kind::WebPush, hang, |services| services.received(Kind::WebPush) > 0).await;
 }
 
-/// What is done to a service, or to a subscription before it is stored.
+/// Changes a service, or a subscription before the store has it.
 type Change = Box<dyn Fn(&Services, &mut Subscription)>;
 
 /// What a push by each transport can be counted as, and what brings it about.

@@ -1,12 +1,15 @@
 //! The way of a change out, over real sockets: HTTP/2 and TLS with a client certificate to the
 //! stand-in for APNs, a database in a file, and the dispatcher between them.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mailchime::config::{self, ApnsServer, Config};
+use mailchime::config::{self, ApnsServer, Config, FcmConfig};
 pub(crate) use mailchime::demo::apns::Apns as StandIn;
+use mailchime::demo::fcm::FcmStandIn;
 use mailchime::demo::pki::Pki;
 use mailchime::imap::registration::xapple::{ApnsOptions, DeviceToken, XAppleRegistration};
 use mailchime::metrics::Metrics;
@@ -286,6 +289,17 @@ pub(crate) fn state(n: u64) -> Snapshot {
 
 pub(crate) fn rows(inbox: u64, notes: u64) -> Vec<(String, u64)> {
     vec![("INBOX".into(), inbox), ("Notes".into(), notes)]
+}
+
+/// The configuration of a stand-in's project. Its account and the CA are files of this folder, the first of which this
+/// writes.
+pub(crate) fn fcm_project(service: &FcmStandIn, folder: &Path) -> FcmConfig {
+    let account = folder.join(format!("{}.json", service.project()));
+    fs::write(&account, service.service_account().unwrap()).unwrap();
+    let mut project = FcmConfig::new(account);
+    project.endpoint = service.endpoint().parse().unwrap();
+    project.ca = Some(folder.join("ca.pem"));
+    project
 }
 
 /// Goes by this configuration, as a reload does.
