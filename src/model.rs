@@ -89,7 +89,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Whether some of the mail may be unread. Where UNSEEN is unknown, any mail may be, and where MESSAGES is as well,
-    /// there may be some. Of a state of which nothing is known it says no.
+    /// there may be some. A state without any number has none.
     pub fn may_have_unread(&self) -> bool {
         self.unseen.or(self.messages).map_or(*self != Self::default(), |number| number > 0)
     }

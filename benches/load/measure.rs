@@ -217,7 +217,7 @@ async fn logins(options: &Options) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens that many sessions in INBOX, each of which is made ready by what follows.
+/// Opens that many sessions in INBOX; `ready` prepares each.
 async fn opened<F: Future<Output = io::Result<Session>> + Send + 'static>(
     options: &Options,
     ready: impl Fn(Session) -> F + Copy + Send + 'static,

@@ -12,7 +12,7 @@ const HEIGHT: f64 = 380.0;
 /// Left, right, above and below of what is plotted.
 const MARGINS: [f64; 4] = [64.0, 136.0, 44.0, 40.0];
 
-/// Of lines, which are told apart without colours too.
+/// Colours and dashes of lines: dashes tell them apart where colours do not.
 const STYLES: [(&str, &str); 8] = [
     ("#c2410c", ""),
     ("#1d4ed8", "8 4"),

@@ -282,8 +282,8 @@ impl Membership {
         });
     }
 
-    /// Says when the others go out of sight, and when a whole turn has seen them again. A look for news alone may ask
-    /// the database for nothing.
+    /// Says when the others go out of sight, and when a whole turn has seen them again. A look for news alone proves
+    /// nothing: it may make no call to the database.
     fn report(&mut self, result: Result<(), StoreError>, is_turn: bool) {
         match result {
             Err(error) if !self.cut_off => {

@@ -41,7 +41,7 @@ const CHECK: Duration = Duration::from_secs(30);
 /// For the answer to that.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
-/// Between two notifications. What is written meanwhile is told by the next one.
+/// Between two notifications. The next one tells of all that was written meanwhile.
 const APART: Duration = Duration::from_millis(5);
 
 const PID: &str = "select pg_backend_pid()";
@@ -130,8 +130,8 @@ impl Store {
         }))
     }
 
-    /// Has the nodes that listen hear of news once this transaction has ended. It does not wait for that, and succeeds
-    /// without it.
+    /// Notifies the nodes that listen once this transaction has ended. The transaction neither waits for that nor
+    /// depends on it.
     pub(super) fn notify_after(&self, work: &mut Work) {
         // Databases that speak PostgreSQL's protocol may not know it.
         if work.dialect() == Dialect::Postgres && self.notifier.works.load(Ordering::Relaxed) {
@@ -152,7 +152,7 @@ impl Store {
         }
     }
 
-    /// Notifies until there was no news since. What cannot be told is found by the next look of each node.
+    /// Notifies until there was no news since. Where that fails, each node finds the news with its next look.
     async fn notifying(self) {
         loop {
             let told = self.limited(async { self.named(self.notify_others().await) });

@@ -389,7 +389,7 @@ async fn a_program_that_notifies_slowly_holds_up_neither_registrations_nor_event
         b.store.mark_due(&[], &[mark], Timestamp::now()).await.unwrap();
         assert!(!stuck.task.is_finished(), "it holds the lock all the while");
         stuck.end().await;
-        // The next one is told, and what could not be is found with it.
+        // Node a hears of the next one, and finds with it what it did not hear of.
         registers(&b.store, "user3").await;
         let mut told = BTreeSet::new();
         while told.len() < 2 {

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::trust::ConnectionTrust;
 
-/// For the answer to the begin of a transaction, and to an end that nobody waits for any more.
+/// For the answer to the begin of a transaction, and to an end whose caller has left.
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// The begin or the end of a transaction, which its caller may drop at any time: it goes on by itself then. What is
@@ -49,8 +49,8 @@ impl<T: 'static> Unbroken<T> {
         Self { future: Some(Box::pin(future)), trust, began, is_begin }
     }
 
-    /// How long it goes on for nobody. It keeps a place in the pool, and a begin that its caller has waited for does
-    /// so for nothing. An end may take its time at the disk.
+    /// How long it goes on after its caller has left. It keeps a place in the pool, so the time for which its caller
+    /// has waited counts for a begin. An end may take its time at the disk.
     fn goes_on_for(&self) -> Duration {
         match self.is_begin {
             true => ANSWER.saturating_sub(self.began.elapsed()),

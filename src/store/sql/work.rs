@@ -244,8 +244,8 @@ impl Work {
         }
     }
 
-    /// Has this done, in place of what was said before, when the transaction is committed, or may be: also where the
-    /// caller of the commit is gone by then. Of one that is rolled back it is not.
+    /// Runs `then` when the transaction is committed, or may be, also where the caller of the commit has left. It
+    /// replaces what an earlier call gave. A transaction that is rolled back drops it.
     pub(in crate::store) fn when_ended(&mut self, then: impl FnOnce() + Send + 'static) {
         self.then = Some(Box::new(then));
     }

@@ -13,7 +13,7 @@ use crate::model::{Account, WatchEvent};
 type Reservation =
     Pin<Box<dyn Future<Output = Result<mpsc::OwnedPermit<WatchEvent>, SendError<()>>> + Send>>;
 
-/// What is to be told, in its order.
+/// Accounts of which `push` has still to hear, in their order.
 pub(super) struct DeviceNews {
     events: mpsc::Sender<WatchEvent>,
     waiting: VecDeque<Account>,

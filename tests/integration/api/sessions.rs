@@ -157,7 +157,7 @@ async fn a_session_ends_when_the_password_is_another() {
     .await;
 }
 
-/// What was typed for one mail server is no login at another, whoever the other knows by this name.
+/// A password for one mail server is no login at another, where somebody else may have the name.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_ends_when_its_account_has_another_backend() {
     limited(async {

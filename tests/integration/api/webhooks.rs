@@ -104,7 +104,7 @@ async fn a_users_web_hook_is_confirmed_signed_by_two_secrets_and_removed() {
     .await;
 }
 
-/// The key that is at fault stands in the answer, whatever the transport.
+/// The answer names the key that is at fault, as it does for the other transports.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_a_web_hook_is_named() {
     limited(async {
