@@ -1,25 +1,21 @@
-//! A change's way through the database: what the devices know, which devices there are, what
-//! is owed to them, and what became of it (DESIGN.md, promise 2).
-
-use std::collections::BTreeMap;
+//! What is read for pushes: what the subscriptions know, which there are, and what is owed to them.
 
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
 use crate::metrics::Call;
 use crate::model::{
-    Account, BackendId, LastingFailure, Mailbox, Snapshot, Subscription, SubscriptionKey,
-    SubscriptionState, Timestamp, TransportId,
+    Account, BackendId, LastingFailure, Mailbox, Snapshot, Subscription, SubscriptionState,
+    Timestamp, TransportId,
 };
 
 use super::due::{DueMailbox, due_mailbox};
+use super::gathered::{Asks, GatheredQuery, GatheredReads, Questions};
 use super::records::{
-    ACCOUNT_MAILBOX_STATE, STATE_OF_V, account, bind_snapshot, failure, failure_columns, live,
-    snapshot, state, subscription, subscription_columns,
+    account, failure, failure_columns, live, snapshot, state, subscription, subscription_columns,
 };
-use super::sql::statement::Statement;
-use super::sql::work::Work;
-use super::sql::{self, UpdateFrom, rows};
+use super::sql::statement::{Argument, Statement};
+use super::sql::{self, SelectBy, Shaped};
 use super::{Alive, Store, StoreError};
 
 /// A subscription with what it is for.
@@ -50,46 +46,12 @@ pub struct Target {
     pub mailboxes: Vec<(Mailbox, bool)>,
 }
 
-/// What became of a change; see [`Store::settle`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Settlement {
-    /// Every device knows of this state or has the mailbox marked as due.
-    Told {
-        /// The account.
-        account: Account,
-        /// The mailbox.
-        mailbox: Mailbox,
-        /// The state that it has now.
-        snapshot: Snapshot,
-    },
-    /// A push for the mailbox is due to the device. A mark that is there keeps its time.
-    Owed {
-        /// The subscription.
-        subscription: SubscriptionKey,
-        /// The mailbox.
-        mailbox: Mailbox,
-        /// Since when, in milliseconds since 1970.
-        since: Timestamp,
-    },
-    /// Pushes of the subscription fail for a reason that lasts. The time of a failure that is there stays, and the rest
-    /// is as it is now.
-    Failing {
-        /// The subscription.
-        subscription: SubscriptionKey,
-        /// How.
-        failure: LastingFailure,
-        /// When the subscription was registered, of which this is known. One that has registered since is as new.
-        registered_at: Timestamp,
-    },
-    /// A push for these mailboxes was accepted: they are no longer owed, and the subscription fails no longer.
-    Accepted {
-        /// The subscription.
-        subscription: SubscriptionKey,
-        /// The mailboxes.
-        mailboxes: Vec<Mailbox>,
-        /// When.
-        at: Timestamp,
-    },
+/// What [`entry`] reads beside [`subscription_columns!`] and [`failure_columns!`], behind them.
+macro_rules! entry_columns {
+    () => {
+        ", a.backend, s.state, s.registered_at, s.heard_at, s.renews, s.outdated_since, s.outdated_at, \
+         s.pushed_at, m.name as mailbox, wanted.owed_since"
+    };
 }
 
 /// What [`entry`] reads, of each subscription `s` of an account `a`, and each of its mailboxes; conditions follow.
@@ -100,14 +62,52 @@ macro_rules! entries {
             subscription_columns!(),
             ", ",
             failure_columns!(),
-            ", a.backend, s.state, s.registered_at, s.heard_at, s.renews, s.outdated_since, s.outdated_at, \
-             s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
+            entry_columns!(),
+            " from account a \
              join subscription s on s.account = a.id \
              left join subscription_mailbox wanted on wanted.subscription = s.id \
              left join mailbox m on m.id = wanted.mailbox "
         )
     };
 }
+
+/// A mailbox that subscriptions are for, with the state that they know, and what of it is due.
+pub(super) type WatchedRow = ((Mailbox, Snapshot), Option<DueMailbox>);
+
+/// What [`Store::watched_and_due`] asks.
+const WATCHED: SelectBy<'_> = SelectBy {
+    columns: &["n", "account", "backend", "address", "since", "outdated"],
+    select: "distinct v.n, a.name as account, m.name as mailbox, m.uid_validity, m.uid_next, m.messages, \
+             m.unseen, m.highest_mod_seq, m.due_since, m.due_marks, m.due_state",
+    of: concat!(
+        "join account a on a.name = v.account join subscription s on s.account = a.id \
+         join subscription_mailbox wanted on wanted.subscription = s.id \
+         join mailbox m on m.id = wanted.mailbox \
+         where coalesce(a.backend, v.backend) in (v.backend, v.address) and ",
+        live!("v.since", "v.outdated"),
+        " order by v.n, m.name"
+    ),
+};
+
+/// What [`Store::targets`] asks.
+const TARGETS: SelectBy<'_> = SelectBy {
+    columns: &["n", "account", "since", "outdated"],
+    select: concat!(
+        "v.n, ",
+        subscription_columns!(),
+        ", ",
+        failure_columns!(),
+        entry_columns!(),
+        ", s.secrets"
+    ),
+    of: concat!(
+        "join account a on a.name = v.account join subscription s on s.account = a.id \
+         left join subscription_mailbox wanted on wanted.subscription = s.id \
+         left join mailbox m on m.id = wanted.mailbox where ",
+        live!("v.since", "v.outdated"),
+        " order by v.n, lower(s.endpoint), s.app, s.id, m.name"
+    ),
+};
 
 // === impl Target ===
 
@@ -145,36 +145,10 @@ impl Store {
         backend: &BackendId,
         alive: impl Into<Alive>,
     ) -> Result<(Vec<(Mailbox, Snapshot)>, Vec<DueMailbox>), StoreError> {
-        let alive = alive.into();
-        self.read(Call::Watched, async {
-            let query = sql::query(concat!(
-                "select distinct a.name as account, m.name as mailbox, m.uid_validity, m.uid_next, \
-                 m.messages, m.unseen, m.highest_mod_seq, m.due_since, m.due_marks, m.due_state \
-                 from account a join subscription s on s.account = a.id \
-                 join subscription_mailbox wanted on wanted.subscription = s.id \
-                 join mailbox m on m.id = wanted.mailbox \
-                 where a.name = $1 and coalesce(a.backend, $2) in ($2, $3) and ",
-                live!("$4", "$5"),
-                " order by m.name"
-            ))
-            .bind(account.as_str())
-            .bind(backend.as_str())
-            .bind(backend.address())
-            .bind(alive.registered_since.0)
-            .bind(alive.outdated_after.0);
-            let read = |row: &AnyRow| {
-                let mailbox = Mailbox::new(row.try_get("mailbox")?);
-                // What cannot be read of what is due is looked at.
-                let due = due_mailbox(row).unwrap_or_else(|_| {
-                    Some(DueMailbox { mailbox: mailbox.clone(), marks: 1, state: None })
-                });
-                Ok(((mailbox, snapshot(row)), due))
-            };
-            let (watched, due): (Vec<_>, Vec<_>) =
-                self.rows(query, read).await?.into_iter().unzip();
-            Ok((watched, due.into_iter().flatten().collect()))
-        })
-        .await
+        let what = (account.clone(), backend.clone(), alive.into());
+        let (watched, due): (Vec<_>, Vec<_>) =
+            self.ask(Call::Watched, what).await?.into_iter().unzip();
+        Ok((watched, due.into_iter().flatten().collect()))
     }
 
     /// Each mailbox that live subscriptions of the account are for, with the transport of each of them.
@@ -219,29 +193,8 @@ impl Store {
         account: &Account,
         alive: impl Into<Alive>,
     ) -> Result<Vec<Target>, StoreError> {
-        let alive = alive.into();
-        let found = self.read(Call::Targets, async {
-            let query = sql::query(concat!(
-                "select ",
-                subscription_columns!(),
-                ", ",
-                failure_columns!(),
-                ", a.backend, s.secrets, s.state, s.registered_at, s.heard_at, s.renews, s.outdated_since, \
-                 s.outdated_at, s.pushed_at, m.name as mailbox, wanted.owed_since from account a \
-                 join subscription s on s.account = a.id \
-                 left join subscription_mailbox wanted on wanted.subscription = s.id \
-                 left join mailbox m on m.id = wanted.mailbox \
-                 where a.name = $1 and ",
-                live!("$2", "$3"),
-                " order by lower(s.endpoint), s.app, s.id, m.name"
-            ))
-            .bind(account.as_str())
-            .bind(alive.registered_since.0)
-            .bind(alive.outdated_after.0);
-            let entries = self.rows(query, |row| Ok((entry(row)?, row.try_get("secrets")?)));
-            Ok(targets(entries.await?))
-        });
-        Ok(self.opened(found.await?))
+        let entries = self.ask(Call::Targets, (account.clone(), alive.into())).await?;
+        Ok(self.opened(targets(entries)))
     }
 
     /// All subscriptions, in any state, live or not, without secrets, by account: those of the next `accounts` accounts behind
@@ -311,27 +264,66 @@ impl Store {
         })
         .await
     }
+}
 
-    /// Writes what became of changes, in the order given, all or nothing.
-    ///
-    /// What names a device or mailbox that is no longer registered has no effect. A mark that is to
-    /// outlive a push, because the mailbox changed again while it was on its way, must be settled
-    /// after its [`Settlement::Accepted`].
-    ///
-    /// # Errors
-    /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn settle(&self, settlements: &[Settlement]) -> Result<(), StoreError> {
-        if settlements.is_empty() {
-            return Ok(());
-        }
-        let outcome = Outcome::of(settlements);
-        self.write(Call::Settle, || async {
-            let mut transaction = self.begin().await?;
-            outcome.write(&mut transaction).await?;
-            transaction.commit().await
-        })
-        .await
+impl Asks for (Account, BackendId, Alive) {
+    type Row = WatchedRow;
+
+    fn questions(of: &GatheredReads) -> &Questions<Self, WatchedRow> {
+        &of.watched
     }
+
+    fn query() -> &'static GatheredQuery {
+        static QUERY: GatheredQuery = GatheredQuery {
+            query: WATCHED,
+            alone: Shaped::new(|dialect| dialect.select_by(&WATCHED, 1)),
+        };
+        &QUERY
+    }
+
+    fn arguments(&self) -> impl Iterator<Item = Argument<'_>> {
+        let (account, backend, alive) = self;
+        let texts = [account.as_str(), backend.as_str(), backend.address()].map(Argument::from);
+        texts.into_iter().chain(alive_arguments(*alive))
+    }
+
+    fn read(row: &AnyRow) -> sqlx::Result<WatchedRow> {
+        let mailbox = Mailbox::new(row.try_get("mailbox")?);
+        // What cannot be read of what is due is looked at.
+        let due = due_mailbox(row).unwrap_or_else(|_| {
+            Some(DueMailbox { mailbox: mailbox.clone(), marks: 1, state: None })
+        });
+        Ok(((mailbox, snapshot(row)), due))
+    }
+}
+
+impl Asks for (Account, Alive) {
+    type Row = (Target, Option<String>);
+
+    fn questions(of: &GatheredReads) -> &Questions<Self, Self::Row> {
+        &of.targets
+    }
+
+    fn query() -> &'static GatheredQuery {
+        static QUERY: GatheredQuery = GatheredQuery {
+            query: TARGETS,
+            alone: Shaped::new(|dialect| dialect.select_by(&TARGETS, 1)),
+        };
+        &QUERY
+    }
+
+    fn arguments(&self) -> impl Iterator<Item = Argument<'_>> {
+        let (account, alive) = self;
+        std::iter::once(account.as_str().into()).chain(alive_arguments(*alive))
+    }
+
+    fn read(row: &AnyRow) -> sqlx::Result<Self::Row> {
+        Ok((entry(row)?, row.try_get("secrets")?))
+    }
+}
+
+fn alive_arguments<'a>(alive: Alive) -> [Argument<'a>; 2] {
+    [alive.registered_since.0.into(), alive.outdated_after.0.into()]
 }
 
 /// A device with one of its mailboxes, if it has any.
@@ -367,176 +359,4 @@ fn targets(entries: Vec<(Target, Option<String>)>) -> Vec<(Target, Option<String
         }
     }
     targets
-}
-
-/// What a batch comes to: one row for each that it changes. Sorted, so that two batches meet their
-/// rows in the same order.
-#[derive(Default)]
-struct Outcome<'a> {
-    told: BTreeMap<(&'a str, &'a str), &'a Snapshot>,
-    marks: BTreeMap<(NaturalKey<'a>, &'a str), Mark>,
-    pushed: BTreeMap<NaturalKey<'a>, Timestamp>,
-    failing: BTreeMap<NaturalKey<'a>, (&'a LastingFailure, Timestamp)>,
-}
-
-/// Account, transport, hash of the endpoint, app.
-type NaturalKey<'a> = (&'a str, &'a str, String, &'a str);
-
-/// What becomes of the mark that a mailbox is owed.
-#[derive(Default)]
-struct Mark {
-    /// A mark from before the batch does not stay.
-    cleared: bool,
-    /// The time of a mark that the batch sets, unless there is one.
-    since: Option<Timestamp>,
-}
-
-const MARKS: UpdateFrom<'_> = UpdateFrom {
-    table: "subscription_mailbox",
-    columns: &["account", "transport", "hash", "app", "mailbox", "cleared", "since"],
-    joins: &[
-        "account a on a.name = v.account",
-        "subscription s on s.account = a.id and s.transport = v.transport \
-         and s.endpoint_hash = v.hash and s.app = v.app",
-        "mailbox m on m.account = a.id and m.name = v.mailbox",
-    ],
-    on: "subscription_mailbox.subscription = s.id and subscription_mailbox.mailbox = m.id",
-    set: &[(
-        "owed_since",
-        "case when v.cleared = 1 then v.since \
-         else coalesce(subscription_mailbox.owed_since, v.since) end",
-    )],
-};
-
-const PUSHED: UpdateFrom<'_> = UpdateFrom {
-    table: "subscription",
-    columns: &["account", "transport", "hash", "app", "pushed_at"],
-    joins: &["account a on a.name = v.account"],
-    on: "subscription.account = a.id and subscription.transport = v.transport \
-         and subscription.endpoint_hash = v.hash and subscription.app = v.app",
-    set: &[
-        ("pushed_at", "v.pushed_at"),
-        ("failing_since", "null"),
-        ("failing_kind", "null"),
-        ("own_fault", "null"),
-    ],
-};
-
-const FAILING: UpdateFrom<'_> = UpdateFrom {
-    table: "subscription",
-    columns: &[
-        "account",
-        "transport",
-        "hash",
-        "app",
-        "since",
-        "kind",
-        "own_fault",
-        "registered_at",
-    ],
-    joins: PUSHED.joins,
-    on: "subscription.account = a.id and subscription.transport = v.transport \
-         and subscription.endpoint_hash = v.hash and subscription.app = v.app \
-         and subscription.registered_at <= v.registered_at",
-    set: &[
-        ("failing_since", "coalesce(subscription.failing_since, v.since)"),
-        ("failing_kind", "v.kind"),
-        ("own_fault", "v.own_fault"),
-    ],
-};
-
-const TOLD: UpdateFrom<'_> = UpdateFrom {
-    table: "mailbox",
-    columns: ACCOUNT_MAILBOX_STATE,
-    joins: &["account a on a.name = v.account"],
-    on: "mailbox.account = a.id and mailbox.name = v.mailbox",
-    set: STATE_OF_V,
-};
-
-impl<'a> Outcome<'a> {
-    fn of(settlements: &'a [Settlement]) -> Self {
-        let mut outcome = Self::default();
-        for settlement in settlements {
-            match settlement {
-                Settlement::Told { account, mailbox, snapshot } => {
-                    outcome.told.insert((account.as_str(), mailbox.as_str()), snapshot);
-                }
-                Settlement::Owed { subscription, mailbox, since } => {
-                    let mark =
-                        outcome.marks.entry((key(subscription), mailbox.as_str())).or_default();
-                    mark.since.get_or_insert(*since);
-                }
-                Settlement::Failing { subscription, failure, registered_at } => {
-                    outcome.failing.insert(key(subscription), (failure, *registered_at));
-                }
-                Settlement::Accepted { subscription, mailboxes, at } => {
-                    outcome.pushed.insert(key(subscription), *at);
-                    outcome.failing.remove(&key(subscription));
-                    for mailbox in mailboxes {
-                        let cleared = Mark { cleared: true, since: None };
-                        outcome.marks.insert((key(subscription), mailbox.as_str()), cleared);
-                    }
-                }
-            }
-        }
-        outcome
-    }
-
-    /// Rows that are not there stay so: a mailbox that nobody is registered for has none, and a late
-    /// word about it cannot bring one back.
-    async fn write(&self, work: &mut Work) -> sqlx::Result<()> {
-        for marks in chunks(&self.marks) {
-            let mut query = sql::query(work.dialect().update_from(&MARKS, marks.len()));
-            for ((subscription, mailbox), mark) in marks {
-                query = bind_key(query, subscription)
-                    .bind(*mailbox)
-                    .bind(i64::from(mark.cleared))
-                    .bind(mark.since.map(|since| since.0));
-            }
-            query.execute_in(work).await?;
-        }
-        for times in chunks(&self.pushed) {
-            let mut query = sql::query(work.dialect().update_from(&PUSHED, times.len()));
-            for (subscription, at) in times {
-                query = bind_key(query, subscription).bind(at.0);
-            }
-            query.execute_in(work).await?;
-        }
-        // One that was accepted and has failed since fails since then.
-        for failing in chunks(&self.failing) {
-            let mut query = sql::query(work.dialect().update_from(&FAILING, failing.len()));
-            for (subscription, (failure, registered_at)) in failing {
-                let own_fault = i64::try_from(failure.own_fault.as_millis()).unwrap_or(i64::MAX);
-                query = bind_key(query, subscription).bind(failure.since.0);
-                query = query.bind(&*failure.kind).bind(own_fault).bind(registered_at.0);
-            }
-            query.execute_in(work).await?;
-        }
-        for told in chunks(&self.told) {
-            let mut query = sql::query(work.dialect().update_from(&TOLD, told.len()));
-            for ((account, mailbox), snapshot) in told {
-                query = bind_snapshot(query.bind(*account), mailbox, snapshot);
-            }
-            query.execute_in(work).await?;
-        }
-        Ok(())
-    }
-}
-
-fn key(key: &SubscriptionKey) -> NaturalKey<'_> {
-    (key.account.as_str(), key.transport.as_str(), key.endpoint.hash_hex(), &key.app)
-}
-
-fn bind_key<'q>(query: Statement<'q>, key: &'q NaturalKey<'_>) -> Statement<'q> {
-    let (account, transport, hash, app) = key;
-    query.bind(*account).bind(*transport).bind(hash.as_str()).bind(*app)
-}
-
-/// What is written by one statement at a time.
-fn chunks<K, V>(map: &BTreeMap<K, V>) -> impl Iterator<Item = Vec<(&K, &V)>> {
-    let mut entries = map.iter();
-    std::iter::from_fn(move || {
-        let chunk: Vec<_> = entries.by_ref().take(rows::MOST).collect();
-        (!chunk.is_empty()).then_some(chunk)
-    })
 }

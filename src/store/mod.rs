@@ -31,6 +31,7 @@ mod delivery;
 mod due;
 mod entries;
 mod error;
+mod gathered;
 mod import;
 mod keeping;
 mod kept_rows;
@@ -44,6 +45,7 @@ mod rotation;
 mod routes;
 mod secrets;
 mod service;
+mod settlement;
 mod shares;
 mod sql;
 mod subscriptions;
@@ -72,10 +74,11 @@ use batches::Batches;
 pub use census::Census;
 pub use copy::{CopiedRows, CopyError, copy};
 pub use credentials::{CredentialSource, CredentialsError, unreadable};
-pub use delivery::{Settlement, Target};
+pub use delivery::Target;
 pub use due::{DueMailbox, DueMark, LookedAt};
 pub use entries::LeavingAccount;
 pub use error::StoreError;
+use gathered::GatheredReads;
 pub use import::{ImportOutcome, ImportedRegistration};
 pub use keeping::Kept;
 pub use nodes::{Invalidation, Node};
@@ -86,6 +89,7 @@ pub use removal::Removed;
 pub use rotation::{RotationError, rotate};
 use service::Service;
 pub use service::TICK;
+pub use settlement::Settlement;
 pub use shares::{Full, MadeRoom, Shares};
 pub use subscriptions::RegisterOutcome;
 pub use users::ListedSubscription;
@@ -103,6 +107,7 @@ pub struct Store {
     /// A server may be away when the program starts.
     up_to_date: Arc<OnceCell<()>>,
     batches: Arc<Batches>,
+    gathered: Arc<GatheredReads>,
     shares: Shares,
     /// Of a program that serves phones.
     service: Option<Arc<Service>>,

@@ -149,6 +149,7 @@ impl Store {
             limit,
             up_to_date,
             batches,
+            gathered: Arc::default(),
             shares,
             service,
             vault,

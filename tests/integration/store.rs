@@ -51,7 +51,7 @@ use self::delivery::{
     a_batch_of_any_size_is_written, all_devices_come_in_pages_of_accounts,
     each_call_is_counted_by_its_name, numbers_beyond_a_signed_column_come_back,
     only_live_devices_count, settlements_for_what_is_gone_do_nothing,
-    settlements_move_what_they_name,
+    settlements_move_what_they_name, what_many_ask_at_once_is_answered_to_each,
 };
 use self::due::{
     a_mailbox_is_due_until_it_was_looked_at,
@@ -274,6 +274,7 @@ contract! {
     the_device_that_registers_remains_whatever_the_clock_says,
     credentials_and_parking,
     only_live_devices_count,
+    what_many_ask_at_once_is_answered_to_each,
     all_devices_come_in_pages_of_accounts,
     each_call_is_counted_by_its_name,
     settlements_move_what_they_name,

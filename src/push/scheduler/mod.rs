@@ -58,8 +58,8 @@ use subscription::{MarksRead, SendSlot};
 /// How many accounts may wait for the database to say who their subscriptions are; then no more changes
 /// are taken in.
 const MAX_UNREAD: usize = 4096;
-/// How many of them are asked for at once.
-const MAX_READS: usize = 8;
+/// How many of them are asked for at once. The store asks for several by one statement.
+const MAX_READS: usize = 64;
 /// The longest that a `Retry-After` is believed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 

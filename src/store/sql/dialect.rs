@@ -45,6 +45,17 @@ pub(in crate::store) struct UpdateFrom<'a> {
     pub(in crate::store) set: &'a [(&'a str, &'a str)],
 }
 
+/// A query that asks for several things at once, by a row of arguments for each; the rows are called `v`.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct SelectBy<'a> {
+    /// The columns of `v`.
+    pub(in crate::store) columns: &'a [&'a str],
+    /// What is selected, with `distinct` if need be.
+    pub(in crate::store) select: &'a str,
+    /// What follows `from v`: joins, conditions, the order.
+    pub(in crate::store) of: &'a str,
+}
+
 /// A delete that says what it took: the first rows by a column, of those that fit.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct Take<'a> {
@@ -204,6 +215,20 @@ impl Dialect {
         }
     }
 
+    /// The statement of a [`SelectBy`] for this number of rows.
+    pub(in crate::store) fn select_by(self, query: &SelectBy<'_>, rows: usize) -> String {
+        let SelectBy { columns, select, of } = *query;
+        match self {
+            Self::Sqlite | Self::Postgres => {
+                let (names, values) = (columns.join(", "), values(1, columns.len(), rows));
+                format!("with v ({names}) as (values {values}) select {select} from v {of}")
+            }
+            Self::MariaDb => {
+                format!("select {select} from ({}) v {of}", selected(columns, rows))
+            }
+        }
+    }
+
     /// The statement of a [`Take`].
     pub(in crate::store) fn take(self, take: &Take<'_>) -> String {
         let Take { table, fitting, by, most, returning } = *take;
@@ -328,6 +353,25 @@ mod tests {
             "with v (account, mailbox, messages) as (values ($1, $2, $3), ($4, $5, $6)) \
              update mailbox set messages = v.messages from v join account a on a.name = v.account \
              where mailbox.account = a.id and mailbox.name = v.mailbox"
+        );
+    }
+
+    #[test]
+    fn rows_are_selected_by_rows() {
+        let query = SelectBy {
+            columns: &["n", "account"],
+            select: "v.n, a.id",
+            of: "join account a on a.name = v.account order by v.n",
+        };
+        assert_eq!(
+            Dialect::MariaDb.select_by(&query, 2),
+            "select v.n, a.id from (select $1 as n, $2 as account union all select $3, $4) v \
+             join account a on a.name = v.account order by v.n"
+        );
+        assert_eq!(
+            Dialect::Postgres.select_by(&query, 2),
+            "with v (n, account) as (values ($1, $2), ($3, $4)) select v.n, a.id from v \
+             join account a on a.name = v.account order by v.n"
         );
     }
 }

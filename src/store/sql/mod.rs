@@ -13,5 +13,5 @@ pub(in crate::store) mod trust;
 mod unbroken;
 pub(super) mod work;
 
-pub(super) use dialect::{Take, UpdateFrom, Upsert, values};
+pub(super) use dialect::{SelectBy, Take, UpdateFrom, Upsert, values};
 pub(super) use statement::{Shaped, query};

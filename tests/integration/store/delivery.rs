@@ -1,5 +1,7 @@
 //! What is read for pushes and written of them, on each database.
 
+use tokio::task::JoinSet;
+
 use super::*;
 
 pub(super) async fn a_batch_of_any_size_is_written(store: Store) {
@@ -45,6 +47,51 @@ pub(super) async fn only_live_devices_count(store: Store) {
     let targets = store.targets(&alice(), Timestamp(200)).await.unwrap();
     assert_eq!(targets.len(), 1);
     assert_eq!(targets[0].subscription, device(&alice(), 'b'));
+}
+
+/// The store asks for all of them by one statement.
+pub(super) async fn what_many_ask_at_once_is_answered_to_each(store: Store) {
+    let accounts: Vec<Account> =
+        (0..100).map(|number| Account::from_login(&format!("user{number}@example.org"))).collect();
+    // One device is for so many accounts at most.
+    for account in &accounts[..10] {
+        register(&store, device(account, 'a'), &["INBOX", "Sent"], 5, 100).await;
+        register(&store, device(account, 'b'), &["INBOX"], 5, 200).await;
+        owe(&store, key(account, 'b'), "INBOX").await;
+    }
+    let elsewhere = BackendId::new(None, "other.example.org", 993);
+    let mut asked = JoinSet::new();
+    for (number, account) in accounts.into_iter().enumerate() {
+        let since = Timestamp(if number % 2 == 0 { 100 } else { 150 });
+        let backend = if number % 5 == 0 { elsewhere.clone() } else { imap() };
+        let store = store.clone();
+        asked.spawn(async move {
+            let (targets, watched) = tokio::join!(
+                store.targets(&account, since),
+                store.watched(&account, &backend, since)
+            );
+            (number, targets.unwrap(), watched.unwrap())
+        });
+    }
+    for (number, targets, watched) in asked.join_all().await {
+        let shown: Vec<_> = targets
+            .iter()
+            .map(|target| {
+                let device = &target.subscription;
+                format!("{} {} {}", device.account, device.endpoint, mailboxes(target).join(" "))
+            })
+            .collect();
+        let first = format!("user{number}@example.org aaaaaaaa… INBOX Sent");
+        let second = format!("user{number}@example.org bbbbbbbb… INBOX!");
+        let (inbox, sent) = ((Mailbox::inbox(), state(5)), (Mailbox::new("Sent"), state(5)));
+        let (devices, states) = match number {
+            10.. => (vec![], vec![]),
+            _ if number % 2 == 0 => (vec![first, second], vec![inbox, sent]),
+            _ => (vec![second], vec![inbox]),
+        };
+        assert_eq!(shown, devices);
+        assert_eq!(watched, if number % 5 == 0 { vec![] } else { states });
+    }
 }
 
 pub(super) async fn all_devices_come_in_pages_of_accounts(store: Store) {

@@ -1,0 +1,240 @@
+//! Reads of many callers in one statement, so that a server plans it and answers it once for all of them.
+//!
+//! While one statement is being answered the questions for the next one gather. A question that comes alone is
+//! asked at once. Each question starts a task that waits for a turn and then asks all that wait: a caller that
+//! goes away takes nobody's answer with it.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use sqlx::any::AnyRow;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::delivery::{Target, WatchedRow};
+use super::sql::rows::{self, Readable};
+use super::sql::statement::{Argument, StatementText};
+use super::sql::{self, SelectBy, Shaped};
+use super::{Alive, Store, StoreError};
+use crate::metrics::Call;
+use crate::model::{Account, BackendId};
+
+/// Most questions of one statement.
+const MOST: usize = 64;
+/// Statements of one kind at a time. There are twice as many connections that read.
+const TURNS: usize = 2;
+
+/// A query that asks for rows by rows.
+pub(super) struct GatheredQuery {
+    /// The first column of `v` is the number of the question, and the first that is selected as well.
+    pub(super) query: SelectBy<'static>,
+    /// Its text for one question, which is kept prepared where that may be.
+    pub(super) alone: Shaped,
+}
+
+/// The questions that wait, by what they ask for.
+pub(super) struct GatheredReads {
+    pub(super) watched: Questions<(Account, BackendId, Alive), WatchedRow>,
+    pub(super) targets: Questions<(Account, Alive), (Target, Option<String>)>,
+}
+
+/// Those of one kind.
+pub(super) struct Questions<Q, R> {
+    waiting: Mutex<Vec<Question<Q, R>>>,
+    turns: Semaphore,
+}
+
+struct Question<Q, R> {
+    what: Q,
+    reply: oneshot::Sender<Result<Vec<R>, Arc<sqlx::Error>>>,
+}
+
+impl Default for GatheredReads {
+    fn default() -> Self {
+        Self { watched: Questions::default(), targets: Questions::default() }
+    }
+}
+
+impl<Q, R> Default for Questions<Q, R> {
+    fn default() -> Self {
+        Self { waiting: Mutex::default(), turns: Semaphore::new(TURNS) }
+    }
+}
+
+impl<Q, R> Questions<Q, R> {
+    /// Those that have waited for longest and whose callers still wait.
+    fn take(&self) -> Vec<Question<Q, R>> {
+        let mut waiting = self.waiting.lock();
+        waiting.retain(|question| !question.reply.is_closed());
+        let most = waiting.len().min(MOST);
+        waiting.drain(..most).collect()
+    }
+}
+
+/// How questions of one kind are asked.
+pub(super) trait Asks: Send + Sync + Sized + 'static {
+    /// A row of the answer.
+    type Row: Send + 'static;
+
+    /// Where they wait.
+    fn questions(of: &GatheredReads) -> &Questions<Self, Self::Row>;
+
+    /// The query.
+    fn query() -> &'static GatheredQuery;
+
+    /// The columns of the question behind its number.
+    fn arguments(&self) -> impl Iterator<Item = Argument<'_>>;
+
+    /// What a row says.
+    ///
+    /// # Errors
+    /// [`sqlx::Error`] where the row is not what it should be; it is left out.
+    fn read(row: &AnyRow) -> sqlx::Result<Self::Row>;
+}
+
+impl Store {
+    /// The rows of the answer to a question.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub(super) async fn ask<Q: Asks>(
+        &self,
+        call: Call,
+        what: Q,
+    ) -> Result<Vec<Q::Row>, StoreError> {
+        let asked = self.measured(call, async {
+            self.ready().await?;
+            let (reply, answer) = oneshot::channel();
+            Q::questions(&self.gathered).waiting.lock().push(Question { what, reply });
+            let store = self.clone();
+            tokio::spawn(async move {
+                let Ok(_turn) = Q::questions(&store.gathered).turns.acquire().await else { return };
+                // What takes longer than a call may is given up with its connection.
+                let _ = tokio::time::timeout(store.limit, store.ask_waiting::<Q>()).await;
+            });
+            match answer.await {
+                Ok(Ok(rows)) => Ok(rows),
+                Ok(Err(error)) => Err(StoreError::from_shared(&self.database, error)),
+                Err(_) => self.named(Err(sqlx::Error::WorkerCrashed)),
+            }
+        });
+        Box::pin(asked).await
+    }
+
+    /// Asks all that wait, and answers.
+    async fn ask_waiting<Q: Asks>(&self) {
+        let (questions, replies): (Vec<Q>, Vec<_>) = Q::questions(&self.gathered)
+            .take()
+            .into_iter()
+            .map(|question| (question.what, question.reply))
+            .unzip();
+        if questions.is_empty() {
+            return;
+        }
+        match self.answers(&questions).await {
+            Ok(answers) => {
+                for (reply, answer) in replies.into_iter().zip(answers) {
+                    let _ = reply.send(Ok(answer));
+                }
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                for reply in replies {
+                    let _ = reply.send(Err(Arc::clone(&error)));
+                }
+            }
+        }
+    }
+
+    /// The rows that answer each of the questions.
+    async fn answers<Q: Asks>(&self, questions: &[Q]) -> sqlx::Result<Vec<Vec<Q::Row>>> {
+        let mut work = self.read_once().await?;
+        let GatheredQuery { query, alone } = Q::query();
+        let text: StatementText = match questions.len() {
+            1 => alone.of(work.dialect()).into(),
+            several => work.dialect().select_by(query, several).into(),
+        };
+        let mut statement = sql::query(text);
+        for (number, question) in (0_i64..).zip(questions) {
+            statement = statement.bind(number);
+            statement = question.arguments().fold(statement, |it, argument| it.bind(argument));
+        }
+        let read = |row: &AnyRow| {
+            use sqlx::Row;
+            let number: i64 = row.try_get(0)?;
+            Ok((usize::try_from(number).unwrap_or(usize::MAX), Q::read(row)?))
+        };
+        let Readable { rows, .. } =
+            rows::readable(&mut work, &self.metrics, statement, read).await?;
+        let mut answers: Vec<Vec<Q::Row>> = questions.iter().map(|_| Vec::new()).collect();
+        for (number, row) in rows {
+            if let Some(answer) = answers.get_mut(number) {
+                answer.push(row);
+            }
+        }
+        Ok(answers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::model::Timestamp;
+
+    async fn open() -> (TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("test.db").display());
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(30)).await.unwrap();
+        (folder, store)
+    }
+
+    /// Asks, with no statement being answered before this is dropped, and waits until that is a question.
+    async fn ask(store: &Store, login: &str) -> tokio::task::JoinHandle<bool> {
+        let before = store.gathered.targets.waiting.lock().len();
+        let (asking, account) = (store.clone(), Account::from_login(login));
+        let task = tokio::spawn(async move {
+            asking.targets(&account, Timestamp(0)).await.is_ok_and(|targets| targets.is_empty())
+        });
+        while store.gathered.targets.waiting.lock().len() == before {
+            tokio::task::yield_now().await;
+        }
+        task
+    }
+
+    #[tokio::test]
+    async fn what_waits_together_is_asked_together_without_what_is_given_up() {
+        let (_folder, store) = open().await;
+        let turns = store.gathered.targets.turns.acquire_many(2).await.unwrap();
+        let mut tasks = Vec::new();
+        for login in ["alice", "bob", "carol"] {
+            tasks.push(ask(&store, login).await);
+        }
+        tasks.remove(1).abort();
+        while store.gathered.targets.waiting.lock().iter().all(|asked| !asked.reply.is_closed()) {
+            tokio::task::yield_now().await;
+        }
+        let questions = store.gathered.targets.take();
+        let accounts: Vec<_> = questions.iter().map(|asked| asked.what.0.to_string()).collect();
+        assert_eq!(accounts, ["alice", "carol"]);
+        *store.gathered.targets.waiting.lock() = questions;
+        drop(turns);
+        for task in tasks {
+            assert!(task.await.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_statement_that_fails_fails_for_all_who_wait_for_it() {
+        let (_folder, store) = open().await;
+        let turns = store.gathered.targets.turns.acquire_many(2).await.unwrap();
+        let tasks = [ask(&store, "alice").await, ask(&store, "bob").await];
+        store.connections.reads.close().await;
+        drop(turns);
+        for task in tasks {
+            assert!(!task.await.unwrap());
+        }
+    }
+}

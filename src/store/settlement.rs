@@ -1,0 +1,252 @@
+//! What became of changes, written in batches: what the subscriptions know, what is owed to them, and how their
+//! pushes go (DESIGN.md, promise 2).
+
+use std::collections::BTreeMap;
+
+use crate::metrics::Call;
+use crate::model::{Account, LastingFailure, Mailbox, Snapshot, SubscriptionKey, Timestamp};
+
+use super::records::{ACCOUNT_MAILBOX_STATE, STATE_OF_V, bind_snapshot};
+use super::sql::statement::Statement;
+use super::sql::work::Work;
+use super::sql::{self, UpdateFrom, rows};
+use super::{Store, StoreError};
+
+/// What became of a change; see [`Store::settle`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// Every device knows of this state or has the mailbox marked as due.
+    Told {
+        /// The account.
+        account: Account,
+        /// The mailbox.
+        mailbox: Mailbox,
+        /// The state that it has now.
+        snapshot: Snapshot,
+    },
+    /// A push for the mailbox is due to the device. A mark that is there keeps its time.
+    Owed {
+        /// The subscription.
+        subscription: SubscriptionKey,
+        /// The mailbox.
+        mailbox: Mailbox,
+        /// Since when, in milliseconds since 1970.
+        since: Timestamp,
+    },
+    /// Pushes of the subscription fail for a reason that lasts. The time of a failure that is there stays, and the rest
+    /// is as it is now.
+    Failing {
+        /// The subscription.
+        subscription: SubscriptionKey,
+        /// How.
+        failure: LastingFailure,
+        /// When the subscription was registered, of which this is known. One that has registered since is as new.
+        registered_at: Timestamp,
+    },
+    /// A push for these mailboxes was accepted: they are no longer owed, and the subscription fails no longer.
+    Accepted {
+        /// The subscription.
+        subscription: SubscriptionKey,
+        /// The mailboxes.
+        mailboxes: Vec<Mailbox>,
+        /// When.
+        at: Timestamp,
+    },
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Writes what became of changes, in the order given, all or nothing.
+    ///
+    /// What names a device or mailbox that is no longer registered has no effect. A mark that is to
+    /// outlive a push, because the mailbox changed again while it was on its way, must be settled
+    /// after its [`Settlement::Accepted`].
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn settle(&self, settlements: &[Settlement]) -> Result<(), StoreError> {
+        if settlements.is_empty() {
+            return Ok(());
+        }
+        let outcome = Outcome::of(settlements);
+        self.write(Call::Settle, || async {
+            let mut transaction = self.begin().await?;
+            outcome.write(&mut transaction).await?;
+            transaction.commit().await
+        })
+        .await
+    }
+}
+
+/// What a batch comes to: one row for each that it changes. Sorted, so that two batches meet their
+/// rows in the same order.
+#[derive(Default)]
+struct Outcome<'a> {
+    told: BTreeMap<(&'a str, &'a str), &'a Snapshot>,
+    marks: BTreeMap<(NaturalKey<'a>, &'a str), Mark>,
+    pushed: BTreeMap<NaturalKey<'a>, Timestamp>,
+    failing: BTreeMap<NaturalKey<'a>, (&'a LastingFailure, Timestamp)>,
+}
+
+/// Account, transport, hash of the endpoint, app.
+type NaturalKey<'a> = (&'a str, &'a str, String, &'a str);
+
+/// What becomes of the mark that a mailbox is owed.
+#[derive(Default)]
+struct Mark {
+    /// A mark from before the batch does not stay.
+    cleared: bool,
+    /// The time of a mark that the batch sets, unless there is one.
+    since: Option<Timestamp>,
+}
+
+const MARKS: UpdateFrom<'_> = UpdateFrom {
+    table: "subscription_mailbox",
+    columns: &["account", "transport", "hash", "app", "mailbox", "cleared", "since"],
+    joins: &[
+        "account a on a.name = v.account",
+        "subscription s on s.account = a.id and s.transport = v.transport \
+         and s.endpoint_hash = v.hash and s.app = v.app",
+        "mailbox m on m.account = a.id and m.name = v.mailbox",
+    ],
+    on: "subscription_mailbox.subscription = s.id and subscription_mailbox.mailbox = m.id",
+    set: &[(
+        "owed_since",
+        "case when v.cleared = 1 then v.since \
+         else coalesce(subscription_mailbox.owed_since, v.since) end",
+    )],
+};
+
+const PUSHED: UpdateFrom<'_> = UpdateFrom {
+    table: "subscription",
+    columns: &["account", "transport", "hash", "app", "pushed_at"],
+    joins: &["account a on a.name = v.account"],
+    on: "subscription.account = a.id and subscription.transport = v.transport \
+         and subscription.endpoint_hash = v.hash and subscription.app = v.app",
+    set: &[
+        ("pushed_at", "v.pushed_at"),
+        ("failing_since", "null"),
+        ("failing_kind", "null"),
+        ("own_fault", "null"),
+    ],
+};
+
+const FAILING: UpdateFrom<'_> = UpdateFrom {
+    table: "subscription",
+    columns: &[
+        "account",
+        "transport",
+        "hash",
+        "app",
+        "since",
+        "kind",
+        "own_fault",
+        "registered_at",
+    ],
+    joins: PUSHED.joins,
+    on: "subscription.account = a.id and subscription.transport = v.transport \
+         and subscription.endpoint_hash = v.hash and subscription.app = v.app \
+         and subscription.registered_at <= v.registered_at",
+    set: &[
+        ("failing_since", "coalesce(subscription.failing_since, v.since)"),
+        ("failing_kind", "v.kind"),
+        ("own_fault", "v.own_fault"),
+    ],
+};
+
+const TOLD: UpdateFrom<'_> = UpdateFrom {
+    table: "mailbox",
+    columns: ACCOUNT_MAILBOX_STATE,
+    joins: &["account a on a.name = v.account"],
+    on: "mailbox.account = a.id and mailbox.name = v.mailbox",
+    set: STATE_OF_V,
+};
+
+impl<'a> Outcome<'a> {
+    fn of(settlements: &'a [Settlement]) -> Self {
+        let mut outcome = Self::default();
+        for settlement in settlements {
+            match settlement {
+                Settlement::Told { account, mailbox, snapshot } => {
+                    outcome.told.insert((account.as_str(), mailbox.as_str()), snapshot);
+                }
+                Settlement::Owed { subscription, mailbox, since } => {
+                    let mark =
+                        outcome.marks.entry((key(subscription), mailbox.as_str())).or_default();
+                    mark.since.get_or_insert(*since);
+                }
+                Settlement::Failing { subscription, failure, registered_at } => {
+                    outcome.failing.insert(key(subscription), (failure, *registered_at));
+                }
+                Settlement::Accepted { subscription, mailboxes, at } => {
+                    outcome.pushed.insert(key(subscription), *at);
+                    outcome.failing.remove(&key(subscription));
+                    for mailbox in mailboxes {
+                        let cleared = Mark { cleared: true, since: None };
+                        outcome.marks.insert((key(subscription), mailbox.as_str()), cleared);
+                    }
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Rows that are not there stay so: a mailbox that nobody is registered for has none, and a late
+    /// word about it cannot bring one back.
+    async fn write(&self, work: &mut Work) -> sqlx::Result<()> {
+        for marks in chunks(&self.marks) {
+            let mut query = sql::query(work.dialect().update_from(&MARKS, marks.len()));
+            for ((subscription, mailbox), mark) in marks {
+                query = bind_key(query, subscription)
+                    .bind(*mailbox)
+                    .bind(i64::from(mark.cleared))
+                    .bind(mark.since.map(|since| since.0));
+            }
+            query.execute_in(work).await?;
+        }
+        for times in chunks(&self.pushed) {
+            let mut query = sql::query(work.dialect().update_from(&PUSHED, times.len()));
+            for (subscription, at) in times {
+                query = bind_key(query, subscription).bind(at.0);
+            }
+            query.execute_in(work).await?;
+        }
+        // One that was accepted and has failed since fails since then.
+        for failing in chunks(&self.failing) {
+            let mut query = sql::query(work.dialect().update_from(&FAILING, failing.len()));
+            for (subscription, (failure, registered_at)) in failing {
+                let own_fault = i64::try_from(failure.own_fault.as_millis()).unwrap_or(i64::MAX);
+                query = bind_key(query, subscription).bind(failure.since.0);
+                query = query.bind(&*failure.kind).bind(own_fault).bind(registered_at.0);
+            }
+            query.execute_in(work).await?;
+        }
+        for told in chunks(&self.told) {
+            let mut query = sql::query(work.dialect().update_from(&TOLD, told.len()));
+            for ((account, mailbox), snapshot) in told {
+                query = bind_snapshot(query.bind(*account), mailbox, snapshot);
+            }
+            query.execute_in(work).await?;
+        }
+        Ok(())
+    }
+}
+
+fn key(key: &SubscriptionKey) -> NaturalKey<'_> {
+    (key.account.as_str(), key.transport.as_str(), key.endpoint.hash_hex(), &key.app)
+}
+
+fn bind_key<'q>(query: Statement<'q>, key: &'q NaturalKey<'_>) -> Statement<'q> {
+    let (account, transport, hash, app) = key;
+    query.bind(*account).bind(*transport).bind(hash.as_str()).bind(*app)
+}
+
+/// What is written by one statement at a time.
+fn chunks<K, V>(map: &BTreeMap<K, V>) -> impl Iterator<Item = Vec<(&K, &V)>> {
+    let mut entries = map.iter();
+    std::iter::from_fn(move || {
+        let chunk: Vec<_> = entries.by_ref().take(rows::MOST).collect();
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
