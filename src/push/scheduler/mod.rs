@@ -22,18 +22,17 @@ mod outbox;
 mod preview;
 mod rates;
 mod route_queue;
+mod rules;
 mod schedule;
 mod subscription;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::transport::{MailboxChange, Route, RouteId, Verdict};
-use crate::config::Events;
 use crate::model::{
     Account, BackendId, ChangeKind, Mailbox, Subscription, SubscriptionKey, Timestamp, WatchEvent,
 };
@@ -50,7 +49,9 @@ pub(super) use preview::NewestMail;
 use rates::Rates;
 pub(super) use rates::Waits;
 use route_queue::{PushAnswer, RouteQueue};
-use schedule::{Schedule, Tenant};
+pub use rules::BackendOf;
+pub(super) use rules::Rules;
+use schedule::Schedule;
 pub use subscription::follow_up::OWN_FAULT;
 use subscription::follow_up::{Circumstances, Doubts, FollowUp};
 use subscription::{MarksRead, SendSlot};
@@ -70,41 +71,6 @@ const TOO_MANY_LEAST: Duration = Duration::from_secs(60);
 const REFUSED: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(900));
 /// Most likely the subscription has to register anew, and then it does not wait.
 const OTHER_ROUTE: Backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(3600));
-
-/// What of the configuration the rules need; see [`crate::config::PushConfig`].
-#[derive(Clone, Debug)]
-pub(super) struct Rules {
-    pub(super) quiet_delay: Duration,
-    pub(super) min_interval: Duration,
-    pub(super) max_delay: Duration,
-    /// Pushes a second; 0 is no limit.
-    pub(super) per_domain: u32,
-    pub(super) per_backend: u32,
-    pub(super) events: Events,
-    /// Chance, 0 to 1, for the jitter of waits.
-    pub(super) chance: fn() -> f64,
-    /// The name of an account's backend.
-    pub(super) backend_of: BackendOf,
-}
-
-/// Tells the name of an account's backend.
-#[derive(Clone)]
-pub struct BackendOf(Arc<NameOf>);
-
-type NameOf = dyn Fn(&Account) -> Arc<str> + Send + Sync;
-
-impl BackendOf {
-    /// Names the backends of accounts by `name`.
-    pub fn new(name: impl Fn(&Account) -> Arc<str> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(name))
-    }
-}
-
-impl fmt::Debug for BackendOf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("BackendOf")
-    }
-}
 
 /// What is to be done next.
 #[derive(Debug, PartialEq, Eq)]
@@ -169,23 +135,6 @@ pub(super) struct Scheduler {
     held: u64,
     rates: Rates,
     outbox: Outbox,
-}
-
-// === impl Rules ===
-
-impl Rules {
-    /// Whether any subscription gets a push for a change of this kind.
-    fn tells(&self, kind: ChangeKind) -> bool {
-        match kind {
-            ChangeKind::NewMail => self.events.new_mail,
-            ChangeKind::Quiet => self.events.quiet,
-        }
-    }
-
-    fn share(&self, account: &Account) -> Tenant {
-        let domain = account.domain().unwrap_or_default().into();
-        Tenant { backend: (self.backend_of.0)(account), domain }
-    }
 }
 
 // === impl Scheduler: what happened ===

@@ -2,13 +2,15 @@
 //!
 //! Nothing here sends, writes or reads a clock.
 
+mod backlog;
 pub(super) mod follow_up;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::transport::{MailboxChange, RouteId, Transport};
+use self::backlog::{Backlog, Due};
+use super::super::transport::{RouteId, Transport};
 use super::change_id::ChangeId;
 use super::circuit_breaker::BreakerPass;
 use super::preview::{NewestMail, PreviewState, Previews};
@@ -93,29 +95,6 @@ pub(super) struct LastDelivery {
     mailboxes: BTreeMap<Mailbox, Due>,
     pub(super) sent_at: Instant,
     pub(super) accepted_at: Instant,
-}
-
-/// A mailbox for which a subscription has to get a push.
-#[derive(Clone, Copy)]
-struct Due {
-    /// A mark on disk says that it is owed.
-    marked: bool,
-    /// The last change; `None` if that was in an earlier run.
-    change: Option<ChangeId>,
-    /// What matters most of all that has changed.
-    kind: ChangeKind,
-    /// As the last change says it, or as it was asked for since.
-    state: Option<Snapshot>,
-}
-
-/// The next push of a subscription.
-pub(super) struct Backlog {
-    mailboxes: BTreeMap<Mailbox, Due>,
-    newest: Option<NewestMail>,
-    /// Since the first of these changes.
-    since: Instant,
-    until: Instant,
-    seen_at: Instant,
 }
 
 /// A push that has not been answered.
@@ -550,40 +529,5 @@ impl SubscriptionQueue {
             }
         }
         unmarked
-    }
-}
-
-// === impl Due ===
-
-impl Due {
-    /// Owed by a mark on disk.
-    const FROM_DISK: Self =
-        Self { marked: false, change: None, kind: ChangeKind::NewMail, state: None };
-
-    fn of(change: &Change) -> Self {
-        let Change { kind, snapshot, .. } = change;
-        Self { marked: false, change: Some(ChangeId::of(change)), kind: *kind, state: *snapshot }
-    }
-
-    /// Both in one push. A push that a mark owes has no state.
-    fn after(self, before: Self) -> Self {
-        let last = if self.change.is_some() { self } else { before };
-        Self {
-            marked: self.marked || before.marked,
-            change: last.change,
-            kind: self.kind.max(before.kind),
-            state: last.state,
-        }
-    }
-
-    fn told_of(&self, mailbox: &Mailbox) -> MailboxChange {
-        let (mailbox, state) = (mailbox.clone(), self.state.unwrap_or_default());
-        MailboxChange { mailbox, kind: self.kind, state }
-    }
-}
-
-impl Backlog {
-    fn since(now: Instant, seen_at: Instant) -> Self {
-        Self { mailboxes: BTreeMap::new(), newest: None, since: now, until: now, seen_at }
     }
 }

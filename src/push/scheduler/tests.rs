@@ -7,6 +7,7 @@ mod routes;
 mod verdicts;
 
 use super::*;
+use crate::config::Events;
 use crate::model::{Change, LastingFailure, PushEndpoint, Snapshot, TransportId};
 use crate::push::transport::stub::{OF_INBOX_ALONE, OF_NEW_MAIL_ALONE, PER_HOST, Stub};
 use crate::store::Settlement;
