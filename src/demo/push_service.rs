@@ -77,6 +77,8 @@ pub enum Reply {
     Hang,
     /// This status, and a body without an end.
     Endless(u16),
+    /// 201, but 413 where the body has more than so many bytes.
+    UpTo(usize),
 }
 
 struct ServiceParts {
@@ -342,7 +344,11 @@ async fn receive(
         let mut state = shared.state();
         let reply = match refused {
             Some((status, _)) => Reply::Status(status, None),
-            None => state.replies.get(&path).unwrap_or(&state.reply_to_all).clone(),
+            None => match state.replies.get(&path).unwrap_or(&state.reply_to_all) {
+                Reply::UpTo(most) if body.len() > *most => Reply::Status(413, None),
+                Reply::UpTo(_) => Reply::Created,
+                other => other.clone(),
+            },
         };
         if let (Reply::Created | Reply::Farewell, Some(Subscriber::Firefox(channel))) =
             (&reply, &browser)
@@ -414,7 +420,7 @@ fn headers(headers: &HeaderMap) -> BTreeMap<String, String> {
 impl Reply {
     fn status(&self) -> Option<u16> {
         match self {
-            Self::Created | Self::Farewell => Some(201),
+            Self::Created | Self::Farewell | Self::UpTo(_) => Some(201),
             Self::Status(status, _) | Self::Endless(status) => Some(*status),
             Self::Redirect(_) => Some(307),
             Self::Hang => None,

@@ -207,8 +207,7 @@ pub async fn run(parts: DispatcherParts, cancel: CancellationToken) {
             }
             Some(request) = requests.asked.recv() => match request {
                 DispatcherRequest::Explain(explain) => jobs.ask(explain),
-                // As if something were owed to them, so that they are read.
-                DispatcherRequest::Changed(account) => scheduler.owed(vec![account], now()),
+                DispatcherRequest::Changed(account) => scheduler.doubted(vec![account], now()),
             },
             () = sleep_until(wake.unwrap_or_else(now).into()), if wake.is_some() => {}
         }
@@ -419,7 +418,7 @@ impl Jobs {
             Ok(Done::Written(failed, alive)) => {
                 self.busy -= 1;
                 scheduler.written(failed, now());
-                scheduler.owed(alive, now());
+                scheduler.doubted(alive, now());
             }
             // Its rows have not moved, so the next start finds what it was about.
             Err(error) => error!(

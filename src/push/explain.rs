@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::scheduler::DeliveryView;
-use super::transport::Route;
+use super::transport::{Route, Verdict};
 use crate::config;
 use crate::model::{BackendId, Mailbox, SubscriptionState, Timestamp};
 use crate::store::{Alive, Target};
@@ -108,6 +108,12 @@ pub enum Reason {
     /// The service said twice that it does not know the endpoint: it is left alone until it registers
     /// anew.
     BadEndpoint,
+    /// Its service refuses its push as often as it comes: that goes with the next change of its mailboxes, when it
+    /// registers anew, after a reload, or at a start.
+    Rests {
+        /// What the service said, if that was since the start.
+        why: Option<String>,
+    },
     /// It is left alone after failures in a row.
     BacksOff {
         /// How many tries have failed.
@@ -174,6 +180,7 @@ impl Facts<'_> {
             failures,
             held,
             suspended,
+            rests,
             shut,
         } = &self.pending;
         let mut reasons = self.reasons_of_registration(served);
@@ -199,6 +206,7 @@ impl Facts<'_> {
         reasons.extend(shut.map(|left| Reason::RoutePaused { tries_in: millis(left) }));
         reasons.extend(held.map(|left| Reason::OtherAccounts { due_in: millis(left) }));
         reasons.extend(suspended.then_some(Reason::BadEndpoint));
+        reasons.extend(self.rests(rests.clone()));
         let failures = *failures;
         reasons.extend(backs_off.map(|left| Reason::BacksOff { failures, tries_in: millis(left) }));
         reasons.extend(under_way.map(|since| Reason::UnderWay { since: millis(since) }));
@@ -252,6 +260,15 @@ impl Facts<'_> {
             reasons.push(Reason::OtherBackend { registered_at, now });
         }
         reasons
+    }
+
+    /// Whether it rests, and why; `why` is what the dispatcher knows, which forgets it after a while.
+    fn rests(&self, why: Option<String>) -> Option<Reason> {
+        let failing = self.target.failing.as_ref();
+        let is_forgotten = failing.is_some_and(|failing| Verdict::is_rest(&failing.kind))
+            && self.pending.waiting.is_empty()
+            && self.pending.under_way.is_none();
+        (why.is_some() || is_forgotten).then_some(Reason::Rests { why })
     }
 
     fn carries_preview(&self) -> bool {
@@ -320,6 +337,14 @@ impl fmt::Display for Reason {
                 "the push service said twice that it does not know this endpoint; nothing is sent until it \
                  registers again",
             ),
+            Self::Rests { why } => {
+                let why = why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+                write!(
+                    f,
+                    "the push service rejected its last push{why}; it rests until new mail comes, and that push may be \
+                     rejected as well; it is also tried when it registers anew, after a reload and at a start"
+                )
+            }
             Self::BacksOff { failures, tries_in } => {
                 let left = seconds(tries_in);
                 write!(f, "{failures} pushes in a row failed; it is left alone for {left} more")
@@ -446,6 +471,7 @@ mod tests {
             failures: 3,
             held: second,
             suspended: true,
+            rests: Some("400".to_owned()),
             shut: Some(Duration::ZERO),
         };
         let ill = explain(&old, Some(&closed), pending, Some("Notes"));
@@ -465,6 +491,8 @@ mod tests {
                 "it was pushed for other accounts a moment ago; the next may go in 1.0 s",
                 "the push service said twice that it does not know this endpoint; nothing is sent until it \
                  registers again",
+                "the push service rejected its last push (400); it rests until new mail comes, and that push may be \
+                 rejected as well; it is also tried when it registers anew, after a reload and at a start",
                 "3 pushes in a row failed; it is left alone for 1.0 s more",
                 "a push is under way since 1.0 s; the next waits for it",
                 "the last push was a moment ago; the next may go in 1.0 s",

@@ -54,9 +54,11 @@ impl RecentPushes {
             Verdict::Gone { .. } => PushOutcome::Gone,
             Verdict::BadEndpoint => PushOutcome::BadEndpoint,
             Verdict::OtherRoute => PushOutcome::OtherRoute,
-            Verdict::TooLarge => PushOutcome::TooLarge,
+            Verdict::TooLarge | Verdict::TooLargeInShort => PushOutcome::TooLarge,
             Verdict::Unrenderable { .. } => PushOutcome::Unrenderable,
-            Verdict::Refused { .. } | Verdict::Misconfigured { .. } => PushOutcome::Refused,
+            Verdict::Rejected { .. } | Verdict::Refused { .. } | Verdict::Misconfigured { .. } => {
+                PushOutcome::Refused
+            }
             Verdict::TooMany { .. } => PushOutcome::TooMany,
             Verdict::Unavailable { .. } | Verdict::RouteClosed { .. } => PushOutcome::Unavailable,
         };

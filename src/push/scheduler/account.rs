@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
-use super::super::transport::RouteId;
+use super::super::transport::{RouteId, Transport, Verdict};
 use super::change_id::ChangeId;
 use super::preview::Previews;
 use super::route_queue::RouteQueue;
-use super::subscription::{LastDelivery, MarksRead, SendSlot, SubscriptionQueue, WORD};
+use super::subscription::{MarksRead, SendSlot, SubscriptionQueue};
 use super::{Delivery, Rules};
 use crate::model::{BackendId, Change, Mailbox, Preview, Snapshot, SubscriptionKey, Timestamp};
 use crate::store::Target;
@@ -32,6 +32,8 @@ pub(super) struct AccountState {
     previews: Previews,
     /// Which marks on disk have to be read of subscriptions that are known.
     unread_marks: MarksRead,
+    /// Subscriptions that rest are tried anew when they have been read.
+    wakes: bool,
     pub(super) read: ReadState,
     /// Where the last change was seen.
     backend: Option<BackendId>,
@@ -100,6 +102,12 @@ impl AccountState {
         }
     }
 
+    /// The same, and subscriptions that rest are tried anew.
+    pub(super) fn wake(&mut self, now: Instant) {
+        self.wakes = true;
+        self.doubt(now);
+    }
+
     /// Forgets which pushes subscriptions still have to get. Their rows stay, so the next look at the former
     /// backend finds it again.
     pub(super) fn set_aside(&mut self) {
@@ -108,6 +116,7 @@ impl AccountState {
             .retain(|subscription| subscription.in_flight.is_some() || subscription.turn.is_some());
         self.telling.clear();
         self.unread.clear();
+        self.wakes = false;
         self.previews.clear();
         self.backend = None;
         if let ReadState::UnderWay { changes, .. } = &mut self.read {
@@ -229,11 +238,17 @@ impl AccountState {
         if again || !self.unread.is_empty() || self.unread_marks != MarksRead::None {
             self.read = ReadState::Wanted { at: now, failures: 0 };
         }
+        let wakes = std::mem::take(&mut self.wakes);
         for subscription in &mut self.subscriptions {
             let target = targets.iter().find(|target| subscription.is(&target.subscription));
             let queue = |target: &Target| queues.get(&RouteId::of(&target.subscription));
             match target.and_then(|target| Some((target, queue(target)?))) {
-                Some((target, queue)) => subscription.refresh(target, &*queue.transport, now),
+                Some((target, queue)) => {
+                    subscription.refresh(target, &*queue.transport, now);
+                    if wakes {
+                        subscription.wake();
+                    }
+                }
                 None => subscription.depart(),
             }
         }
@@ -249,6 +264,15 @@ impl AccountState {
                 .iter()
                 .position(|subscription| subscription.is(&target.subscription));
             let is_new = index.is_none();
+            let wakes = wakes || marks == MarksRead::All;
+            if is_new
+                && !wakes
+                && is_at_rest(&target)
+                && !is_told(&target, &changes, &*queue.transport, rules)
+            {
+                // Its marks stay, and the next read finds them.
+                continue;
+            }
             let index = index.unwrap_or_else(|| {
                 let peer = queue.transport.peer(&target.subscription);
                 let carries_preview = queue.transport.carries_preview();
@@ -372,15 +396,7 @@ impl AccountState {
 
     /// Forgets what need not be remembered; returns when there will be more to forget.
     pub(super) fn forget(&mut self, rules: &Rules, now: Instant) -> Option<Instant> {
-        let idle_until = |subscription: &SubscriptionQueue| {
-            let idle = subscription.waiting.is_none()
-                && subscription.in_flight.is_none()
-                && subscription.turn.is_none();
-            let told = |told: &LastDelivery| {
-                (told.sent_at + rules.min_interval).max(told.accepted_at + WORD)
-            };
-            idle.then(|| subscription.told.as_ref().map_or(now, told))
-        };
+        let idle_until = |subscription: &SubscriptionQueue| subscription.known_until(rules, now);
         let lost_at =
             |telling: &Telling| telling.snapshot.is_none().then_some(telling.since + UNCONFIRMED);
         self.subscriptions
@@ -412,6 +428,24 @@ impl AccountState {
         }
         self.telling.get(mailbox)?.snapshot
     }
+}
+
+/// Whether its last push failed so that it is not tried again by time. What is known of it in memory comes first.
+fn is_at_rest(target: &Target) -> bool {
+    target.failing.as_ref().is_some_and(|failing| Verdict::is_rest(&failing.kind))
+}
+
+/// Whether it has to get a push of one of these changes.
+fn is_told(
+    target: &Target,
+    changes: &HashMap<Mailbox, Change>,
+    transport: &dyn Transport,
+    rules: &Rules,
+) -> bool {
+    let told = |change: &Change| {
+        rules.tells(change.kind) && transport.tells(&target.subscription, change.kind)
+    };
+    target.mailboxes.iter().any(|(mailbox, _)| changes.get(mailbox).is_some_and(told))
 }
 
 /// A newer change replaces an older one, and takes over what of it is still to be done.

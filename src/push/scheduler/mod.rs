@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use super::transport::{MailboxChange, Route, RouteId, Verdict};
 use crate::model::{
-    Account, BackendId, ChangeKind, Mailbox, Subscription, SubscriptionKey, Timestamp, WatchEvent,
+    Account, BackendId, Mailbox, Subscription, SubscriptionKey, Timestamp, WatchEvent,
 };
 use crate::net::backoff::Backoff;
 use crate::store::Target;
@@ -114,6 +114,8 @@ pub(super) struct DeliveryView {
     /// The service said more than once that it does not know the endpoint: it is left alone until it
     /// registers anew.
     pub(super) suspended: bool,
+    /// Why it is not tried again by time.
+    pub(super) rests: Option<String>,
     /// For how long all subscriptions of this peer of the route wait; zero while one push tries.
     pub(super) shut: Option<Duration>,
 }
@@ -229,9 +231,17 @@ impl Scheduler {
         self.reschedule(&account, now);
     }
 
-    /// These accounts have subscriptions to which a push is owed since an earlier run, or by
-    /// another node; or somebody else has changed their subscriptions.
+    /// These accounts have subscriptions to which a push is owed since an earlier run, by another node, or on a route
+    /// that was not there: they are tried, those that rest as well.
     pub(super) fn owed(&mut self, accounts: Vec<Account>, now: Instant) {
+        for account in accounts {
+            self.accounts.entry(account.clone()).or_default().wake(now);
+            self.reschedule(&account, now);
+        }
+    }
+
+    /// Somebody else has changed the subscriptions of these accounts.
+    pub(super) fn doubted(&mut self, accounts: Vec<Account>, now: Instant) {
         for account in accounts {
             self.accounts.entry(account.clone()).or_default().doubt(now);
             self.reschedule(&account, now);
@@ -364,6 +374,16 @@ impl Scheduler {
                 let least = at_least(verdict);
                 let wait = |failures| backoff.wait(failures, chance).max(least);
                 for mailbox in subscription.failed(now, heals, wait) {
+                    self.outbox.owed(key, mailbox, wall);
+                }
+            }
+            FollowUp::Rests => {
+                if let Some(failing) = failing {
+                    self.outbox.failing(key, failing, registered_at);
+                }
+                let wait = |failures| REFUSED.wait(failures, chance);
+                let why = verdict.detail().unwrap_or(verdict.name());
+                for mailbox in subscription.rest(why, now, wait) {
                     self.outbox.owed(key, mailbox, wall);
                 }
             }

@@ -333,7 +333,10 @@ impl PeerQueue {
         now: Instant,
     ) -> Option<Fault> {
         let (mostly, accepted_at, fault) = match verdict {
-            Verdict::TooLarge | Verdict::Misconfigured { .. } => return Some(Fault::Operator),
+            Verdict::TooLarge
+            | Verdict::TooLargeInShort
+            | Verdict::Rejected { .. }
+            | Verdict::Misconfigured { .. } => return Some(Fault::Operator),
             Verdict::Refused { .. } if self.breaker.has_one_endpoint() => {
                 (false, route_accepted_at, Fault::Alone)
             }

@@ -31,6 +31,9 @@ pub(super) const WORD: Duration = Duration::from_secs(10);
 const BAD_ANSWERS: u32 = 2;
 /// How often a subscription that is left alone so is looked at: has it registered?
 const RECHECK: Duration = Duration::from_mins(15);
+/// One that rests is forgotten so long after it might have been tried again, so that one that is refused with each
+/// mail is tried less and less often.
+const REST_KNOWN: Duration = Duration::from_mins(15);
 
 pub(super) struct SubscriptionQueue {
     pub(super) subscription: Arc<Subscription>,
@@ -62,6 +65,10 @@ pub(super) struct SubscriptionQueue {
     /// When its last push was tried, if that showed the fault to be its own.
     at_fault_at: Option<Instant>,
     back_off_until: Option<Instant>,
+    /// Why it rests: time alone does not bring another try. Then marks on disk say all that waits.
+    rests: Option<Box<str>>,
+    /// There is a reason to try that came after its last push was sent.
+    wakes: bool,
     /// It is left alone for a reason that goes when it registers anew.
     heals: bool,
     /// It was pushed lately for other accounts.
@@ -141,6 +148,8 @@ impl SubscriptionQueue {
             failing: target.failing.clone(),
             at_fault_at: None,
             back_off_until: None,
+            rests: None,
+            wakes: false,
             heals: false,
             held_until: None,
             bad_answers: 0,
@@ -190,6 +199,7 @@ impl SubscriptionQueue {
     /// It listens elsewhere since it registered, so what it was sent a moment ago
     /// may have told it nothing.
     fn tell_again(&mut self, now: Instant) {
+        self.wake();
         if let Some(push) = &mut self.in_flight {
             push.in_vain = true;
         }
@@ -215,7 +225,13 @@ impl SubscriptionQueue {
                 MarksRead::Unheard | MarksRead::All => {}
             }
             self.wait_for(mailbox, Due::FROM_DISK, (now, now), now, rules);
+            self.wake();
         }
+    }
+
+    /// It rests no longer, if it did: there is a new reason to try.
+    pub(super) fn wake(&mut self) {
+        (self.rests, self.wakes) = (None, true);
     }
 
     /// Whether a push has named the mailbox, or will.
@@ -245,8 +261,12 @@ impl SubscriptionQueue {
                 .is_some_and(|waiting| waiting.mailboxes.contains_key(mailbox));
             if let Some(change) = changes.get(mailbox)
                 && rules.tells(change.kind)
-                && (waits || transport.tells(&target.subscription, change.kind))
+                && let concerns = transport.tells(&target.subscription, change.kind)
+                && (waits || concerns)
             {
+                if concerns {
+                    self.wake();
+                }
                 let preview = previews.of(mailbox).filter(|_| change.kind == ChangeKind::NewMail);
                 let awaited = match preview {
                     Some(PreviewState::Awaited(until)) if self.carries_preview => *until,
@@ -347,7 +367,7 @@ impl SubscriptionQueue {
 
     /// When it may be pushed, if there is something to push.
     pub(super) fn due(&self, rules: &Rules) -> Option<Instant> {
-        let waiting = self.waiting.as_ref()?;
+        let waiting = self.waiting.as_ref().filter(|_| self.rests.is_none())?;
         if self.in_flight.is_some() || self.turn.is_some() || self.stale {
             return None;
         }
@@ -375,6 +395,7 @@ impl SubscriptionQueue {
             held: self.held_until.and_then(left),
             failures: self.failures,
             suspended: self.is_suspended(),
+            rests: self.rests.as_deref().map(str::to_owned),
             shut: None,
         }
     }
@@ -416,6 +437,7 @@ impl SubscriptionQueue {
         };
         let registered_at = self.registered_at;
         let in_vain = false;
+        self.wakes = false;
         self.in_flight = Some(InFlight {
             mailboxes,
             newest,
@@ -454,6 +476,35 @@ impl SubscriptionQueue {
         self.failures = self.failures.saturating_add(1);
         (self.back_off_until, self.heals) = (Some(now + wait(self.failures)), heals);
         self.owe(now)
+    }
+
+    /// The same of a push that would fail as often as it was sent: it rests, unless there is a new reason to try, and
+    /// that is then no sooner than after `wait`.
+    pub(super) fn rest(
+        &mut self,
+        why: &str,
+        now: Instant,
+        wait: impl FnOnce(u32) -> Duration,
+    ) -> Vec<Mailbox> {
+        let mut unmarked = self.failed(now, true, wait);
+        if !self.wakes {
+            self.rests = Some(why.into());
+            unmarked.extend(self.owe_all(now));
+        }
+        unmarked
+    }
+
+    /// Until when it has to be known; `None` while there is something to do for it.
+    pub(super) fn known_until(&self, rules: &Rules, now: Instant) -> Option<Instant> {
+        let waits = self.waiting.is_some() && self.rests.is_none();
+        if waits || self.in_flight.is_some() || self.turn.is_some() {
+            return None;
+        }
+        let told = self.told.as_ref();
+        let told =
+            told.map(|told| (told.sent_at + rules.min_interval).max(told.accepted_at + WORD));
+        let rest = self.rests.as_ref().and(self.back_off_until).map(|at| at + REST_KNOWN);
+        told.max(rest).or(Some(now))
     }
 
     /// The push did not arrive. The mailboxes that have to be marked on disk; those with a mark are not
@@ -506,7 +557,7 @@ impl SubscriptionQueue {
     /// Nothing that was said of it before is believed any longer.
     fn try_anew(&mut self) {
         (self.failures, self.back_off_until, self.bad_answers) = (0, None, 0);
-        self.heals = false;
+        (self.heals, self.rests) = (false, None);
     }
 
     /// The identity may be another one: what was said under the one of before counts no longer.

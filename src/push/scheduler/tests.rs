@@ -3,12 +3,13 @@
 mod lasting;
 mod own_fault;
 mod previews;
+mod resting;
 mod routes;
 mod verdicts;
 
 use super::*;
 use crate::config::Events;
-use crate::model::{Change, LastingFailure, PushEndpoint, Snapshot, TransportId};
+use crate::model::{Change, ChangeKind, LastingFailure, PushEndpoint, Snapshot, TransportId};
 use crate::push::transport::stub::{OF_INBOX_ALONE, OF_NEW_MAIL_ALONE, PER_HOST, Stub};
 use crate::store::Settlement;
 

@@ -138,6 +138,16 @@ pub trait Transport: fmt::Debug + Send + Sync {
         notice: &Notice<'_>,
     ) -> Result<Request<Bytes>, Verdict>;
 
+    /// The same in the fewest bytes, for a service that found the request of [`Transport::render`] too large: `None`
+    /// where there is nothing shorter.
+    fn render_short(
+        &self,
+        _subscription: &Subscription,
+        _notice: &Notice<'_>,
+    ) -> Option<Result<Request<Bytes>, Verdict>> {
+        None
+    }
+
     /// The request that brings `code` to the client of `subscription`, which proves by it that it gets what
     /// is sent there. `at` is the time of day.
     ///
@@ -150,6 +160,16 @@ pub trait Transport: fmt::Debug + Send + Sync {
         _at: Timestamp,
     ) -> Result<Request<Bytes>, Verdict> {
         Err(Verdict::unrenderable("this transport verifies no subscription"))
+    }
+
+    /// The same in the fewest bytes, as [`Transport::render_short`].
+    fn verify_short(
+        &self,
+        _subscription: &Subscription,
+        _code: &str,
+        _at: Timestamp,
+    ) -> Option<Result<Request<Bytes>, Verdict>> {
+        None
     }
 
     /// What the service's answer means. The body may be cut off.

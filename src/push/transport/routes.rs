@@ -71,18 +71,43 @@ impl Route {
         self.sender.closed(now)
     }
 
-    /// Sends one push and says what became of it.
+    /// Sends one push and says what became of it: where the service finds it too large, in its short form as well.
     ///
     /// Cancel safe in so far as a push that is dropped may or may not have been sent.
     pub async fn send(&self, subscription: &Subscription, notice: &Notice<'_>) -> Verdict {
         let preview = notice.preview.filter(|_| self.transport.carries_preview());
         let notice = Notice { preview, ..*notice };
-        self.exchange(notice.at, || self.transport.render(subscription, &notice)).await
+        let verdict =
+            self.exchange(notice.at, || self.transport.render(subscription, &notice)).await;
+        let short = || self.transport.render_short(subscription, &notice);
+        self.shortened(verdict, notice.at, short).await
     }
 
     /// Sends the push that brings `code` and says what became of it. Cancel safe as [`Route::send`].
     pub async fn verify(&self, subscription: &Subscription, code: &str, at: Timestamp) -> Verdict {
-        self.exchange(at, || self.transport.verify(subscription, code, at)).await
+        let verdict = self.exchange(at, || self.transport.verify(subscription, code, at)).await;
+        let short = || self.transport.verify_short(subscription, code, at);
+        self.shortened(verdict, at, short).await
+    }
+
+    /// What becomes of a push with this verdict, for which there may be a short form: that is sent once.
+    async fn shortened(
+        &self,
+        verdict: Verdict,
+        at: Timestamp,
+        short: impl FnOnce() -> Option<Result<Request<Bytes>, Verdict>>,
+    ) -> Verdict {
+        if verdict != Verdict::TooLarge {
+            return verdict;
+        }
+        match short() {
+            None => verdict,
+            Some(Err(_)) => Verdict::TooLargeInShort,
+            Some(request) => match self.exchange(at, || request).await {
+                Verdict::TooLarge => Verdict::TooLargeInShort,
+                other => other,
+            },
+        }
     }
 
     async fn exchange(

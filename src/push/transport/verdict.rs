@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::model::Timestamp;
 
+/// How a subscription fails that rests.
+const RESTS: &str = "rejected";
+
 /// What became of one push. No text in here holds an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -23,6 +26,14 @@ pub enum Verdict {
     OtherRoute,
     /// The service takes no message of this size.
     TooLarge,
+    /// Nor does it take the short form of the message, and it will take no other.
+    TooLargeInShort,
+    /// The service refuses this push, and would refuse it as often as it came: its protocol says not to send it again.
+    /// The subscription rests ([`Verdict::rests`]).
+    Rejected {
+        /// What is wrong.
+        why: String,
+    },
     /// No request can be written for this subscription, as for one whose options cannot be read: nothing
     /// was sent. That heals when the client registers again, or when what mailchime lacks for it is there again.
     Unrenderable {
@@ -91,7 +102,11 @@ impl Verdict {
             | Self::TooMany { .. }
             | Self::Unrenderable { .. } => Blame::Subscription,
             Self::RouteClosed { .. } => Blame::Route,
-            Self::TooLarge | Self::Refused { .. } | Self::Misconfigured { .. } => Blame::Us,
+            Self::TooLarge
+            | Self::TooLargeInShort
+            | Self::Rejected { .. }
+            | Self::Refused { .. }
+            | Self::Misconfigured { .. } => Blame::Us,
         }
     }
 
@@ -102,6 +117,23 @@ impl Verdict {
         !is_of_now && matches!(self.blames(), Blame::Subscription | Blame::Us)
     }
 
+    /// Whether time alone brings no other answer. The push stays owed, and its subscription rests: it is tried again
+    /// with the next change of its mailboxes, when its client registers it anew, after a reload of the configuration,
+    /// and at a start.
+    pub fn rests(&self) -> bool {
+        matches!(self, Self::Rejected { .. } | Self::TooLargeInShort)
+    }
+
+    /// How a subscription fails whose pushes end so, in one word: what the database keeps of a failure that lasts.
+    pub fn failure(&self) -> &'static str {
+        if self.rests() { RESTS } else { self.name() }
+    }
+
+    /// Whether a subscription that [fails so](Verdict::failure) rests.
+    pub fn is_rest(failure: &str) -> bool {
+        failure == RESTS
+    }
+
     /// One word, for logs and metrics.
     pub fn name(&self) -> &'static str {
         match self {
@@ -109,9 +141,9 @@ impl Verdict {
             Self::Gone { .. } => "gone",
             Self::BadEndpoint => "bad-endpoint",
             Self::OtherRoute => "other-route",
-            Self::TooLarge => "too-large",
+            Self::TooLarge | Self::TooLargeInShort => "too-large",
             Self::Unrenderable { .. } => "unrenderable",
-            Self::Refused { .. } | Self::Misconfigured { .. } => "refused",
+            Self::Rejected { .. } | Self::Refused { .. } | Self::Misconfigured { .. } => "refused",
             Self::TooMany { .. } => "too-many",
             Self::Unavailable { .. } | Self::RouteClosed { .. } => "unavailable",
         }
@@ -121,6 +153,7 @@ impl Verdict {
     pub fn detail(&self) -> Option<&str> {
         match self {
             Self::Unrenderable { why }
+            | Self::Rejected { why }
             | Self::Refused { why }
             | Self::Misconfigured { why }
             | Self::Unavailable { why, .. }

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::support::pushing::{Disk, Running, alice, rows};
 use crate::support::servers::pki;
-use crate::support::{limited, listener, soon};
+use crate::support::{limited, listener, soon, until};
 
 /// A project whose service is the stand-in.
 struct Project {
@@ -47,6 +47,11 @@ impl Project {
         let setup = FcmSetup::load(std::slice::from_ref(&config), &resolver).unwrap();
         setup.publish(&routes, &transports);
         Self { _folder: folder, service, config, routes, transports }
+    }
+
+    fn reload(&self) {
+        let setup = FcmSetup::load(std::slice::from_ref(&self.config), &NameResolver::default());
+        setup.unwrap().publish(&self.routes, &self.transports);
     }
 
     fn subscription(&self, token: &str) -> Subscription {
@@ -116,7 +121,7 @@ async fn a_change_becomes_a_data_message_of_strings_under_one_access_token() {
 async fn each_answer_of_the_service_has_its_verdict() {
     const NO_TOKEN: &str = "The registration token is not a valid FCM registration token";
     let later = Some(Duration::from_secs(9));
-    let refused = |why: &str| Verdict::Misconfigured { why: format!("FCM answered {why}") };
+    let refused = |why: &str| Verdict::Rejected { why: format!("FCM answered {why}") };
     let unavailable =
         |why: &str| Verdict::Unavailable { why: format!("FCM answered {why}"), retry_after: later };
     let answers = [
@@ -161,6 +166,32 @@ async fn each_answer_of_the_service_has_its_verdict() {
 }
 
 #[tokio::test]
+async fn what_fcm_rejects_rests_until_a_change_or_a_reload() {
+    limited(async {
+        let project = Project::new().await;
+        let disk = Disk::with(&[project.subscription("token-a")]).await;
+        let mut running = Running::over(&disk, &project.routes, config::PushConfig::default());
+        project.service.answer_next(1, FcmAnswer::error(403, "PERMISSION_DENIED", None, "API off"));
+        running.mail("INBOX", 2).await;
+        until(async || disk.told().await == rows(2, 1)).await;
+        assert_eq!(disk.owed().await, ["to INBOX"]);
+        let explained = running.inquirer.explain(alice(), None).await.unwrap().unwrap();
+        let said: Vec<_> = explained[0].reasons.iter().map(ToString::to_string).collect();
+        assert!(said[0].contains("(FCM answered 403 PERMISSION_DENIED); it rests"), "{said:?}");
+        assert_eq!(explained[0].failing_kind.as_deref(), Some("rejected"));
+        assert_eq!((explained[0].due_in, project.service.messages().len()), (None, 1));
+
+        // The API is on again, and the operator reloads.
+        project.service.answer_all(FcmAnswer::Accept);
+        project.reload();
+        until(async || disk.owed().await.is_empty()).await;
+        assert_eq!(project.service.messages().len(), 2);
+        running.end().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_refused_access_token_is_replaced_once() {
     limited(async {
         let project = Project::new().await;
@@ -172,7 +203,7 @@ async fn a_refused_access_token_is_replaced_once() {
         let unauthenticated = FcmAnswer::error(401, "UNAUTHENTICATED", None, "");
         project.service.answer_next(2, unauthenticated);
         let why = "FCM answered 401 UNAUTHENTICATED".to_owned();
-        assert_eq!(project.send().await, Verdict::RouteClosed { why, retry_after: None });
+        assert_eq!(project.send().await, Verdict::Rejected { why });
         assert_eq!(project.service.tokens(), (3, 3), "not a third time");
         assert_eq!(project.send().await.name(), "accepted");
     })

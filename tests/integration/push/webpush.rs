@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use super::tunnel::proxy;
 use crate::support::pushing::{Disk, EVER, Running, alice, rows};
 use crate::support::servers::pki;
-use crate::support::{LIMIT, limited, listener, soon};
+use crate::support::{LIMIT, limited, listener, soon, until};
 
 /// mailchime's side: a key, and the way out.
 pub(super) struct Site {
@@ -188,6 +188,43 @@ async fn each_answer_of_a_push_service_moves_or_marks_or_removes() {
             }
             assert_eq!(elsewhere.received(), 0, "a redirect is not followed");
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_push_service_finds_too_large_goes_in_short_and_rests_where_that_is_too_large() {
+    limited(async {
+        let service = service().await;
+        let site = Site::to(&[&service]);
+        let (browser, alices) = site.browser(&service);
+        service.reply_to(&browser, Reply::UpTo(1000));
+        assert_eq!(site.verify(&alices).await.name(), "accepted");
+        let code = [service.next().await, service.next().await];
+        let disk = Disk::with(std::slice::from_ref(&alices)).await;
+        let mut running = Running::over(&disk, &site.routes, config::PushConfig::default());
+        running.mail("INBOX", 2).await;
+        let notice = [service.next().await, service.next().await];
+        for [long, short] in [&code, &notice] {
+            assert_eq!((long.status, short.status), (Some(413), Some(201)));
+            assert!(long.size > 2048 && short.size < 700, "{} {}", long.size, short.size);
+        }
+        assert_eq!(code[1].size, notice[1].size, "nobody sees which it is");
+        assert_eq!(notice[1].header("topic"), notice[0].header("topic"));
+        assert_eq!(notice[1].json()["data"]["mailboxes"][0]["mailbox"], "INBOX");
+        until(async || disk.told().await == rows(2, 1)).await;
+        assert_eq!(disk.owed().await, <[String; 0]>::default());
+
+        service.reply_to(&browser, Reply::UpTo(0));
+        running.mail("INBOX", 3).await;
+        until(async || disk.told().await == rows(3, 1)).await;
+        assert_eq!(disk.owed().await, ["ht INBOX"]);
+        assert_eq!(service.received(), 6);
+        let explained = running.inquirer.explain(alice(), None).await.unwrap().unwrap();
+        let said: Vec<_> = explained[0].reasons.iter().map(ToString::to_string).collect();
+        assert!(said[0].contains("rejected its last push (too-large); it rests"), "{said:?}");
+        assert_eq!(explained[0].due_in, None);
+        running.end().await;
     })
     .await;
 }

@@ -12,7 +12,8 @@ use crate::net::backoff::Backoff;
 use crate::push::transport::Verdict;
 
 /// A subscription that no client registers again is removed when its pushes have failed for so long by its own fault.
-/// What an operator has to mend and the time in which nothing was tried do not count.
+/// What an operator has to mend and the time in which nothing was tried do not count: one that rests
+/// ([`Verdict::rests`]) is not removed for that, however long it rests.
 pub const OWN_FAULT: Duration = Duration::from_hours(7 * 24);
 /// Between two tries no more than this counts: tries are no further apart, unless something else held them up.
 const BETWEEN_TRIES: Duration = Duration::from_hours(1);
@@ -43,6 +44,8 @@ pub(in super::super) enum FollowUp {
         backoff: Backoff,
         heals: bool,
     },
+    /// Time alone brings no other answer.
+    Rests,
     /// There is no such subscription, unless it has registered after this.
     Dead {
         not_after: Timestamp,
@@ -80,7 +83,7 @@ impl SubscriptionQueue {
             None => counted,
         };
         let since = before.map_or(wall, |before| before.since);
-        let failing = LastingFailure { since, kind: verdict.name().into(), own_fault };
+        let failing = LastingFailure { since, kind: verdict.failure().into(), own_fault };
         (self.failing.replace(failing.clone()).as_ref() != Some(&failing)).then_some(failing)
     }
 
@@ -140,6 +143,13 @@ impl SubscriptionQueue {
                 );
                 FollowUp::Owed { backoff: soon_if_renewed(OTHER_ROUTE), heals: true }
             }
+            Verdict::TooLargeInShort | Verdict::Rejected { .. } if renewed => {
+                FollowUp::Owed { backoff: UNAVAILABLE, heals: true }
+            }
+            Verdict::TooLargeInShort | Verdict::Rejected { .. } => {
+                self.say_rejected(verdict, by_users);
+                FollowUp::Rests
+            }
             Verdict::TooLarge | Verdict::Refused { .. } | Verdict::Misconfigured { .. } => {
                 self.say_refused(verdict, fault, by_users);
                 FollowUp::Owed { backoff: soon_if_renewed(REFUSED), heals: true }
@@ -184,6 +194,28 @@ impl SubscriptionQueue {
             );
         }
         given_up
+    }
+
+    fn say_rejected(&self, verdict: &Verdict, by_users: bool) {
+        let SubscriptionQueue { subscription, .. } = self;
+        let (account, endpoint, route) =
+            (&subscription.account, &subscription.endpoint, &self.route.name);
+        let (outcome, why) = (verdict.name(), verdict.detail());
+        if by_users {
+            info!(
+                target: "mailchime::push::push_rejected_by_receiver",
+                outcome, why, %account, %endpoint, %route,
+                "the push service that a user named rejects a push; mailchime keeps it, and sends it with the next change, \
+                 once the client registers anew, after a reload, or at the next start"
+            );
+        } else {
+            error!(
+                target: "mailchime::push::push_rejected",
+                outcome, why, %account, %endpoint, %route,
+                "the push service rejects a push; mailchime keeps it, and sends it with the next change, once the client \
+                 registers anew, after a reload, or at the next start"
+            );
+        }
     }
 
     fn say_refused(&self, verdict: &Verdict, fault: Option<Fault>, by_users: bool) {

@@ -8,6 +8,10 @@ fn of_key() -> Verdict {
     Verdict::Refused { why: "403".into() }
 }
 
+fn rejected() -> Verdict {
+    Verdict::Rejected { why: "400".into() }
+}
+
 /// One by the API at this host, as a browser's is, of an account of its own.
 fn browser(name: &str, host: &str) -> Target {
     let mut target = phone_of(&Account::from_login(name), "");
@@ -90,7 +94,9 @@ fn what_the_operator_has_to_mend_removes_nothing() {
     sim.failing = endpoints.take(2).map(|it| &*it.leak()).collect();
     assert_eq!(sim.days(0..30).1, None);
     // Nobody is taken: a proxy says 404, a key is wrong, the clock is.
-    for trouble in [Verdict::BadEndpoint, of_key(), refused(), down(None), unavailable()] {
+    for trouble in
+        [Verdict::BadEndpoint, of_key(), refused(), rejected(), down(None), unavailable()]
+    {
         let browsers = [("a", "one.example"), ("b", "one.example"), ("c", "other.example")];
         let mut sim = Simulation::of_browsers(trouble.clone(), browsers);
         sim.service = Some(trouble.clone());
@@ -102,7 +108,7 @@ fn what_the_operator_has_to_mend_removes_nothing() {
     // What cannot be written at all, as without the key file.
     let browsers = [("a", "one.example"), ("b", "one.example"), ("c", "other.example")];
     let unfit = Verdict::unrenderable("its secrets cannot be opened");
-    for trouble in [unfit, Verdict::TooLarge, refused()] {
+    for trouble in [unfit, Verdict::TooLarge, refused(), rejected()] {
         let mut sim = Simulation::of_browsers(trouble.clone(), browsers);
         assert_eq!(sim.days(0..30).1, None, "{trouble:?}");
     }
@@ -126,6 +132,16 @@ fn the_days_that_an_operator_broke_do_not_count_and_a_restart_goes_on_with_what_
         own_fault: OWN_FAULT - seconds(DAY),
     });
     assert_eq!(sim.days(0..9).1, Some(1), "a day is left");
+
+    // What rests is not tried, and counts no day.
+    let mut sim = Simulation::of_browsers(of_key(), browsers);
+    assert_eq!(sim.days(0..1).1, None);
+    sim.trouble = rejected();
+    assert_eq!(sim.days(1..2).1, None);
+    let quiet = sim.start + seconds(20.0 * DAY);
+    assert!(sim.until(20.0 * DAY).is_empty() && sim.now == quiet);
+    sim.trouble = of_key();
+    assert_eq!(sim.days(20..30).1, Some(27), "the days in which it rested do not count");
 
     // Everybody is refused for a while: then nothing that was counted is believed.
     let mut sim = Simulation::of_browsers(of_key(), browsers);

@@ -25,7 +25,7 @@ pub(in crate::push::transport) async fn run(
         let file = project.file.display();
         match project.probe().await {
             Verdict::Accepted { .. } => lines.ok(format_args!("{file}: FCM takes messages")),
-            Verdict::Misconfigured { why } => {
+            Verdict::Rejected { why } => {
                 let remedy = "see whether the project has the Firebase Cloud Messaging API (V1), and \
                               the account the role for it";
                 lines.failed(format_args!("{file}: {why}; {remedy}"));

@@ -49,28 +49,26 @@ struct AnswerDetail {
 
 /// What an answer means. What cannot be read of it counts as not said.
 pub(in crate::push::transport) fn judge(response: &Response<Bytes>) -> Verdict {
-    let answer: FcmResponse = serde_json::from_slice(response.body()).unwrap_or_default();
     let (http, retry_after) = (response.status().as_u16(), retry_after(response.headers()));
     if http == 200 {
-        return Verdict::Accepted { id: answer.name.map(|name| printable(&name, MAX_WORD)) };
+        let name = parsed(response).name;
+        return Verdict::Accepted { id: name.map(|name| printable(&name, MAX_WORD)) };
     }
-    let AnswerError { status, message, details } = answer.error;
-    let code = details.iter().find(|it| it.kind == FCM_ERROR && !it.code.is_empty());
-    let by_fcm = code.is_some();
-    let word = code.map_or(&*status, |detail| &detail.code);
+    let error = parsed(response).error;
+    let (AnswerError { message, details, .. }, (word, by_fcm)) = (&error, error.word());
     let why = || format!("FCM answered {http} {}", printable(word, MAX_WORD)).trim_end().to_owned();
     match word {
         "UNREGISTERED" if by_fcm => Verdict::Gone { since: None },
         // Of another project. If most are, it is the project that is the wrong one.
         "SENDER_ID_MISMATCH" if by_fcm => Verdict::BadEndpoint,
-        "INVALID_ARGUMENT" if by_fcm && message.contains(NO_TOKEN) && !names_fields(&details) => {
+        "INVALID_ARGUMENT" if by_fcm && message.contains(NO_TOKEN) && !names_fields(details) => {
             Verdict::BadEndpoint
         }
         "QUOTA_EXCEEDED" | "RESOURCE_EXHAUSTED" => Verdict::TooMany { retry_after },
         "UNAVAILABLE" | "INTERNAL" => Verdict::Unavailable { why: why(), retry_after },
-        "UNAUTHENTICATED" if !by_fcm => Verdict::RouteClosed { why: why(), retry_after },
         _ if http == 429 => Verdict::TooMany { retry_after },
-        _ if (400..500).contains(&http) => Verdict::Misconfigured { why: why() },
+        // Google says not to send these again. A 408 is none of FCM's.
+        _ if (400..500).contains(&http) && http != 408 => Verdict::Rejected { why: why() },
         _ => Verdict::Unavailable { why: why(), retry_after },
     }
 }
@@ -78,7 +76,19 @@ pub(in crate::push::transport) fn judge(response: &Response<Bytes>) -> Verdict {
 /// Whether FCM finds our access token too old, or none of its own.
 pub(super) fn refuses_token(response: &Response<Bytes>) -> bool {
     response.status() == StatusCode::UNAUTHORIZED
-        && matches!(judge(response), Verdict::RouteClosed { .. })
+        && parsed(response).error.word() == ("UNAUTHENTICATED", false)
+}
+
+fn parsed(response: &Response<Bytes>) -> FcmResponse {
+    serde_json::from_slice(response.body()).unwrap_or_default()
+}
+
+impl AnswerError {
+    /// What counts of it, and whether that is FCM's own code.
+    fn word(&self) -> (&str, bool) {
+        let code = self.details.iter().find(|it| it.kind == FCM_ERROR && !it.code.is_empty());
+        code.map_or((&self.status, false), |detail| (&detail.code, true))
+    }
 }
 
 /// Whether it says which fields of the message are wrong: then it is the message.
@@ -109,7 +119,7 @@ mod tests {
     #[test]
     fn each_answer_has_its_outcome() {
         let later = Some(Duration::from_secs(7));
-        let refused = |why: &str| Verdict::Misconfigured { why: format!("FCM answered {why}") };
+        let refused = |why: &str| Verdict::Rejected { why: format!("FCM answered {why}") };
         let unavailable = |why: &str| Verdict::Unavailable {
             why: format!("FCM answered {why}"),
             retry_after: later,
@@ -159,19 +169,13 @@ mod tests {
                 refused("400 UNSPECIFIED_ERROR"),
             ),
             (500, error("UNKNOWN", "UNSPECIFIED_ERROR", ""), unavailable("500 UNSPECIFIED_ERROR")),
-            (
-                401,
-                error("UNAUTHENTICATED", "", ""),
-                Verdict::RouteClosed {
-                    why: "FCM answered 401 UNAUTHENTICATED".into(),
-                    retry_after: later,
-                },
-            ),
+            (401, error("UNAUTHENTICATED", "", ""), refused("401 UNAUTHENTICATED")),
             (403, error("PERMISSION_DENIED", "", ""), refused("403 PERMISSION_DENIED")),
             (404, error("NEW\r\n", "", ""), refused("404 NEW\\r\\n")),
             (404, json!([]), refused("404")),
             (502, json!("<html>"), unavailable("502")),
             (302, Value::Null, unavailable("302")),
+            (408, Value::Null, unavailable("408")),
         ] {
             let body = body.to_string();
             let response = Response::builder().status(http).header(RETRY_AFTER, 7);

@@ -20,6 +20,9 @@ use serde_json::{Value, json};
 /// (RFC 8030 section 7.2).
 pub const PADDED: usize = 2048;
 
+/// The same of a short message, for a push service that does not take the others.
+pub(super) const PADDED_SHORT: usize = 512;
+
 /// Most bytes of a plaintext: one of [`PADDED`] ends it.
 pub const MOST: usize = PADDED - 1;
 
@@ -100,9 +103,14 @@ impl ClientKeys {
     /// # Errors
     /// Where `plain` is longer than [`MOST`] bytes, or the client's key is no point of the curve.
     pub fn encrypt(&self, plain: &[u8]) -> Result<Vec<u8>, Unspecified> {
+        self.encrypt_in(plain, PADDED)
+    }
+
+    /// The same, padded to this many bytes, which have to be more than those of `plain`.
+    pub(super) fn encrypt_in(&self, plain: &[u8], padded: usize) -> Result<Vec<u8>, Unspecified> {
         let mut salt = [0; SALT];
         rand::fill(&mut salt)?;
-        self.encrypt_with(plain, PADDED, &PrivateKey::generate(&ECDH_P256)?, &salt)
+        self.encrypt_with(plain, padded, &PrivateKey::generate(&ECDH_P256)?, &salt)
     }
 
     fn encrypt_with(

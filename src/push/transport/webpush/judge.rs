@@ -31,11 +31,11 @@ pub(in crate::push::transport) fn judge(response: &Response<Bytes>) -> Verdict {
                 reason(response.body())
             ),
         },
+        // It did not get the whole request.
+        408 => Verdict::unavailable(format!("the push service answered {status}")),
         400..=499 => {
             let reason = reason(response.body());
-            Verdict::Misconfigured {
-                why: format!("the push service answered {status}: {reason:?}"),
-            }
+            Verdict::Rejected { why: format!("the push service answered {status}: {reason:?}") }
         }
         _ => {
             Verdict::Unavailable { why: format!("the push service answered {status}"), retry_after }
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn each_answer_has_its_verdict() {
         let later = Some(Duration::from_secs(7));
-        let refused = |why: &str| Verdict::Misconfigured { why: why.to_owned() };
+        let refused = |why: &str| Verdict::Rejected { why: why.to_owned() };
         let of_key = |why: &str| Verdict::Refused { why: why.to_owned() };
         let unavailable =
             |why: &str| Verdict::Unavailable { why: why.to_owned(), retry_after: later };
@@ -81,6 +81,7 @@ mod tests {
                 ),
             ),
             (405, "", refused("the push service answered 405 Method Not Allowed: \"\"")),
+            (408, "", Verdict::unavailable("the push service answered 408 Request Timeout")),
             (413, "", Verdict::TooLarge),
             (429, "", Verdict::TooMany { retry_after: later }),
             (
@@ -104,7 +105,7 @@ mod tests {
         let verdict = judge(&dated.body(Bytes::new()).unwrap());
         assert_eq!(verdict, Verdict::TooMany { retry_after: None });
         let long = Response::builder().status(400).body("x".repeat(9999).into()).unwrap();
-        let Verdict::Misconfigured { why } = judge(&long) else { panic!() };
+        let Verdict::Rejected { why } = judge(&long) else { panic!() };
         assert!(why.len() < 200, "{why}");
     }
 }

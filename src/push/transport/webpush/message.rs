@@ -14,7 +14,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use hyper::{Request, Response};
 use serde_json::Value;
 
-use super::encrypt::ClientKeys;
+use super::encrypt::{ClientKeys, PADDED, PADDED_SHORT};
 use super::options::WebPushOptions;
 use super::vapid::VapidKey;
 use super::{judge, payload};
@@ -35,8 +35,10 @@ pub struct WebPush {
     pub(super) guard: Arc<Guard>,
 }
 
-/// The headers that differ from message to message.
+/// What differs from message to message besides its text: its size, and headers.
 struct Terms {
+    /// Bytes of the plaintext with its padding.
+    padded: usize,
     ttl: Duration,
     /// Of RFC 8030 section 5.3: a phone that saves its battery gets `low` later.
     urgency: &'static str,
@@ -79,7 +81,7 @@ impl WebPush {
         let authorization = authorization.ok_or_else(|| Verdict::Misconfigured {
             why: "no token can be signed with the VAPID key".to_owned(),
         })?;
-        let body = keys.encrypt(plain.as_bytes());
+        let body = keys.encrypt_in(plain.as_bytes(), terms.padded);
         let body =
             body.map_err(|_| Verdict::unrenderable("the client's key is no point of P-256"))?;
         let mut request = Request::post(endpoint)
@@ -92,6 +94,37 @@ impl WebPush {
             request = request.header("topic", topic);
         }
         request.body(body.into()).map_err(|error| Verdict::unrenderable(error.to_string()))
+    }
+
+    /// The request that says `notice`, padded to so many bytes.
+    fn notice(
+        &self,
+        subscription: &Subscription,
+        notice: &Notice<'_>,
+        padded: usize,
+    ) -> Result<Request<Bytes>, Verdict> {
+        let keys = keys_of(subscription)?;
+        let plain = payload::changed(&subscription.account, notice, padded - 1);
+        let plain = plain.ok_or_else(no_room)?;
+        let is_new = |change: &MailboxChange| change.kind == ChangeKind::NewMail;
+        let urgency = if notice.mailboxes.iter().any(is_new) { "high" } else { "low" };
+        let topic = Some(topic(subscription, &keys, notice));
+        let terms = Terms { padded, ttl: notice.ttl, urgency, topic };
+        self.request(subscription, &keys, &plain, &terms, notice.at)
+    }
+
+    /// The request that brings a code, padded to so many bytes.
+    fn code(
+        &self,
+        subscription: &Subscription,
+        code: &str,
+        at: Timestamp,
+        padded: usize,
+    ) -> Result<Request<Bytes>, Verdict> {
+        let keys = keys_of(subscription)?;
+        let plain = payload::verification(code, at, padded - 1).ok_or_else(no_room)?;
+        let terms = Terms { padded, ttl: VERIFICATION_TTL, urgency: "high", topic: None };
+        self.request(subscription, &keys, &plain, &terms, at)
     }
 }
 
@@ -133,13 +166,17 @@ impl Transport for WebPush {
         subscription: &Subscription,
         notice: &Notice<'_>,
     ) -> Result<Request<Bytes>, Verdict> {
-        let keys = keys_of(subscription)?;
-        let plain = payload::changed(&subscription.account, notice).ok_or_else(no_room)?;
-        let is_new = |change: &MailboxChange| change.kind == ChangeKind::NewMail;
-        let urgency = if notice.mailboxes.iter().any(is_new) { "high" } else { "low" };
-        let topic = Some(topic(subscription, &keys, notice));
-        let terms = Terms { ttl: notice.ttl, urgency, topic };
-        self.request(subscription, &keys, &plain, &terms, notice.at)
+        self.notice(subscription, notice, PADDED)
+    }
+
+    /// Without a preview, of the mailboxes that have room in so few bytes.
+    fn render_short(
+        &self,
+        subscription: &Subscription,
+        notice: &Notice<'_>,
+    ) -> Option<Result<Request<Bytes>, Verdict>> {
+        let notice = Notice { preview: None, ..*notice };
+        Some(self.notice(subscription, &notice, PADDED_SHORT))
     }
 
     fn verify(
@@ -148,10 +185,16 @@ impl Transport for WebPush {
         code: &str,
         at: Timestamp,
     ) -> Result<Request<Bytes>, Verdict> {
-        let keys = keys_of(subscription)?;
-        let plain = payload::verification(code, at).ok_or_else(no_room)?;
-        let terms = Terms { ttl: VERIFICATION_TTL, urgency: "high", topic: None };
-        self.request(subscription, &keys, &plain, &terms, at)
+        self.code(subscription, code, at, PADDED)
+    }
+
+    fn verify_short(
+        &self,
+        subscription: &Subscription,
+        code: &str,
+        at: Timestamp,
+    ) -> Option<Result<Request<Bytes>, Verdict>> {
+        Some(self.code(subscription, code, at, PADDED_SHORT))
     }
 
     fn judge(&self, response: &Response<Bytes>) -> Verdict {

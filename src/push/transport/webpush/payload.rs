@@ -6,7 +6,6 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
-use super::encrypt::MOST;
 use crate::model::event::{ChangedMailbox, EventMessage, MAILBOX_CHANGED};
 use crate::model::{Account, Mailbox, PREVIEW_CHARACTERS, Preview, Timestamp};
 use crate::push::transport::Notice;
@@ -40,17 +39,17 @@ struct PreviewData<'a> {
 /// Characters of sender and subject, each, that are tried until they have room.
 const TRIED: [usize; 5] = [PREVIEW_CHARACTERS, 150, 100, 50, 25];
 
-/// What `notice` says to a client of the account: at most [`MOST`] bytes. Mailboxes that have no room are
+/// What `notice` says to a client of the account: at most `most` bytes. Mailboxes that have no room are
 /// left out, and `more` says so; sender and subject are cut for what room these leave. `None` where not even the
 /// name of the account has room.
-pub(super) fn changed(account: &Account, notice: &Notice<'_>) -> Option<String> {
+pub(super) fn changed(account: &Account, notice: &Notice<'_>, most: usize) -> Option<String> {
     let changes = notice.mailboxes.iter();
     let all: Vec<_> =
         changes.map(|it| ChangedMailbox::new(&it.mailbox, (it.kind, it.state))).collect();
     let with = |count: usize, preview| {
         let (mailboxes, more) = (&all[..count], count < all.len());
         let data = AccountData { account: account.as_str(), mailboxes, more, preview };
-        text(&EventMessage::new(MAILBOX_CHANGED, data, notice.at))
+        text(&EventMessage::new(MAILBOX_CHANGED, data, notice.at), most)
     };
     let (count, plain) =
         (0..=all.len()).rev().find_map(|count| Some((count, with(count, None)?)))?;
@@ -85,12 +84,12 @@ fn cut(text: &str, most: usize) -> Cow<'_, str> {
 }
 
 /// What brings a code to a client, which gives it back.
-pub(super) fn verification(code: &str, at: Timestamp) -> Option<String> {
-    text(&EventMessage::verify(code, at))
+pub(super) fn verification(code: &str, at: Timestamp, most: usize) -> Option<String> {
+    text(&EventMessage::verify(code, at), most)
 }
 
-fn text(message: &impl Serialize) -> Option<String> {
-    serde_json::to_string(message).ok().filter(|json| json.len() <= MOST)
+fn text(message: &impl Serialize, most: usize) -> Option<String> {
+    serde_json::to_string(message).ok().filter(|json| json.len() <= most)
 }
 
 #[cfg(test)]
@@ -99,6 +98,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
+    use super::super::encrypt::MOST;
     use super::*;
     use crate::model::{ChangeKind, Snapshot};
     use crate::push::transport::MailboxChange;
@@ -114,7 +114,7 @@ mod tests {
     ) -> Option<Value> {
         let at = Timestamp(1_795_692_578_287);
         let notice = Notice { id: "id", mailboxes, preview, at, ttl: Duration::from_secs(60) };
-        let json = changed(&Account::from_login(account), &notice)?;
+        let json = changed(&Account::from_login(account), &notice, MOST)?;
         assert!(json.len() <= MOST, "{}", json.len());
         Some(serde_json::from_str(&json).unwrap())
     }
@@ -157,7 +157,8 @@ mod tests {
             })
         );
         assert_eq!(
-            serde_json::from_str::<Value>(&verification("7f", Timestamp(0)).unwrap()).unwrap(),
+            serde_json::from_str::<Value>(&verification("7f", Timestamp(0), MOST).unwrap())
+                .unwrap(),
             json!({
                 "type": "subscription.verify",
                 "timestamp": "1970-01-01T00:00:00.000Z",
@@ -225,6 +226,6 @@ mod tests {
         let long_name = told(&"\u{1}".repeat(300), &[new("INBOX")]).unwrap();
         assert_eq!(long_name["data"]["mailboxes"].as_array().unwrap().len(), 1);
         assert_eq!(told(&"\u{1}".repeat(1000), &[new("INBOX")]), None);
-        assert!(verification(&"x".repeat(MOST), Timestamp(0)).is_none());
+        assert!(verification(&"x".repeat(MOST), Timestamp(0), MOST).is_none());
     }
 }
