@@ -25,6 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::answer_gate::AnswerGate;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::random_uuid;
@@ -89,8 +90,7 @@ struct ApnsShared {
     state: Mutex<ApnsState>,
     /// How many requests have come.
     received: watch::Sender<u64>,
-    /// Whether answers are held back.
-    held: watch::Sender<bool>,
+    gate: AnswerGate,
     /// Whether clients that connect get nothing, not even TLS.
     stalled: watch::Sender<bool>,
     /// Counts the calls of [`Apns::go_away`].
@@ -135,7 +135,7 @@ impl Apns {
         let shared = Arc::new(ApnsShared {
             state: Mutex::default(),
             received: watch::Sender::new(0),
-            held: watch::Sender::new(false),
+            gate: AnswerGate::default(),
             stalled: watch::Sender::new(false),
             farewells: watch::Sender::new(0),
             connections: AtomicU64::new(0),
@@ -222,7 +222,7 @@ impl Apns {
 
     /// Takes requests, but answers none of them before `held` is false again.
     pub fn hold_answers(&self, held: bool) {
-        self.shared.held.send_replace(held);
+        self.shared.gate.shut(held);
     }
 
     /// Takes connections, but says nothing on those that come before `stalled` is false again.
@@ -380,7 +380,7 @@ async fn serve(stream: TlsStream<TcpStream>, shared: Arc<ApnsShared>) {
         let (shared, topics, disconnect) = (shared.clone(), topics.clone(), disconnect.clone());
         async move {
             let (answer, id) = receive(request, &shared, topics.as_deref(), number).await;
-            let _ = shared.held.subscribe().wait_for(|held| !held).await;
+            shared.gate.open().await;
             match answer {
                 Answer::Hang => std::future::pending().await,
                 Answer::Disconnect => {

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::answer_gate::AnswerGate;
 use super::farewell;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
@@ -94,6 +95,7 @@ struct FcmShared {
     address: SocketAddr,
     key: RsaKeyPair,
     project: &'static str,
+    gate: AnswerGate,
 }
 
 struct FcmState {
@@ -161,6 +163,7 @@ impl FcmStandIn {
             address: listener.local_addr()?,
             key,
             project,
+            gate: AnswerGate::default(),
         });
         let tls = TlsAcceptor::from(pki.apns_config()?);
         let for_connections = shared.clone();
@@ -234,6 +237,11 @@ impl FcmStandIn {
     /// The answer to the next `count` messages that would be accepted.
     pub fn answer_next(&self, count: usize, answer: FcmAnswer) {
         self.shared.state().answers.extend(std::iter::repeat_n(answer, count));
+    }
+
+    /// Takes requests, but answers none of them before `held` is false again.
+    pub fn hold_answers(&self, held: bool) {
+        self.shared.gate.shut(held);
     }
 
     /// The answer to all for which nothing else is prescribed.
@@ -392,7 +400,11 @@ impl FcmShared {
 async fn serve(stream: tokio_rustls::server::TlsStream<TcpStream>, shared: Arc<FcmShared>) {
     let answer = |request, farewell| {
         let shared = Arc::clone(&shared);
-        async move { answer(request, &shared, &farewell).await }
+        async move {
+            let response = answer(request, &shared, &farewell).await;
+            shared.gate.open().await;
+            response
+        }
     };
     farewell::serve(stream, true, answer).await;
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls::crypto::CryptoProvider;
 use uuid::Uuid;
 
+mod answer_gate;
 pub mod apns;
 pub mod backend;
 pub mod dialogue;

@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::answer_gate::AnswerGate;
 use super::farewell;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
@@ -89,6 +90,7 @@ struct ServiceParts {
     /// How many requests have come.
     received: watch::Sender<u64>,
     connections: AtomicU64,
+    gate: AnswerGate,
 }
 
 #[derive(Default)]
@@ -163,6 +165,7 @@ impl PushService {
             state: Mutex::default(),
             received: watch::Sender::new(0),
             connections: AtomicU64::new(0),
+            gate: AnswerGate::default(),
         });
         let for_connections = Arc::clone(&shared);
         let port = Port::open(listener, move |stream| {
@@ -215,6 +218,11 @@ impl PushService {
     /// The answer to every message for which nothing else is prescribed, from now on.
     pub fn reply_to_all(&self, reply: Reply) {
         self.shared.state().reply_to_all = reply;
+    }
+
+    /// Takes requests, but answers none of them before `held` is false again.
+    pub fn hold_answers(&self, held: bool) {
+        self.shared.gate.shut(held);
     }
 
     /// The next request that was not handed out yet, in the order of arrival. Waits for it. Cancel safe.
@@ -318,7 +326,9 @@ async fn serve(stream: TlsStream<TcpStream>, shared: Arc<ServiceParts>) {
     let answer = |request, farewell| {
         let shared = Arc::clone(&shared);
         async move {
-            match receive(request, &shared, is_http2, &farewell).await {
+            let response = receive(request, &shared, is_http2, &farewell).await;
+            shared.gate.open().await;
+            match response {
                 Some(response) => response,
                 None => std::future::pending().await,
             }

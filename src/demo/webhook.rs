@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::answer_gate::AnswerGate;
 use super::farewell;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
@@ -72,6 +73,7 @@ struct ReceiverShared {
     handed_out: Mutex<usize>,
     received: watch::Sender<u64>,
     tls: bool,
+    gate: AnswerGate,
 }
 
 /// More of a request is not read.
@@ -128,6 +130,7 @@ impl WebhookReceiver {
             handed_out: Mutex::default(),
             received: watch::Sender::new(0),
             tls: tls.is_some(),
+            gate: AnswerGate::default(),
         });
         let for_connections = shared.clone();
         let port = Port::open(listener, move |stream| {
@@ -182,6 +185,11 @@ impl WebhookReceiver {
     /// The answer to everything from now on; `None` lets the receiver decide.
     pub fn answer_all(&self, answer: Option<ReceiverAnswer>) {
         *self.shared.answer.lock() = answer;
+    }
+
+    /// Takes requests, but answers none of them before `held` is false again.
+    pub fn hold_answers(&self, held: bool) {
+        self.shared.gate.shut(held);
     }
 
     /// How many connections were ever made.
@@ -274,7 +282,11 @@ async fn serve(
 ) {
     let answer = |request, farewell| {
         let shared = Arc::clone(&shared);
-        async move { receive(request, &shared, &farewell).await }
+        async move {
+            let response = receive(request, &shared, &farewell).await;
+            shared.gate.open().await;
+            response
+        }
     };
     farewell::serve(stream, is_http2, answer).await;
 }

@@ -23,6 +23,11 @@ pub(super) fn faults() -> Vec<Fault> {
             "it is sent again, the phone hears at once"
         ),
         fault!(
+            late,
+            "FCM: an answer that comes late, within request_timeout",
+            "it counts, the app hears then of the mail of meanwhile, none twice, the phone at once"
+        ),
+        fault!(
             cut,
             "FCM: connection closed in the middle of a message",
             "it is sent again, the phone hears at once"
@@ -123,6 +128,28 @@ async fn hanging(scene: Scene) {
     scene.push().await;
     push_logged(&mut server, "unavailable").await;
     accepted(&service).await;
+}
+
+async fn late(scene: Scene) {
+    let (service, mut server) = with_app(&scene, TokenAnswers::Give(3599)).await;
+    // The first waits for a token as well.
+    scene.deliver();
+    scene.push().await;
+    accepted(&service).await;
+    push_to(&mut server, "token-a", "accepted").await;
+    scene.fault();
+    service.hold_answers(true);
+    scene.deliver();
+    scene.push().await;
+    accepted(&service).await;
+    scene.deliver();
+    scene.push().await;
+    assert_eq!(service.messages().len(), 2);
+    service.hold_answers(false);
+    push_to(&mut server, "token-a", "accepted").await;
+    accepted(&service).await;
+    push_to(&mut server, "token-a", "accepted").await;
+    assert_eq!(service.messages().len(), 3);
 }
 
 async fn cut(scene: Scene) {

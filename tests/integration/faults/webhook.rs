@@ -31,6 +31,11 @@ pub(super) fn faults() -> Vec<Fault> {
             "it comes again with its id, the phone hears at once"
         ),
         fault!(
+            late,
+            "web hook: an answer that comes late, within timeout",
+            "it counts, the receiver hears then of the mail of meanwhile, none twice, the phone at once"
+        ),
+        fault!(
             overloaded,
             "web hook: 503 to everything for a while",
             "the event comes afterwards with its id, the phone hears at once"
@@ -71,15 +76,15 @@ pub(super) fn faults() -> Vec<Fault> {
 /// The program with a phone and a web hook, both of which the account has rows for.
 async fn with_receiver(scene: &Scene) -> (WebhookReceiver, Server) {
     let receiver = WebhookReceiver::start(listener().await, None).unwrap();
-    let server = with(scene, &receiver, "").await;
+    let server = with(scene, &receiver, "", "2s").await;
     (receiver, server)
 }
 
 /// The program with this web hook, of whose table there is `more`.
-async fn with(scene: &Scene, receiver: &WebhookReceiver, more: &str) -> Server {
+async fn with(scene: &Scene, receiver: &WebhookReceiver, more: &str, timeout: &str) -> Server {
     fs::write(scene.file("hook.secret"), SECRET).unwrap();
     let table = format!(
-        "[[webhook]]\nurl = \"{}\"\nsecret_file = \"hook.secret\"\ntimeout = \"2s\"\n{more}[log]\n",
+        "[[webhook]]\nurl = \"{}\"\nsecret_file = \"hook.secret\"\ntimeout = \"{timeout}\"\n{more}[log]\n",
         receiver.url("/mail")
     );
     scene.configure("[log]\n", &table);
@@ -133,6 +138,25 @@ async fn hanging(scene: Scene) {
     assert_eq!(id(&new_mail(&receiver, Some(204)).await), id(&first));
 }
 
+async fn late(scene: Scene) {
+    let receiver = WebhookReceiver::start(listener().await, None).unwrap();
+    let mut server = with(&scene, &receiver, "", "30s").await;
+    scene.fault();
+    receiver.hold_answers(true);
+    scene.deliver();
+    scene.push().await;
+    let first = new_mail(&receiver, Some(204)).await;
+    scene.deliver();
+    scene.push().await;
+    assert_eq!(receiver.events().len(), 1);
+    receiver.hold_answers(false);
+    push_to(&mut server, "127.0.0.", "accepted").await;
+    let second = new_mail(&receiver, Some(204)).await;
+    push_to(&mut server, "127.0.0.", "accepted").await;
+    assert_ne!(id(&second), id(&first));
+    assert_eq!(receiver.events().len(), 2);
+}
+
 async fn overloaded(scene: Scene) {
     let (receiver, _server) = with_receiver(&scene).await;
     scene.fault();
@@ -174,7 +198,7 @@ async fn too_many(scene: Scene) {
 async fn farewell(scene: Scene) {
     let receiver = WebhookReceiver::start_http2(listener().await, &scene.pki).unwrap();
     receiver.answer_all(Some(ReceiverAnswer::Farewell));
-    let mut server = with(&scene, &receiver, "ca = \"ca.pem\"\n").await;
+    let mut server = with(&scene, &receiver, "ca = \"ca.pem\"\n", "2s").await;
     for _ in 0..3 {
         scene.fault();
         scene.deliver();

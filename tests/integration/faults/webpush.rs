@@ -34,6 +34,11 @@ pub(super) fn faults() -> Vec<Fault> {
             "it is sent again, the phone hears at once"
         ),
         fault!(
+            late,
+            "Web Push: an answer that comes late, within request_timeout",
+            "it counts, the browser hears then of the mail of meanwhile, none twice, the phone at once"
+        ),
+        fault!(
             overloaded,
             "Web Push: 503 to everything for a while",
             "the message comes afterwards, the phone hears at once"
@@ -87,11 +92,16 @@ const IDENTITY_REFUSED: &str = "the push service refuses mailchime's key or cont
 
 /// The program with a phone and a browser that has subscribed.
 async fn with_browser(scene: &Scene) -> (PushService, Arc<Browser>, Server) {
+    with_browser_for(scene, "2s").await
+}
+
+/// The same, with this request_timeout.
+async fn with_browser_for(scene: &Scene, timeout: &str) -> (PushService, Arc<Browser>, Server) {
     let service = PushService::start(listener().await, &scene.pki).unwrap();
     let host = format!("localhost:{}", service.address().port());
     let table = format!(
         "[webpush]\ncontact = \"{CONTACT}\"\nkey_file = \"vapid.key\"\nhosts = [\"{host}\"]\n{ALLOWED}\
-         ca = \"ca.pem\"\nrequest_timeout = \"2s\"\n[log]\n",
+         ca = \"ca.pem\"\nrequest_timeout = \"{timeout}\"\n[log]\n",
     );
     scene.configure("[log]\n", &table);
     let server = scene.registered().await;
@@ -150,6 +160,21 @@ async fn hanging(scene: Scene) {
     push_logged(&mut server, "unavailable").await;
     service.reply_to_all(Reply::Created);
     accepted(&service).await;
+}
+
+async fn late(scene: Scene) {
+    let (service, _browser, mut server) = with_browser_for(&scene, "60s").await;
+    scene.fault();
+    service.hold_answers(true);
+    mail(&scene).await;
+    accepted(&service).await;
+    mail(&scene).await;
+    assert_eq!(service.received(), 1);
+    service.hold_answers(false);
+    push_to(&mut server, "https://localhost", "accepted").await;
+    accepted(&service).await;
+    push_to(&mut server, "https://localhost", "accepted").await;
+    assert_eq!(service.received(), 2);
 }
 
 async fn overloaded(scene: Scene) {
