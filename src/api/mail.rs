@@ -26,6 +26,10 @@ use crate::net::proxy_protocol::Addresses;
 /// Most mailboxes that are listed.
 const MAILBOXES: usize = 5_000;
 
+/// What STATUS is asked for.
+const ITEMS: &[u8] = b"(MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
+const ITEMS_MOD_SEQ: &[u8] = b"(MESSAGES UIDNEXT UIDVALIDITY UNSEEN HIGHESTMODSEQ)";
+
 /// Bytes of their names.
 const NAMES: usize = 1024 * 1024;
 
@@ -150,10 +154,12 @@ impl MailClient {
 
     /// Which of these the user may read, each with its state, and which not. INBOX always is readable; what
     /// the backend does not refuse for good is, in an unknown state. So are those for which it does not answer in
-    /// time, and those behind them, for which it is not asked.
+    /// time, and those behind them, for which it is not asked. `with_mod_seq` says of which the backend has told
+    /// HIGHESTMODSEQ before (RFC 7162 section 3.1.7).
     pub(super) async fn check(
         &mut self,
         mailboxes: Vec<Mailbox>,
+        with_mod_seq: impl Fn(&Mailbox) -> bool,
     ) -> Result<(Vec<(Mailbox, Snapshot)>, Vec<Mailbox>), ApiError> {
         let (mut readable, mut unreadable, mut answers) = (Vec::new(), Vec::new(), true);
         for mailbox in mailboxes {
@@ -166,29 +172,45 @@ impl MailClient {
                 unreadable.push(mailbox);
                 continue;
             };
-            let items = b" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)";
-            let mut state = None;
-            let read = |response: &[u8]| {
-                let told = mailbox_status(response);
-                state = told.map(|(_, snapshot)| snapshot).or(state);
+            let mut asked = match with_mod_seq(&mailbox) {
+                true => self.status(&quoted, ITEMS_MOD_SEQ).await,
+                false => self.status(&quoted, ITEMS).await,
             };
-            let command = [b"STATUS ", &quoted[..], items].concat();
-            let refusal = match self.imap.command(&command, read).await {
-                Ok(refusal) => refusal,
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    answers = false;
-                    None
-                }
-                Err(_) => return Err(hung_up()),
-            };
-            match refusal {
-                Some(refusal) if !mailbox.is_inbox() && !is_unreadable_for_now(&refusal) => {
+            // It may know that item no longer.
+            if with_mod_seq(&mailbox) && matches!(asked, Ok((Some(_), _))) {
+                asked = self.status(&quoted, ITEMS).await;
+            }
+            match asked {
+                Ok((Some(refusal), _))
+                    if !mailbox.is_inbox() && !is_unreadable_for_now(&refusal) =>
+                {
                     unreadable.push(mailbox);
                 }
-                _ => readable.push((mailbox, state.unwrap_or_default())),
+                Ok((_, state)) => readable.push((mailbox, state)),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    answers = false;
+                    readable.push((mailbox, Snapshot::default()));
+                }
+                Err(_) => return Err(hung_up()),
             }
         }
         Ok((readable, unreadable))
+    }
+
+    /// What STATUS says of these items, or how it is refused.
+    async fn status(
+        &mut self,
+        quoted: &[u8],
+        items: &[u8],
+    ) -> io::Result<(Option<Vec<u8>>, Snapshot)> {
+        let mut state = None;
+        let read = |response: &[u8]| {
+            let told = mailbox_status(response);
+            state = told.map(|(_, snapshot)| snapshot).or(state);
+        };
+        let command = [b"STATUS ", quoted, b" ", items].concat();
+        let refusal = self.imap.command(&command, read).await?;
+        Ok((refusal, state.unwrap_or_default()))
     }
 }
 
@@ -328,8 +350,10 @@ mod tests {
             login: AcceptedLogin { backend, credentials: None, at, names_ignore_case: false },
         };
         let mailboxes = mailboxes.iter().map(|name| Mailbox::new(name)).collect();
-        let (readable, unreadable) =
-            mail.check(mailboxes).await.map_err(|error| error.into_response().status().as_u16())?;
+        let (readable, unreadable) = mail
+            .check(mailboxes, |_| false)
+            .await
+            .map_err(|error| error.into_response().status().as_u16())?;
         assert!(unreadable.is_empty());
         Ok(readable.into_iter().map(|(_, state)| state.messages).collect())
     }

@@ -1,34 +1,44 @@
 //! How many pushes users have sent by the API: those with a code, and those that are tests.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::error::ApiError;
-use crate::model::Account;
+use crate::model::{Account, Subscription, TransportId};
 use crate::registrar::RegistrationPace;
 
 /// Pushes of one account in a minute.
 const PER_MINUTE: u32 = 10;
 
-/// Pushes under way at once, of all accounts.
+/// Pushes under way at once by one transport, of all accounts.
 const AT_ONCE: usize = 16;
+
+/// The same of one account by all transports. Receivers that its user names may answer late.
+const AT_ONCE_OF_ACCOUNT: usize = 2;
 
 /// For one of them to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The pushes that users have sent.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Sends {
     pace: RegistrationPace,
-    under_way: Semaphore,
+    /// One that answers late holds up no other.
+    under_way: Mutex<HashMap<TransportId, Arc<Semaphore>>>,
+    of_accounts: Mutex<HashMap<Account, Arc<Semaphore>>>,
 }
 
-impl Default for Sends {
-    fn default() -> Self {
-        Self { pace: RegistrationPace::default(), under_way: Semaphore::new(AT_ONCE) }
-    }
+/// A place for a push.
+#[derive(Debug)]
+pub(super) struct SendPlace<'a> {
+    sends: &'a Sends,
+    account: Account,
+    places: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
 }
 
 impl Sends {
@@ -40,34 +50,93 @@ impl Sends {
         }
     }
 
-    /// A place for a push, until it is dropped.
-    pub(super) async fn place(&self) -> Result<SemaphorePermit<'_>, ApiError> {
-        let place = timeout(PATIENCE, self.under_way.acquire()).await;
-        place.ok().and_then(Result::ok).ok_or_else(|| {
-            ApiError::unavailable("Too many pushes are being sent. Try again later.")
-        })
+    /// A place for a push to this subscription, until it is dropped.
+    pub(super) async fn place(
+        &self,
+        subscription: &Subscription,
+    ) -> Result<SendPlace<'_>, ApiError> {
+        let Subscription { account, transport, .. } = subscription;
+        let mut place = SendPlace { sends: self, account: account.clone(), places: None };
+        let of_account = places(&mut self.of_accounts.lock(), account, AT_ONCE_OF_ACCOUNT);
+        let of_transport = places(&mut self.under_way.lock(), transport, AT_ONCE);
+        // That of the account first: its pushes that wait hold no place that others want.
+        let both = async {
+            let of_account = of_account.acquire_owned().await.ok()?;
+            Some((of_account, of_transport.acquire_owned().await.ok()?))
+        };
+        place.places = timeout(PATIENCE, both).await.ok().flatten();
+        match place.places {
+            Some(_) => Ok(place),
+            None => Err(ApiError::unavailable("Too many pushes are being sent. Try again later.")),
+        }
+    }
+}
+
+/// The places of this key.
+fn places<K: Clone + Eq + std::hash::Hash>(
+    of: &mut HashMap<K, Arc<Semaphore>>,
+    key: &K,
+    most: usize,
+) -> Arc<Semaphore> {
+    Arc::clone(of.entry(key.clone()).or_insert_with(|| Arc::new(Semaphore::new(most))))
+}
+
+impl Drop for SendPlace<'_> {
+    /// An account that sends nothing is forgotten.
+    fn drop(&mut self) {
+        self.places = None;
+        let mut accounts = self.sends.of_accounts.lock();
+        if accounts.get(&self.account).is_some_and(|places| Arc::strong_count(places) == 1) {
+            accounts.remove(&self.account);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::imap::registration::xapple::{DeviceToken, XAppleRegistration};
+
+    fn subscription(account: &str, transport: &str) -> Subscription {
+        let registration = XAppleRegistration {
+            version: 2,
+            account_id: "ID".into(),
+            token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
+            subtopic: "com.apple.mobilemail".into(),
+            mailboxes: Vec::new(),
+        };
+        let of_apple = registration.subscription(Account::from_login(account), "com.example");
+        Subscription { transport: TransportId::new(transport), ..of_apple }
+    }
 
     #[tokio::test(start_paused = true)]
-    async fn an_account_has_ten_a_minute_and_all_have_sixteen_at_once() {
+    async fn an_account_has_ten_a_minute() {
         let sends = Sends::default();
         let (alice, bob) = (Account::from_login("alice"), Account::from_login("bob"));
         assert!((0..PER_MINUTE).all(|_| sends.count(&alice).is_ok()));
         assert!(sends.count(&alice).is_err() && sends.count(&bob).is_ok());
         tokio::time::sleep(Duration::from_mins(2)).await;
         assert!(sends.count(&alice).is_ok());
+    }
 
-        let mut places = Vec::new();
-        for _ in 0..AT_ONCE {
-            places.push(sends.place().await.unwrap_or_else(|_| panic!("no place")));
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_answers_late_takes_no_place_of_another_account_or_transport() {
+        let sends = Sends::default();
+        let mut held = Vec::new();
+        for account in 0..AT_ONCE / AT_ONCE_OF_ACCOUNT {
+            let hook = subscription(&format!("user{account}"), "webhook");
+            for _ in 0..AT_ONCE_OF_ACCOUNT {
+                held.push(sends.place(&hook).await.unwrap());
+            }
+            // Its third waits in vain, by any transport.
+            let third = subscription(&format!("user{account}"), "webpush");
+            assert!(sends.place(&third).await.is_err());
         }
-        assert!(sends.place().await.is_err());
-        places.pop();
-        assert!(sends.place().await.is_ok());
+        assert!(sends.place(&subscription("alice", "webhook")).await.is_err());
+        assert!(sends.place(&subscription("alice", "webpush")).await.is_ok());
+        held.pop();
+        assert!(sends.place(&subscription("alice", "webhook")).await.is_ok());
+        held.clear();
+        assert!(sends.of_accounts.lock().is_empty());
     }
 }

@@ -108,7 +108,7 @@ pub(super) async fn add(
     let (mut subscription, answer) = enrolled.map_err(|why| refusal(&why))?;
     subscription.expires_at = expires;
     let mail = caller.mail().await?;
-    let (readable, unreadable) = mail.check(mailboxes).await?;
+    let (readable, unreadable) = mail.check(mailboxes, |_| false).await?;
     let login = mail.login.clone();
     if readable.is_empty() {
         let message = "You have none of these mailboxes, or may not read them.";
@@ -167,7 +167,7 @@ async fn make(
     let id = id.ok_or_else(|| ApiError::unavailable("The subscription is gone already."))?;
     let Some(code) = code else { return Ok(id) };
     let options = Arc::clone(&subscription.options);
-    let delivered = match context.sends.place().await {
+    let delivered = match context.sends.place(&subscription).await {
         Ok(_place) => accepted(context.push.verify(subscription, code).await),
         Err(full) => Err(full),
     };
@@ -221,7 +221,7 @@ pub(super) async fn test(
     }
     let key = SubscriptionKey::from(&listed.subscription);
     context.sends.count(&caller.account)?;
-    let _place = context.sends.place().await?;
+    let _place = context.sends.place(&listed.subscription).await?;
     accepted(context.push.test(key).await)?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

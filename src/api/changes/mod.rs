@@ -70,12 +70,15 @@ async fn open(context: &Arc<ApiContext>, parts: &mut Parts) -> Result<Response, 
     let connection = connection.ok_or_else(ApiError::not_found)?;
     let mut caller = Caller::from_request_parts(parts, context).await?;
     let place = context.streams.place(&caller.account)?;
-    let (readable, unreadable) = caller.mail().await?.check(asked.mailboxes).await?;
+    let told = |mailbox: &Mailbox| asked.known.state_of(mailbox);
+    let counts_changes =
+        |mailbox: &Mailbox| told(mailbox).is_some_and(|told| told.highest_mod_seq.is_some());
+    let mail = caller.mail().await?;
+    let (readable, unreadable) = mail.check(asked.mailboxes, counts_changes).await?;
     if readable.is_empty() {
         let message = "You have none of these mailboxes, or may not read them.";
         return Err(ApiError::invalid("mailbox", message));
     }
-    let told = |mailbox: &Mailbox| asked.known.state_of(mailbox);
     let known =
         readable.iter().map(|(mailbox, now)| (mailbox.clone(), told(mailbox).unwrap_or(*now)));
     let inbox = StreamInbox::new(known);

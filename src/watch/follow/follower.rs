@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::model::{ChangeKind, Mailbox, MailboxToFollow, Snapshot};
 use crate::watch::ledger::Consequence;
-use crate::watch::snapshot::difference;
+use crate::watch::snapshot::{difference, merged, only_mod_seq_differs};
 
 /// What a follower hears.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,9 @@ pub(super) struct FollowedMailbox {
     pub(super) told: Snapshot,
     /// New mail was announced, and no look has shown it yet.
     announced: bool,
+    /// It was away, and its HIGHESTMODSEQ has not been compared yet: which flags have changed meanwhile is not
+    /// known, so it hears of all.
+    was_away: bool,
 }
 
 impl FollowListener {
@@ -66,14 +69,16 @@ impl FollowedMailbox {
     /// Tells at once what differs.
     pub(super) fn new(wanted: MailboxToFollow, hears: &FollowListener) -> Self {
         let MailboxToFollow { mailbox, told, now } = wanted;
+        let was_away = told.is_some();
         let told = told.unwrap_or(now);
-        let mut followed = Self { mailbox: mailbox.clone(), told, announced: false };
-        // The first look tells of a mailbox whose state could not be asked.
+        let mut followed = Self { mailbox: mailbox.clone(), told, announced: false, was_away };
+        // The first look tells of a mailbox whose state could not be asked, and of numbers that were not.
         if now != Snapshot::default()
-            && let Some((kind, state)) = followed.hear(Consequence::Nothing, &now)
+            && let Some((kind, state)) = followed.hear(Consequence::Nothing, &merged(&told, &now))
         {
             (hears.0)(FollowEvent::State { mailbox: &mailbox, kind, state });
         }
+        followed.was_away = was_away && now.highest_mod_seq.is_none();
         followed
     }
 
@@ -96,10 +101,13 @@ impl FollowedMailbox {
             Consequence::Nothing => (None, *known),
         };
         let announced = std::mem::take(&mut self.announced).then_some(ChangeKind::NewMail);
+        let was_away = std::mem::take(&mut self.was_away);
         if state == self.told {
             return None;
         }
-        let kind = kind.max(announced).max(difference(&self.told, &state));
+        let missed =
+            (was_away && only_mod_seq_differs(&self.told, &state)).then_some(ChangeKind::Quiet);
+        let kind = kind.max(announced).max(difference(&self.told, &state)).max(missed);
         self.told = state;
         Some((kind, state))
     }
@@ -147,6 +155,24 @@ mod tests {
         assert!(heard.is_empty());
         let looked = later.hear(Consequence::Nothing, &now);
         assert_eq!(looked, Some((Some(ChangeKind::NewMail), now)));
+    }
+
+    #[test]
+    fn a_change_of_flags_alone_is_heard_by_a_client_that_was_away() {
+        let counted = |mod_seq| Snapshot { highest_mod_seq: Some(mod_seq), ..state(11, 6, 3) };
+        // It was asked for.
+        let (mut later, heard) = followed(Some(counted(63)), counted(64));
+        assert!(heard.len() == 1 && heard[0].contains("Quiet"), "{heard:?}");
+        // From now on it hears of those flags that matter.
+        assert_eq!(later.hear(Consequence::Nothing, &counted(65)), Some((None, counted(65))));
+        // It was not: the first look says so.
+        let (mut later, heard) = followed(Some(counted(63)), state(11, 6, 3));
+        assert!(heard.is_empty(), "{heard:?}");
+        let heard = later.hear(Consequence::Nothing, &counted(64));
+        assert_eq!(heard, Some((Some(ChangeKind::Quiet), counted(64))));
+        let (mut later, _) = followed(Some(counted(63)), state(11, 6, 3));
+        assert_eq!(later.hear(Consequence::Nothing, &counted(63)), None);
+        assert_eq!(later.hear(Consequence::Nothing, &counted(64)), Some((None, counted(64))));
     }
 
     #[test]

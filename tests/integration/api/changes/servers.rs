@@ -7,6 +7,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::support::in_process::{InProcess, loopback};
+use crate::support::servers::client::Client;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::servers::{ALICE, BOB, mail};
 use crate::support::skip::skipped;
@@ -93,6 +94,23 @@ async fn curl_hears_of_what_happens_in_dovecot_until_its_password_is_another_one
             (&missed["data"]["kind"], &missed["data"]["messages"]),
             (&"new".into(), &2.into())
         );
+        let opened = alice.next().await.unwrap();
+        assert_eq!(opened["type"], "stream.opened");
+        drop(alice);
+
+        // The counts stay.
+        tokio::task::block_in_place(|| {
+            let mut client = Client::connect(dovecot.plain);
+            client.login(ALICE);
+            client.ask("SELECT INBOX");
+            client.ask("STORE 1 +FLAGS (\\Flagged)");
+        });
+        let id = opened["id"].as_str().unwrap();
+        let mut alice = Curl::start(&world, ALICE, &format!("{query}&last_event_id={id}"));
+        let missed = alice.next().await.unwrap();
+        assert_eq!(missed["data"]["kind"], "quiet", "{missed}");
+        let before = opened["data"]["mailboxes"][0]["highestmodseq"].as_u64();
+        assert!(missed["data"]["highestmodseq"].as_u64() > before, "{missed}");
         assert_eq!(alice.next().await.unwrap()["type"], "stream.opened");
 
         tokio::task::block_in_place(|| {
