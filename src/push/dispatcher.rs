@@ -387,7 +387,10 @@ impl Jobs {
                 };
                 match targets.as_ref().is_some_and(elsewhere) {
                     true => scheduler.set_aside(&account, now()),
-                    false => scheduler.read(&account, targets, now(), self.served()),
+                    false => {
+                        let wall = Timestamp::now();
+                        scheduler.read(&account, targets, now(), wall, self.served());
+                    }
                 }
             }
             Ok(Done::Answered(subscription, verdict)) => {

@@ -220,6 +220,15 @@ impl AccountState {
         self.read = ReadState::Wanted { at: now + wait(failures), failures };
     }
 
+    /// The mailboxes whose changes, of those that this read is for, a subscription on no route has to be told of once
+    /// it has one, those that it is owed already left out. Whether it has a use for them only its transport could say.
+    pub(super) fn missed(&self, target: &Target, rules: &Rules) -> Vec<Mailbox> {
+        let ReadState::UnderWay { changes, .. } = &self.read else { return Vec::new() };
+        let tells = |mailbox| changes.get(mailbox).is_some_and(|it| rules.tells(it.kind));
+        let missed = target.mailboxes.iter().filter(|(mailbox, owed)| !owed && tells(mailbox));
+        missed.map(|(mailbox, _)| mailbox.clone()).collect()
+    }
+
     /// The account's subscriptions as they are registered now, those of a route that is not among `queues` left out.
     pub(super) fn read(
         &mut self,

@@ -281,27 +281,35 @@ impl Scheduler {
     }
 
     /// The account's live subscriptions, or `None` if the database could not say.
-    /// `served` is the time of service.
+    /// What one on no route misses is marked as owed. `wall` is the time of day, `served` that of service.
     pub(super) fn read(
         &mut self,
         account: &Account,
         targets: Option<Vec<Target>>,
         now: Instant,
+        wall: Timestamp,
         served: Timestamp,
     ) {
         self.reading = self.reading.saturating_sub(1);
         let Some(state) = self.accounts.get_mut(account) else { return };
         match targets {
             Some(mut targets) => {
-                targets.retain_mut(|Target { subscription, mailboxes, .. }| {
+                let has_route =
+                    |it: &Target| self.queues.contains_key(&RouteId::of(&it.subscription));
+                for target in targets.extract_if(.., |target| !has_route(target)) {
+                    // The marks are written before the rows that rely on them.
+                    for mailbox in state.missed(&target, &self.rules) {
+                        self.outbox.owed(&(&target.subscription).into(), mailbox, wall);
+                    }
+                }
+                for Target { subscription, mailboxes, .. } in &mut targets {
                     let queue = self.queues.get(&RouteId::of(subscription));
                     let gets = |queue: &RouteQueue, mailbox: &Mailbox| {
                         queue.transport.withholds(subscription, mailbox).is_none()
                     };
                     mailboxes
                         .retain(|(mailbox, _)| queue.is_some_and(|queue| gets(queue, mailbox)));
-                    queue.is_some()
-                });
+                }
                 state.read(targets, &self.queues, &self.rules, now);
                 self.take_turns(account, now);
                 let Some(state) = self.accounts.get_mut(account) else { return };

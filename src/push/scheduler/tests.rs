@@ -187,7 +187,7 @@ impl Simulation {
                 if targets.is_none() {
                     self.say("read fails".into());
                 }
-                self.scheduler.read(&account, targets, self.now, NOW);
+                self.scheduler.read(&account, targets, self.now, NOW, NOW);
             }
             Effect::Send(push) => {
                 let names: Vec<_> = push.mailboxes.iter().map(|it| it.mailbox.as_str()).collect();
@@ -539,9 +539,11 @@ fn only_subscriptions_of_this_route_and_mailbox_are_pushed_and_the_others_hold_u
     limited.subscription.options = OF_INBOX_ALONE.into();
     let mut sim = Simulation::with([asleep, other, limited]);
     sim.mail("INBOX", 7);
-    assert_eq!(sim.until(9.0), ["0 push c INBOX", "0 accepted c INBOX", "0 told INBOX 7"]);
+    let done = ["0 push c INBOX", "0 accepted c INBOX", "0 owed a INBOX", "0 told INBOX 7"];
+    assert_eq!(sim.until(9.0), done);
     sim.mail("Notes", 3);
-    assert_eq!(sim.until(19.0), ["9 push b Notes", "9 accepted b Notes", "9 told Notes 3"]);
+    let done = ["9 push b Notes", "9 accepted b Notes", "9 owed a Notes", "9 told Notes 3"];
+    assert_eq!(sim.until(19.0), done);
     sim.mail("Elsewhere", 1);
     assert_eq!(sim.until(29.0), ["19 told Elsewhere 1"], "a row that concerns nobody moves");
     assert!(sim.scheduler.accounts.is_empty());

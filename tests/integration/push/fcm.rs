@@ -192,6 +192,27 @@ async fn what_fcm_rejects_rests_until_a_change_or_a_reload() {
 }
 
 #[tokio::test]
+async fn a_change_while_the_table_is_away_is_pushed_when_it_is_back() {
+    limited(async {
+        let project = Project::new().await;
+        let subscription = project.subscription("token-a");
+        let disk = Disk::with(std::slice::from_ref(&subscription)).await;
+        let none: [(Arc<str>, Route); 0] = [];
+        project.routes.publish(&subscription.transport, none);
+        let mut running = Running::over(&disk, &project.routes, config::PushConfig::default());
+        running.mail("INBOX", 2).await;
+        until(async || disk.told().await == rows(2, 1)).await;
+        assert_eq!(disk.owed().await, ["to INBOX"]);
+        assert!(project.service.messages().is_empty());
+        project.reload();
+        until(async || disk.owed().await.is_empty()).await;
+        assert_eq!(project.service.messages().len(), 1);
+        running.end().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_refused_access_token_is_replaced_once() {
     limited(async {
         let project = Project::new().await;

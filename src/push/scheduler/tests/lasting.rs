@@ -201,7 +201,7 @@ fn a_push_names_the_changes_that_it_tells_of() {
     let mut sim = Simulation::with([phone("a")]);
     let first = sim.change("INBOX", ChangeKind::NewMail, Some(state(1)));
     sim.scheduler.next(sim.now);
-    sim.scheduler.read(&account(), Some(sim.targets.clone()), sim.now, NOW);
+    sim.scheduler.read(&account(), Some(sim.targets.clone()), sim.now, NOW, NOW);
     let Some(Effect::Send(push)) = sim.scheduler.next(sim.now) else { panic!("no push") };
     assert_eq!(
         push.changes.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -288,7 +288,7 @@ fn a_push_says_of_each_mailbox_what_changed_and_its_state() {
     let told = |sim: &mut Simulation| -> Vec<_> {
         let mut effect = sim.scheduler.next(sim.now);
         if let Some(Effect::Read(account)) = effect {
-            sim.scheduler.read(&account, Some(sim.targets.clone()), sim.now, NOW);
+            sim.scheduler.read(&account, Some(sim.targets.clone()), sim.now, NOW, NOW);
             effect = sim.scheduler.next(sim.now);
         }
         let Some(Effect::Send(push)) = effect else { panic!("no push: {effect:?}") };

@@ -64,6 +64,38 @@ fn a_push_under_a_route_that_is_gone_is_marked_as_owed() {
     assert_eq!(sim.until(99.0), ["99 push a INBOX"]);
 }
 
+#[test]
+fn a_change_is_owed_to_a_subscription_whose_route_is_away() {
+    let mut away = phone("b");
+    away.subscription.route = "away".into();
+    away.subscription.options = OF_NEW_MAIL_ALONE.into();
+    let mut sim = Simulation::with([phone("a"), away]);
+    sim.scheduler.rules.events.quiet = false;
+    sim.mail("INBOX", 7);
+    let lines = sim.until(1.0);
+    assert_eq!(lines, ["0 push a INBOX", "0 accepted a INBOX", "0 owed b INBOX", "0 told INBOX 7"]);
+    sim.targets[1].mailboxes[0].1 = true;
+    // One mark is enough, and a change that nobody is told of needs none.
+    sim.mail("INBOX", 8);
+    sim.quiet("Notes", 3);
+    let lines = sim.until(9.0);
+    assert!(!lines.iter().any(|line| line.contains("owed")) && lines.len() == 4, "{lines:?}");
+    // It alone holds up no row, and does not live in memory.
+    sim.targets.remove(0);
+    sim.mail("Notes", 4);
+    let Some(Effect::Read(of)) = sim.scheduler.next(sim.now) else { panic!("no read") };
+    sim.scheduler.read(&of, Some(sim.targets.clone()), sim.now, NOW, NOW);
+    sim.database = false;
+    assert_eq!(sim.until(9.4), ["9 write fails"]);
+    sim.database = true;
+    assert_eq!(sim.until(99.0), ["9.5 owed b Notes", "9.5 told Notes 4"]);
+    assert!(sim.scheduler.accounts.is_empty());
+    sim.targets[0].mailboxes[1].1 = true;
+    sim.scheduler.routes([route(ROUTE, 500), route("away", 500)], sim.now, NOW);
+    sim.scheduler.owed(vec![account()], sim.now);
+    assert_eq!(sim.until(199.0), ["99 push b INBOX+Notes", "99 accepted b INBOX+Notes"]);
+}
+
 /// Each carries one push at a time, so what hangs takes all that there is for its transport.
 #[test]
 fn one_transport_that_hangs_delays_no_push_by_another() {

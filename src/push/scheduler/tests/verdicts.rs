@@ -207,7 +207,7 @@ fn a_token_that_was_bad_twice_waits_until_it_registers_anew() {
     let late = NOW.plus(SILENCE).plus(seconds(1.0));
     sim.scheduler.owed(vec![account()], sim.now);
     let Some(Effect::Read(of)) = sim.scheduler.next(sim.now) else { panic!("no read") };
-    sim.scheduler.read(&of, Some(sim.targets.clone()), sim.now, late);
+    sim.scheduler.read(&of, Some(sim.targets.clone()), sim.now, NOW, late);
     assert_eq!(sim.until(9101.0), ["9100 remove a"]);
 }
 
@@ -281,7 +281,7 @@ fn a_push_goes_by_a_registration_that_came_while_its_account_was_read() {
     let before = sim.targets.clone();
     sim.targets[0].subscription.options = "NEW".into();
     sim.scheduler.event(WatchEvent::Registered { account: account() }, sim.now);
-    sim.scheduler.read(&of, Some(before), sim.now, NOW);
+    sim.scheduler.read(&of, Some(before), sim.now, NOW, NOW);
     sim.service = None;
     assert_eq!(sim.until(0.0), ["0 push a INBOX"]);
     assert_eq!(&*sim.under_way[0].options, "NEW");
