@@ -275,6 +275,11 @@ impl Subscription {
     /// Transport and app of the web hooks of the operator.
     pub const OF_OPERATOR: (&'static str, &'static str) = ("webhook", "operator");
 
+    /// Whether it ended by `now`, the time of day, as its client asked.
+    pub fn has_ended(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
+    }
+
     /// Whether this is the subscription of that key.
     pub fn is(&self, key: &SubscriptionKey) -> bool {
         self.account == key.account

@@ -66,6 +66,8 @@ pub enum Reason {
         /// For how many milliseconds.
         since: u64,
     },
+    /// It has ended at the time that its client asked for, and is removed soon.
+    Ended,
     /// Its account got another password, with which it has not registered.
     OldPassword {
         /// For how many milliseconds.
@@ -184,6 +186,7 @@ impl Facts<'_> {
             shut,
         } = &self.pending;
         let mut reasons = self.reasons_of_registration(served);
+        reasons.extend(subscription.has_ended(wall).then_some(Reason::Ended));
         if let Some(mailbox) = mailbox {
             if !mailboxes.iter().any(|(registered, _)| registered == mailbox) {
                 reasons.push(Reason::OtherMailbox { mailbox: mailbox.as_str().to_owned() });
@@ -297,6 +300,9 @@ impl fmt::Display for Reason {
                 let days = since / (24 * 3600 * 1000);
                 write!(f, "it has not registered for {days} days, so it is taken for gone")
             }
+            Self::Ended => f.write_str(
+                "it has ended at the time that its client asked for, and is removed within a minute",
+            ),
             Self::OldPassword { since } => {
                 let hours = since / (3600 * 1000);
                 write!(
@@ -510,6 +516,14 @@ mod tests {
         assert_eq!(pending.reasons, [Reason::Pending]);
         assert_eq!(pending.failing_kind.as_deref(), Some("refused"));
         assert_eq!(pending.own_fault, 24 * 3600 * 1000);
+
+        let mut resting = target();
+        resting.subscription.expires_at = Some(NOW);
+        let kind = Verdict::TooLargeInShort.failure().into();
+        resting.failing = Some(LastingFailure { since: NOW, kind, own_fault: Duration::ZERO });
+        let resting = explain(&resting, Some(&open), DeliveryView::default(), None);
+        let forgotten = Reason::Rests { why: None };
+        assert_eq!(resting.reasons, [Reason::Ended, forgotten], "the database still says so");
 
         let other = explain(&target(), None, DeliveryView::default(), Some("Spam"));
         let json = serde_json::to_value(&other).unwrap();

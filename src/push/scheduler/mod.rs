@@ -281,7 +281,8 @@ impl Scheduler {
     }
 
     /// The account's live subscriptions, or `None` if the database could not say.
-    /// What one on no route misses is marked as owed. `wall` is the time of day, `served` that of service.
+    /// One that has ended gets
+    /// nothing, and what one on no route misses is marked as owed. `wall` is the time of day, `served` that of service.
     pub(super) fn read(
         &mut self,
         account: &Account,
@@ -294,6 +295,8 @@ impl Scheduler {
         let Some(state) = self.accounts.get_mut(account) else { return };
         match targets {
             Some(mut targets) => {
+                // They are removed soon.
+                targets.retain(|target| !target.subscription.has_ended(wall));
                 let has_route =
                     |it: &Target| self.queues.contains_key(&RouteId::of(&it.subscription));
                 for target in targets.extract_if(.., |target| !has_route(target)) {

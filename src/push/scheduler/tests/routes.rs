@@ -65,6 +65,27 @@ fn a_push_under_a_route_that_is_gone_is_marked_as_owed() {
 }
 
 #[test]
+fn a_subscription_that_has_ended_gets_nothing_and_is_owed_nothing() {
+    let mut ended = phone("b");
+    ended.subscription.expires_at = Some(NOW);
+    let mut ends = phone("a");
+    ends.subscription.expires_at = Some(NOW.plus(seconds(1.0)));
+    let mut away = ended.clone();
+    away.subscription.route = "away".into();
+    let mut sim = Simulation::with([ends, ended, away]);
+    sim.targets[1].mailboxes[1].1 = true;
+    sim.mail("INBOX", 7);
+    let done = ["0 push a INBOX", "0 accepted a INBOX", "0 told INBOX 7"];
+    assert_eq!(sim.until(99.0), done);
+    // Nor does one that ends while it waits for its turn.
+    sim.quiet("INBOX", 8);
+    sim.until(100.0);
+    sim.targets[0].subscription.expires_at = Some(NOW);
+    assert_eq!(sim.until(199.0), ["129 told INBOX 8"]);
+    assert!(sim.scheduler.accounts.is_empty());
+}
+
+#[test]
 fn a_change_is_owed_to_a_subscription_whose_route_is_away() {
     let mut away = phone("b");
     away.subscription.route = "away".into();
