@@ -36,6 +36,7 @@ mod web;
 mod web_sessions;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -222,12 +223,14 @@ impl ApiContext {
         mail::log_in(&*self.door, addresses, credentials, self.answer_timeout).await
     }
 
-    /// Whether this server is meant by that `Host` (RFC 9110 section 7.2), which is checked where it is
-    /// known by which URL it is reached.
+    /// Whether this server is meant by that `Host` (RFC 9110 section 7.2): by the URL that users open, by a name that
+    /// a certificate is for, and where that URL is not known by an address or `localhost`, which no other's page can
+    /// be reached by.
     fn is_meant_by(&self, host: &str) -> bool {
-        let Some(url) = &self.public_url else { return true };
         let host = host.to_ascii_lowercase();
-        if host.strip_suffix(":443").unwrap_or(&host) == url.authority() {
+        if let Some(url) = &self.public_url
+            && host.strip_suffix(":443").unwrap_or(&host) == url.authority()
+        {
             return true;
         }
         let name = match host.rsplit_once(':') {
@@ -235,6 +238,11 @@ impl ApiContext {
             _ => host.as_str(),
         };
         let name = name.strip_suffix('.').unwrap_or(name);
+        let address =
+            name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+        if self.public_url.is_none() && (name == "localhost" || address.parse::<IpAddr>().is_ok()) {
+            return true;
+        }
         let parent = name.split_once('.').map(|(_, parent)| parent);
         self.names.now().iter().any(|ours| match ours.strip_prefix("*.") {
             Some(domain) => parent == Some(domain),

@@ -73,7 +73,7 @@ async fn each(
         answered
             .unwrap_or_else(|_| ApiError::unavailable("Nobody answered in time.").into_response())
     } else {
-        let message = "This server has another name, which [api] public_url says.";
+        let message = "This server has another name. Its operator sets it as [api] public_url.";
         let status = StatusCode::MISDIRECTED_REQUEST;
         ApiError::new(status, "misdirected", message).into_response()
     };

@@ -88,7 +88,7 @@ impl ApiSocket {
         );
         let ApiJoints { door, current, registrar, store, push, live, counters, metrics } = joints;
         let (api, limits) = (&config.api, &config.limits);
-        let names = current.clone();
+        let (names, has_url) = (current.clone(), api.public_url.is_some());
         let server = HttpServer {
             listener,
             tls: Some(TlsSource::new(move || current.tls())),
@@ -111,7 +111,7 @@ impl ApiSocket {
             most_mailboxes: config.push.mailboxes,
             public_url: api.public_url.clone(),
             mail_url: api.mail_url.clone(),
-            names: ServerNames::new(move || names.names()),
+            names: ServerNames::new(move || if has_url { names.named() } else { names.names() }),
             request_timeout: api.request_timeout,
             body_size: api.body_size,
             sessions: api.sessions,

@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rustls::ServerConfig;
 use rustls::server::ProducesTickets;
 
 use super::StartError;
 use crate::config::{self, CertificateFiles, Sni};
-use crate::net::tls;
+use crate::net::tls::{self, ServerTls};
 
 /// What clients are shown.
 ///
@@ -17,7 +16,7 @@ use crate::net::tls;
 pub(super) fn server_tls(
     tls: &config::TlsConfig,
     tickets: &Arc<dyn ProducesTickets>,
-) -> Result<Arc<ServerConfig>, StartError> {
+) -> Result<ServerTls, StartError> {
     let identities = |table, name: Option<&str>, certificates: &[CertificateFiles]| {
         let identity = |CertificateFiles { certificate, private_key }: &CertificateFiles| {
             let identity = match name {

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
-use rustls::ServerConfig;
 use rustls::server::ProducesTickets;
 use tokio::sync::{mpsc, watch as cell};
 
@@ -28,7 +27,7 @@ use crate::net::backends::{Backends, Table};
 use crate::net::counters::LimitCounters;
 use crate::net::door::SessionDoor;
 use crate::net::resolve::NameResolver;
-use crate::net::tls;
+use crate::net::tls::{self, ServerTls};
 use crate::nodes::{self, Assignment, ClusterView, Membership};
 use crate::push::dispatcher::{self, DispatcherHandle};
 use crate::push::transport::enrol::Transports;
@@ -44,7 +43,7 @@ const QUEUE: usize = 1024;
 pub(super) struct Built {
     tickets: Arc<dyn ProducesTickets>,
     renewal: Renewal,
-    server_tls: Arc<ServerConfig>,
+    server_tls: ServerTls,
     resolver: NameResolver,
     backends: Backends,
     mail_push: MailPushSetup,
@@ -338,7 +337,7 @@ impl Built {
         registrar: Registrar,
     ) -> proxy::CurrentContext {
         let (backends, credentials) = (self.backends.clone(), Arc::clone(&self.credentials));
-        let tls = Arc::clone(&self.server_tls);
+        let tls = self.server_tls.clone();
         let context = proxy::SessionContext::new(
             backends,
             offered,

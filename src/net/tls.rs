@@ -16,7 +16,7 @@ use rustls::server::{ClientHello, ParsedCertificate, ProducesTickets, ResolvesSe
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use secrecy::zeroize::Zeroizing;
-use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Version};
 
 use self::pin::KeyVerifier;
 use self::verify::PinningVerifier;
@@ -232,6 +232,17 @@ pub fn identity_for(
     Ok(identity)
 }
 
+/// What clients connect to, and by which names.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    /// How TLS is spoken.
+    pub config: Arc<ServerConfig>,
+    /// The names of certificates that are shown for a name, in lower case; `*.` stands for any first label.
+    pub named: Arc<[String]>,
+    /// The same of all certificates.
+    pub names: Arc<[String]>,
+}
+
 /// What clients connect to: TLS 1.2 and 1.3, with a certificate that is for the name they ask for,
 /// in lower case and with `*.` for any first label, or else with a default one. Of several for one name a
 /// client is shown the first that it can use; each list has at least one.
@@ -245,13 +256,28 @@ pub fn server(
     default: Vec<Arc<CertifiedKey>>,
     named: HashMap<String, Vec<Arc<CertifiedKey>>>,
     tickets: Arc<dyn ProducesTickets>,
-) -> Result<Arc<ServerConfig>, TlsError> {
+) -> Result<ServerTls, TlsError> {
+    let of_default = default.iter().flat_map(|identity| names_of(identity));
+    let names = named.keys().cloned().chain(of_default).collect();
+    let by_name = named.keys().cloned().collect();
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(Certificates { named, default }));
     config.ticketer = tickets;
-    Ok(Arc::new(config))
+    Ok(ServerTls { config: Arc::new(config), named: by_name, names })
+}
+
+/// The host names that a certificate is for (RFC 6125 section 6.4), in lower case.
+fn names_of(identity: &CertifiedKey) -> Vec<String> {
+    let leaf = identity.cert.first().and_then(|der| X509Certificate::from_der(der).ok());
+    let Some((_, leaf)) = leaf else { return Vec::new() };
+    let Ok(Some(names)) = leaf.subject_alternative_name() else { return Vec::new() };
+    let names = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        _ => None,
+    });
+    names.collect()
 }
 
 /// Which certificate a client is shown.

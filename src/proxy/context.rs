@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::model::{Account, SessionEvent};
 use crate::net::backends::Backends;
 use crate::net::counters::LimitCounters;
+use crate::net::tls::ServerTls;
 use crate::registrar::Registrar;
 use crate::store::CredentialSource;
 
@@ -28,7 +29,8 @@ pub struct SessionContext {
     pub(super) events: mpsc::Sender<SessionEvent>,
     /// What clients are shown.
     pub(super) tls: Arc<ServerConfig>,
-    /// The names of `[[tls.sni]]`.
+    /// By which names: those with a certificate of their own, and all.
+    named: Arc<[String]>,
     names: Arc<[String]>,
     pub(super) admission: Arc<Admission>,
     pub(super) counters: Arc<LimitCounters>,
@@ -58,10 +60,6 @@ fn relays(relay: RelayedLogins, master: bool) -> bool {
     }
 }
 
-fn names(config: &Config) -> Arc<[String]> {
-    config.tls.sni.iter().map(|sni| sni.name.clone()).collect()
-}
-
 impl SessionContext {
     /// What sessions share.
     pub fn new(
@@ -70,7 +68,7 @@ impl SessionContext {
         credentials: Arc<CredentialSource>,
         events: mpsc::Sender<SessionEvent>,
         registrar: Registrar,
-        tls: Arc<ServerConfig>,
+        tls: ServerTls,
         config: &Config,
     ) -> Self {
         let master = config.credentials == config::CredentialsMode::Master;
@@ -80,8 +78,9 @@ impl SessionContext {
             push,
             credentials,
             events,
-            tls,
-            names: names(config),
+            tls: tls.config,
+            named: tls.named,
+            names: tls.names,
             admission: Arc::default(),
             limits: config.limits.clone(),
             taps: None,
@@ -109,22 +108,23 @@ impl SessionContext {
     /// The same under other certificates, and the limits and `[auth]` of another configuration. What
     /// is counted stays counted.
     #[must_use]
-    pub fn reloaded(&self, tls: Arc<ServerConfig>, config: &Config) -> Self {
+    pub fn reloaded(&self, tls: ServerTls, config: &Config) -> Self {
         let relay_mechanisms = relays(config.auth.relay, self.master);
-        let (limits, names) = (config.limits.clone(), names(config));
-        Self { limits, names, relay_mechanisms, ..self.showing(tls) }
+        let limits = config.limits.clone();
+        Self { limits, relay_mechanisms, ..self.showing(tls) }
     }
 
     /// The same under other certificates.
     #[must_use]
-    pub fn showing(&self, tls: Arc<ServerConfig>) -> Self {
+    pub fn showing(&self, tls: ServerTls) -> Self {
         Self {
             backends: self.backends.clone(),
             push: self.push.clone(),
             credentials: Arc::clone(&self.credentials),
             events: self.events.clone(),
-            tls,
-            names: Arc::clone(&self.names),
+            tls: tls.config,
+            named: tls.named,
+            names: tls.names,
             admission: Arc::clone(&self.admission),
             counters: Arc::clone(&self.counters),
             limits: self.limits.clone(),
@@ -226,7 +226,12 @@ impl CurrentContext {
         Arc::clone(&self.get().tls)
     }
 
-    /// The further names that certificates are for, as the configuration has them.
+    /// The names of certificates that are shown for a name, as [`ServerTls::named`].
+    pub fn named(&self) -> Arc<[String]> {
+        Arc::clone(&self.get().named)
+    }
+
+    /// The names that all certificates are for, as [`ServerTls::names`].
     pub fn names(&self) -> Arc<[String]> {
         Arc::clone(&self.get().names)
     }

@@ -15,7 +15,8 @@ pub(super) fn api(config: &Config, report: &mut Report) {
         Some(url) => public_url(url, &config.tls, report),
         None => report.warning(
             PART,
-            "there is no public_url, so requests for any host are answered; set it to the URL that users open",
+            "there is no public_url, so requests for any address and for all names of the certificates are answered; set it \
+             to the URL that users open",
         ),
     }
 }

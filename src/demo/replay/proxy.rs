@@ -26,6 +26,7 @@ use crate::net::backend::Backend;
 use crate::net::backends::{Backends, Table};
 use crate::net::listen;
 use crate::net::resolve::NameResolver;
+use crate::net::tls::ServerTls;
 use crate::net::tls_stream::TlsClient;
 use crate::registrar::Registrar;
 use crate::store::{CredentialSource, Store};
@@ -118,7 +119,8 @@ impl Proxy {
         let table = Table::new(&config, &NameResolver::default()).map_err(Failure::broken)?;
         let backends = Backends::new(table, Arc::default());
         let backend = backends.default();
-        let tls = pki.server_config().map_err(Failure::broken)?;
+        let config_of_tls = pki.server_config().map_err(Failure::broken)?;
+        let tls = ServerTls { config: config_of_tls, named: [].into(), names: [].into() };
         let (push, offered) = watch::channel(push);
         let (known, to_watchers) = (Arc::clone(&credentials), sender.clone());
         let registrar = Registrar::new(backends.clone(), known, to_watchers, &config);

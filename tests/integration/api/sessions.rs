@@ -144,6 +144,31 @@ async fn another_host_is_misdirected_where_the_public_url_is_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_public_url_the_host_is_a_name_of_the_certificates_or_an_address() {
+    limited(async {
+        let api = ApiWorld::start().await;
+        let port = api.address().port();
+        for (host, status) in [
+            ("localhost", 200),
+            (&*format!("localhost:{port}"), 200),
+            ("LOCALHOST.", 200),
+            ("127.0.0.1", 200),
+            ("[::1]:8443", 200),
+            ("192.0.2.7", 200),
+            ("push.example.org", 421),
+            ("localhost.evil.example", 421),
+            ("127.0.0.1.evil.example", 421),
+            ("", 421),
+        ] {
+            let show = format!("GET /v1/session\n{}\nHost: {host}", basic(ALICE, "secret"));
+            assert_eq!(api.ask(&show).await.status, status, "{host}");
+        }
+        assert_eq!(logins(&api.backend, ALICE), 6);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_ends_when_the_password_is_another() {
     limited(async {
         let api = ApiWorld::start().await;
