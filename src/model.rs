@@ -175,6 +175,8 @@ pub struct Change {
     pub snapshot: Option<Snapshot>,
     /// When the backend's line was read.
     pub seen_at: Instant,
+    /// Of new mail: how many messages were unread before it, where that was known.
+    pub unread_before: Option<u64>,
     /// The backend is asked for sender and subject of the newest mail. [`WatchEvent::Previewed`] tells them
     /// within seconds, unless the connection ends.
     pub preview_follows: bool,

@@ -41,6 +41,8 @@ pub struct ChangedMailbox<'a> {
     kind: &'static str,
     #[serde(flatten)]
     state: StateData,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unseen_before: Option<u64>,
 }
 
 /// The numbers of a mailbox's state that are known.
@@ -96,7 +98,14 @@ impl<'a> EventMessage<VerifyData<'a>> {
 impl<'a> ChangedMailbox<'a> {
     /// The mailbox with what has happened to it and the state that it has now.
     pub fn new(mailbox: &'a Mailbox, (kind, state): (ChangeKind, Snapshot)) -> Self {
-        Self { mailbox: mailbox.as_str(), kind: kind_name(kind), state: state.into() }
+        let kind = kind_name(kind);
+        Self { mailbox: mailbox.as_str(), kind, state: state.into(), unseen_before: None }
+    }
+
+    /// The same with how many messages were unread before its new mail, where that was known.
+    #[must_use]
+    pub fn with_unread_before(self, unseen_before: Option<u64>) -> Self {
+        Self { unseen_before, ..self }
     }
 }
 

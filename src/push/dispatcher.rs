@@ -476,7 +476,7 @@ pub async fn send_now(
     let subscription = Arc::new(subscription);
     let told = |mailbox| {
         let (kind, state) = (ChangeKind::NewMail, Snapshot::default());
-        MailboxChange { mailbox, kind, state }
+        MailboxChange { mailbox, kind, state, unread_before: None }
     };
     let mailboxes = mailboxes.into_iter().map(told).collect();
     let (newest, changes) = (None, Vec::new());

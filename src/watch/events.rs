@@ -91,6 +91,7 @@ impl Watcher {
         let backend = self.backend.id().clone();
         let mailbox = self.mailboxes[index].mailbox.clone();
         let seen_at = Instant::now();
+        let unread_before = self.mailboxes[index].ledger.unread_before();
         let event = match follows {
             Consequence::Nothing | Consequence::LookDue(_) => return Ok(()),
             Consequence::Announced { id } => {
@@ -105,6 +106,7 @@ impl Watcher {
                     id,
                     snapshot,
                     seen_at,
+                    unread_before,
                     preview_follows,
                 };
                 WatchEvent::Announced(change)
@@ -120,6 +122,7 @@ impl Watcher {
                     id,
                     snapshot,
                     seen_at,
+                    unread_before,
                     preview_follows,
                 };
                 WatchEvent::Changed(change)

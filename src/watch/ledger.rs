@@ -22,6 +22,9 @@ const MOST_ASKED: u64 = 1000;
 pub(super) struct Ledger {
     /// Its state as the devices know it, or will by the last event that `push` got.
     known: Snapshot,
+    /// How many messages were unread before the new mail that came last, with all that was announced and no look has
+    /// confirmed.
+    unread_before: Option<u64>,
     /// New mail in `known` that no look has confirmed yet.
     announced: Option<Unconfirmed>,
     /// The new UIDVALIDITY, if the last look showed one.
@@ -94,7 +97,13 @@ impl Consequence {
 impl Ledger {
     /// Of a mailbox whose devices know this state.
     pub(super) fn new(told: Snapshot) -> Self {
-        Self { known: told, announced: None, renumbered: None, unnumbered: false }
+        Self {
+            known: told,
+            unread_before: None,
+            announced: None,
+            renumbered: None,
+            unnumbered: false,
+        }
     }
 
     /// Whether nobody has looked at it, and no registration has brought its state.
@@ -112,6 +121,18 @@ impl Ledger {
     /// The state that the devices know, or will by the last event that `push` got.
     pub(super) fn known(&self) -> &Snapshot {
         &self.known
+    }
+
+    /// How many messages were unread before the new mail that came last, where that was known.
+    pub(super) fn unread_before(&self) -> Option<u64> {
+        self.unread_before
+    }
+
+    /// New mail comes on top of what is known.
+    fn new_mail_comes(&mut self) {
+        if self.announced.is_none() {
+            self.unread_before = self.known.unseen;
+        }
     }
 
     /// Whether new mail would be a surprise: some state is known, and nothing was announced.
@@ -153,6 +174,7 @@ impl Ledger {
             let unread = if state.unseen.is_some() { 0 } else { arrived };
             let before = self.announced.map_or(0, |before| before.thought_unread);
             let thought_unread = before.saturating_add(unread);
+            self.new_mail_comes();
             self.known = thought;
             self.announced = Some(Unconfirmed { id, thought_unread });
             return Consequence::Announced { id };
@@ -181,6 +203,7 @@ impl Ledger {
         let uncounted = counts.iter().all(Option::is_none);
         if uncounted && kind == ChangeKind::NewMail && self.expects_nothing() {
             let id = next_id();
+            self.new_mail_comes();
             self.known = with_new_mail(&self.known, 1);
             self.announced = Some(Unconfirmed { id, thought_unread: 1 });
             return Consequence::Announced { id };
@@ -230,6 +253,9 @@ impl Ledger {
         };
         self.renumbered = new_number;
         self.unnumbered = new_number.is_some() && (self.unnumbered || was_new.is_some());
+        if differs == Some(ChangeKind::NewMail) {
+            self.new_mail_comes();
+        }
         let announced = self.announced.take();
         self.known = state;
         if let Some(kind) = differs {

@@ -52,6 +52,56 @@ async function change(login, given) {
   return (await remembered())[login];
 }
 
+/** In the worker: these pushes come, `together` or each behind the one before. Gives the notification of the account. */
+async function push(account, together, messages) {
+  const dispatched = message => {
+    const event = new PushEvent('push', {
+      data: JSON.stringify({ type: 'mailbox.changed', data: { account, ...message } }),
+    });
+    let done = null;
+    Object.defineProperty(event, 'waitUntil', { value: promise => { done = promise; } });
+    self.dispatchEvent(event);
+    return done;
+  };
+  if (together) await Promise.all(messages.map(dispatched));
+  else for (const message of messages) await dispatched(message);
+  const shown = await self.registration.getNotifications({ tag: `mail:${account}` });
+  for (const it of shown) it.close();
+  return shown.map(it => `${it.title} | ${it.body.replaceAll(/[\u2068\u2069]/g, '').replaceAll('\n', ' | ')}`
+    .replaceAll(/[\u2068\u2069]/g, ''));
+}
+
+/** What notifications say of mails that come, and are read elsewhere. */
+async function says(worker) {
+  const pushed = (together, ...messages) => worker.evaluate(push, LOGIN, together, messages);
+  const inbox = (kind, more = {}) => ({ mailboxes: [{ mailbox: 'INBOX', kind, ...more }] });
+  const lists = (kind, more = {}) => ({ mailboxes: [{ mailbox: 'Lists', kind, ...more }] });
+
+  // Those that come together.
+  const both = [inbox('new', { unseen: 1 }), lists('new', { unseen: 1 })];
+  expect(await pushed(true, ...both), [`New mail in Lists and 1 other mailbox | Lists: 1 unread | INBOX: 1 unread | ${LOGIN}`]);
+  expect(await pushed(true, inbox('new', { unseen: 1 }), inbox('quiet', { unseen: 0 })), []);
+
+  // Five were unread before. The new one is read elsewhere.
+  expect(await pushed(false, inbox('new', { unseen_before: 5 })), [`New mail in INBOX | ${LOGIN}`]);
+  expect(await pushed(false, inbox('new', { unseen_before: 5 }), inbox('quiet', { unseen: 5 })), []);
+  expect(await pushed(false, inbox('new', { unseen: 6, unseen_before: 5 }), inbox('quiet', { unseen: 6 })),
+    [`New mail in INBOX | INBOX: 6 unread | ${LOGIN}`]);
+  // One more comes, and one of the two is read.
+  const two = [inbox('new', { unseen: 6, unseen_before: 5 }), inbox('new', { unseen: 7, unseen_before: 6 })];
+  expect(await pushed(false, ...two, inbox('quiet', { unseen: 6 })), [`New mail in INBOX | INBOX: 6 unread | ${LOGIN}`]);
+  expect(await pushed(false, ...two, inbox('quiet', { unseen: 5 })), []);
+  expect(await pushed(false, inbox('new'), inbox('quiet', { unseen: 0 })), []);
+
+  // Of three previewed mails two are read.
+  const preview = { mailbox: 'INBOX', sender: 'Ann', subject: 'Hi', messages: 3 };
+  expect(await pushed(false, { ...inbox('new', { unseen: 3 }), preview }, inbox('quiet', { unseen: 1 })),
+    [`Ann | Hi | INBOX: 1 unread | ${LOGIN}`]);
+  // The mailbox of the newest mail is named, whatever is known of the others.
+  expect(await pushed(false, lists('new', { unseen: 3 }), { ...inbox('new'), preview: { ...preview, messages: 1 } }),
+    [`Ann | Hi | New mail in INBOX and 1 other mailbox | Lists: 3 unread | ${LOGIN}`]);
+}
+
 /** The page and its worker, in a browser of its own, where a function of this file can be called by its name. */
 async function open(browser, url, before = async () => {}) {
   const context = await browser.createBrowserContext();
@@ -109,6 +159,8 @@ main(async () => {
   try {
     const { page, worker } = await open(browser, url);
     await logIn(page);
+
+    await says(worker);
 
     // A tap leads to the configured link, also where the server does not answer: Firefox opens nothing a second later.
     const data = { account: LOGIN };

@@ -246,8 +246,17 @@ impl Simulation {
         let (id, seen_at) = (self.id, self.now);
         let preview_follows = self.previews;
         let backend = home();
-        let change =
-            Change { account, backend, mailbox, kind, id, snapshot, seen_at, preview_follows };
+        let change = Change {
+            account,
+            backend,
+            mailbox,
+            kind,
+            id,
+            snapshot,
+            seen_at,
+            unread_before: None,
+            preview_follows,
+        };
         let event = match change.snapshot {
             None => WatchEvent::Announced(change),
             Some(_) => WatchEvent::Changed(change),

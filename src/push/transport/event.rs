@@ -14,7 +14,7 @@ pub(super) fn only_change<'a>(notice: &Notice<'a>) -> Result<&'a MailboxChange, 
 /// What has happened to a mailbox of the account.
 pub(super) fn changed<'a>(
     account: &'a Account,
-    MailboxChange { mailbox, kind, state }: &'a MailboxChange,
+    MailboxChange { mailbox, kind, state, .. }: &'a MailboxChange,
     at: Timestamp,
 ) -> EventMessage<MailboxData<'a>> {
     EventMessage::changed(account, mailbox, (*kind, *state), at)

@@ -73,6 +73,9 @@ pub struct MailboxChange {
     /// The state that it has now, as far as is known: nothing is where new mail was announced and the
     /// state is still being asked for, or where the change was seen before a restart.
     pub state: Snapshot,
+    /// Of new mail: how many messages were unread before it, where that was known. A client takes its notice away when no
+    /// more are.
+    pub unread_before: Option<u64>,
 }
 
 /// What the scheduler has to respect.

@@ -436,3 +436,19 @@ fn a_forgotten_uidnext_is_not_compared_with_the_next_look() {
     let changed = ledger.look(&state(7, 100, 6, 3), None, || 1);
     assert_eq!(written(changed, true), "1 changed: new mail, next 100 of 6 with 3");
 }
+
+#[test]
+fn new_mail_comes_on_top_of_what_was_unread() {
+    let new = |next, messages, unseen| state(7, next, messages, unseen);
+    let mut ledger = Ledger::new(new(10, 5, 2));
+    assert_eq!(ledger.unread_before(), None);
+    ledger.hint(None, &Snapshot { messages: Some(6), ..Snapshot::default() }, || 1);
+    // Before a look at the first, another one comes.
+    ledger.hint(None, &Snapshot { messages: Some(7), ..Snapshot::default() }, || 2);
+    assert_eq!(ledger.unread_before(), Some(2));
+    ledger.look(&new(12, 7, 4), None, || 3);
+    ledger.look(&new(13, 8, 5), None, || 4);
+    assert_eq!(ledger.unread_before(), Some(4));
+    ledger.event(ChangeKind::NewMail, &Snapshot::default(), || 5);
+    assert_eq!(ledger.unread_before(), Some(5));
+}

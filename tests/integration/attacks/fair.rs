@@ -129,6 +129,7 @@ impl Site {
             id: self.changes,
             snapshot: Some(state(1 + self.changes)),
             seen_at: Instant::now(),
+            unread_before: None,
             preview_follows: false,
         };
         let running = self.running.as_ref().unwrap();

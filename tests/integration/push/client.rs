@@ -29,7 +29,7 @@ const EXPIRATION: Timestamp = Timestamp(1_900_000_000_000);
 pub(super) async fn push(apns: &Route, device: &Subscription) -> Verdict {
     let (id, at) = (Uuid::new_v4().to_string(), Timestamp::now());
     let (kind, state) = (ChangeKind::NewMail, Snapshot::default());
-    let inbox = [MailboxChange { mailbox: Mailbox::inbox(), kind, state }];
+    let inbox = [MailboxChange { mailbox: Mailbox::inbox(), kind, state, unread_before: None }];
     let ttl = Duration::from_millis((EXPIRATION.0 - at.0).unsigned_abs());
     apns.send(device, &Notice { id: &id, mailboxes: &inbox, preview: None, at, ttl }).await
 }

@@ -71,7 +71,8 @@ impl Project {
 
     async fn tell(&self, kind: ChangeKind) -> Verdict {
         let state = Snapshot { unseen: Some(7), ..Snapshot::default() };
-        let mailboxes = [MailboxChange { mailbox: Mailbox::inbox(), kind, state }];
+        let mailboxes =
+            [MailboxChange { mailbox: Mailbox::inbox(), kind, state, unread_before: None }];
         let (at, ttl) = (Timestamp(1_795_693_140_287), Duration::from_hours(24));
         let notice = Notice { id: "id", mailboxes: &mailboxes, preview: None, at, ttl };
         self.route().send(&self.subscription("token-a"), &notice).await

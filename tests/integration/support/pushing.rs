@@ -245,8 +245,17 @@ impl Running {
         let (id, seen_at) = (self.id, Instant::now());
         let backend = backends().default().id().clone();
         let preview_follows = false;
-        let change =
-            Change { account, backend, mailbox, kind, id, snapshot, seen_at, preview_follows };
+        let change = Change {
+            account,
+            backend,
+            mailbox,
+            kind,
+            id,
+            snapshot,
+            seen_at,
+            unread_before: None,
+            preview_follows,
+        };
         let event = match change.snapshot {
             None => WatchEvent::Announced(change),
             Some(_) => WatchEvent::Changed(change),

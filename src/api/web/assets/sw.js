@@ -29,7 +29,12 @@ self.addEventListener('fetch', event => {
   event.respondWith(fetch(request).catch(async () => (await fromCache(kept)) ?? Response.error()));
 });
 
-self.addEventListener('push', event => event.waitUntil(pushed(event.data)));
+// Pushes that come together: each reads the notification that the one before has left.
+let last = Promise.resolve();
+self.addEventListener('push', event => {
+  last = last.catch(() => {}).then(() => pushed(event.data));
+  event.waitUntil(last);
+});
 self.addEventListener('notificationclick', event => {
   event.notification.close();
   event.waitUntil(opened(event.notification.data ?? {}));
@@ -118,24 +123,29 @@ async function changed({ account, mailboxes, preview }) {
   const tag = `mail:${account}`;
   const [shown] = await self.registration.getNotifications({ tag });
   const unread = new Map((shown?.data?.mailboxes ?? []).map(it => [it.name, it.unseen]));
+  // How many were unread before the mails that are shown.
+  const before = new Map((shown?.data?.mailboxes ?? []).map(it => [it.name, it.before ?? 0]));
   let isNew = false;
-  for (const { mailbox, kind, unseen } of mailboxes) {
+  for (const { mailbox, kind, unseen, unseen_before: earlier } of mailboxes) {
     const known = typeof unseen === 'number' ? unseen : null;
     if (kind === 'new') {
       isNew = true;
+      if (!unread.has(mailbox)) before.set(mailbox, typeof earlier === 'number' ? earlier : 0);
       unread.delete(mailbox);
       // What came last is named first.
       const rest = [...unread];
       unread.clear();
       for (const [name, count] of [[mailbox, known], ...rest]) unread.set(name, count);
     } else if (unread.has(mailbox)) {
-      if (known === 0) unread.delete(mailbox);
+      if (known !== null && known <= before.get(mailbox)) unread.delete(mailbox);
       else unread.set(mailbox, known);
+      // Those before may be read as well.
+      if (known !== null) before.set(mailbox, Math.min(before.get(mailbox), known));
     }
   }
   if (isNew || (shown && unread.size > 0)) {
     const newest = newestOf(isNew, preview, shown?.data?.newest, unread);
-    return announce(account, tag, unread, isNew, newest);
+    return announce(account, tag, { unread, before }, isNew, newest);
   }
   // Apple's browsers end a subscription whose pushes show nothing: mailchime sends them new mail alone.
   for (const old of await self.registration.getNotifications({ tag })) old.close();
@@ -144,7 +154,11 @@ async function changed({ account, mailboxes, preview }) {
 
 /** What is known of the newest mail, with the count of all that were announced and are still shown. */
 function newestOf(isNew, preview, before, unread) {
-  if (!isNew) return before && unread.has(before.mailbox) ? before : null;
+  if (!isNew) {
+    const unseen = unread.get(before?.mailbox);
+    if (!before || unseen === undefined) return null;
+    return { ...before, messages: typeof unseen === 'number' ? Math.min(before.messages, unseen) : before.messages };
+  }
   if (typeof preview?.mailbox !== 'string' || !unread.has(preview.mailbox)) return null;
   const earlier = before?.mailbox === preview.mailbox ? before.messages : 0;
   const messages = (Number(preview.messages) || 1) + earlier;
@@ -153,7 +167,7 @@ function newestOf(isNew, preview, before, unread) {
   return { ...preview, messages: typeof unseen === 'number' ? Math.min(messages, unseen) : messages };
 }
 
-async function announce(account, tag, unread, isNew, newest) {
+async function announce(account, tag, { unread, before }, isNew, newest) {
   const texts = await readTexts();
   const names = [...unread.keys()];
   const mailbox = isolated(names[0] ?? 'INBOX');
@@ -166,13 +180,15 @@ async function announce(account, tag, unread, isNew, newest) {
   if (newest?.subject) told.push(isolated(newest.subject, 200));
   if (newest?.messages > 1) told.push(counted(texts, 'newest_more', newest.messages - 1));
   // Where the sender is the title, the mailbox is named below.
-  if (newest?.sender && lines.length === 0) told.push(title);
+  if (newest?.sender && unread.get(newest.mailbox) === null) told.push(title);
   await show(newest?.sender ? isolated(newest.sender) : title, {
     tag,
     body: [...told, ...lines, isolated(account)].join('\n'),
     renotify: isNew,
     silent: !isNew,
-    data: { account, newest, mailboxes: [...unread].map(([name, unseen]) => ({ name, unseen })) },
+    data: {
+      account, newest, mailboxes: [...unread].map(([name, unseen]) => ({ name, unseen, before: before.get(name) })),
+    },
   });
 }
 

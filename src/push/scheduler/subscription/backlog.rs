@@ -19,6 +19,8 @@ pub(super) struct Due {
     pub(super) kind: ChangeKind,
     /// As the last change says it, or as it was asked for since.
     pub(super) state: Option<Snapshot>,
+    /// How many messages were unread before the first new mail, where that was known.
+    pub(super) unread_before: Option<u64>,
 }
 
 /// The next push of a subscription.
@@ -35,12 +37,19 @@ pub(in super::super) struct Backlog {
 
 impl Due {
     /// Owed by a mark on disk.
-    pub(super) const FROM_DISK: Self =
-        Self { marked: false, change: None, kind: ChangeKind::NewMail, state: None };
+    pub(super) const FROM_DISK: Self = Self {
+        marked: false,
+        change: None,
+        kind: ChangeKind::NewMail,
+        state: None,
+        unread_before: None,
+    };
 
     pub(super) fn of(change: &Change) -> Self {
-        let Change { kind, snapshot, .. } = change;
-        Self { marked: false, change: Some(ChangeId::of(change)), kind: *kind, state: *snapshot }
+        let Change { kind, snapshot, unread_before, .. } = change;
+        let unread_before = unread_before.filter(|_| *kind == ChangeKind::NewMail);
+        let change = Some(ChangeId::of(change));
+        Self { marked: false, change, kind: *kind, state: *snapshot, unread_before }
     }
 
     /// Both in one push. A push that a mark owes has no state.
@@ -51,12 +60,13 @@ impl Due {
             change: last.change,
             kind: self.kind.max(before.kind),
             state: last.state,
+            unread_before: before.unread_before.or(self.unread_before),
         }
     }
 
     pub(super) fn told_of(&self, mailbox: &Mailbox) -> MailboxChange {
         let (mailbox, state) = (mailbox.clone(), self.state.unwrap_or_default());
-        MailboxChange { mailbox, kind: self.kind, state }
+        MailboxChange { mailbox, kind: self.kind, state, unread_before: self.unread_before }
     }
 }
 

@@ -265,7 +265,8 @@ mod tests {
     }
 
     fn changed(mailbox: &str, kind: ChangeKind) -> MailboxChange {
-        MailboxChange { mailbox: Mailbox::new(mailbox), kind, state: Snapshot::default() }
+        let (mailbox, state) = (Mailbox::new(mailbox), Snapshot::default());
+        MailboxChange { mailbox, kind, state, unread_before: None }
     }
 
     fn subscription(web_push: &WebPush, endpoint: &str) -> Subscription {

@@ -44,8 +44,12 @@ const TRIED: [usize; 5] = [PREVIEW_CHARACTERS, 150, 100, 50, 25];
 /// name of the account has room.
 pub(super) fn changed(account: &Account, notice: &Notice<'_>, most: usize) -> Option<String> {
     let changes = notice.mailboxes.iter();
-    let all: Vec<_> =
-        changes.map(|it| ChangedMailbox::new(&it.mailbox, (it.kind, it.state))).collect();
+    let all: Vec<_> = changes
+        .map(|it| {
+            ChangedMailbox::new(&it.mailbox, (it.kind, it.state))
+                .with_unread_before(it.unread_before)
+        })
+        .collect();
     let with = |count: usize, preview| {
         let (mailboxes, more) = (&all[..count], count < all.len());
         let data = AccountData { account: account.as_str(), mailboxes, more, preview };
@@ -119,9 +123,25 @@ mod tests {
         Some(serde_json::from_str(&json).unwrap())
     }
 
+    #[test]
+    fn new_mail_says_how_many_were_unread_before() {
+        let inbox = MailboxChange { unread_before: Some(5), ..new("INBOX") };
+        let data = told("alice", &[inbox, new("Lists")]).unwrap()["data"].take();
+        let mailboxes = json!([
+            { "mailbox": "INBOX", "kind": "new", "unseen_before": 5 },
+            { "mailbox": "Lists", "kind": "new" },
+        ]);
+        assert_eq!(data["mailboxes"], mailboxes);
+    }
+
     fn new(mailbox: &str) -> MailboxChange {
         let state = Snapshot::default();
-        MailboxChange { mailbox: Mailbox::new(mailbox), kind: ChangeKind::NewMail, state }
+        MailboxChange {
+            mailbox: Mailbox::new(mailbox),
+            kind: ChangeKind::NewMail,
+            state,
+            unread_before: None,
+        }
     }
 
     #[test]
@@ -134,7 +154,8 @@ mod tests {
             highest_mod_seq: None,
         };
         let drafts = Mailbox::new("Entwürfe \"2\"");
-        let drafts = MailboxChange { mailbox: drafts, kind: ChangeKind::Quiet, state };
+        let drafts =
+            MailboxChange { mailbox: drafts, kind: ChangeKind::Quiet, state, unread_before: None };
         assert_eq!(
             told("alice@example.org", &[new("INBOX"), drafts]).unwrap(),
             json!({
