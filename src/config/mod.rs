@@ -346,8 +346,10 @@ fn warnings(config: &Config) -> Vec<String> {
         );
     }
     if config.apns.is_empty() {
-        let others =
-            config.web_push.is_some() || !config.fcm.is_empty() || !config.webhooks.is_empty();
+        let others = config.web_push.is_some()
+            || config.api.address.is_some()
+            || !config.fcm.is_empty()
+            || !config.webhooks.is_empty();
         let what = if others { "nothing is pushed to iOS Mail" } else { "nothing is pushed" };
         warnings.push(format!(
             "there is no [apns] table: {what}, and clients are not offered XAPPLEPUSHSERVICE"

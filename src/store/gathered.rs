@@ -32,6 +32,7 @@ pub(super) struct GatheredQuery {
 }
 
 /// The questions that wait, by what they ask for.
+#[derive(Default)]
 pub(super) struct GatheredReads {
     pub(super) watched: Questions<(Account, BackendId, Alive), WatchedRow>,
     pub(super) targets: Questions<(Account, Alive), (Target, Option<String>)>,
@@ -46,12 +47,6 @@ pub(super) struct Questions<Q, R> {
 struct Question<Q, R> {
     what: Q,
     reply: oneshot::Sender<Result<Vec<R>, Arc<sqlx::Error>>>,
-}
-
-impl Default for GatheredReads {
-    fn default() -> Self {
-        Self { watched: Questions::default(), targets: Questions::default() }
-    }
 }
 
 impl<Q, R> Default for Questions<Q, R> {

@@ -43,9 +43,10 @@ pub async fn run(
     resolver: &NameResolver,
     mut report: impl FnMut(CheckLine),
 ) {
-    let is_off = config.apns.is_empty() && config.fcm.is_empty();
+    // Users register web hooks by [api].
+    let is_off = config.apns.is_empty() && config.fcm.is_empty() && config.api.address.is_none();
     if is_off && config.web_push.is_none() && config.webhooks.is_empty() {
-        let why = "there is none of [apns], [webpush], [[fcm]] and [[webhook]]: push is off";
+        let why = "there is none of [apns], [webpush], [[fcm]], [[webhook]] and [api]: push is off";
         return CheckLines::new("push", &mut report).warning(why);
     }
     apns::check::run(config, resolver, &mut report).await;
@@ -102,19 +103,19 @@ mod tests {
         let backend = config::BackendConfig::new("imap", 993, config::BackendTls::None);
         let mut config = Config::new(config::TlsConfig::new("", ""), backend);
         config.apns.clear();
-        for (fcm, expected) in [
-            (Vec::new(), (CheckOutcome::Warning, "push is off")),
-            (
-                vec![config::FcmConfig::new("/none/firebase.json")],
-                (CheckOutcome::Ok, "iOS Mail gets no push"),
-            ),
+        let gets_none = (CheckOutcome::Ok, "iOS Mail gets no push");
+        for (fcm, api, expected) in [
+            (Vec::new(), None, (CheckOutcome::Warning, "push is off")),
+            (vec![config::FcmConfig::new("/none/firebase.json")], None, gets_none),
+            (Vec::new(), Some("127.0.0.1:8443".parse().unwrap()), gets_none),
         ] {
-            config.fcm = fcm;
+            (config.fcm, config.api.address) = (fcm, api);
             let mut lines = Vec::new();
             run(&config, None, &NameResolver::default(), |line| lines.push(line)).await;
             assert_eq!(lines[0].result, expected.0, "{lines:?}");
             assert!(lines[0].text.ends_with(expected.1), "{lines:?}");
-            assert_eq!(lines.len(), 1 + config.fcm.len(), "{lines:?}");
+            let users = lines.iter().any(|line| line.text.contains("web hooks of users"));
+            assert_eq!(users, config.api.address.is_some(), "{lines:?}");
         }
     }
 }

@@ -449,6 +449,6 @@ fn new_mail_comes_on_top_of_what_was_unread() {
     ledger.look(&new(12, 7, 4), None, || 3);
     ledger.look(&new(13, 8, 5), None, || 4);
     assert_eq!(ledger.unread_before(), Some(4));
-    ledger.event(ChangeKind::NewMail, &Snapshot::default(), || 5);
+    ledger.event(NewMail, &Snapshot::default(), || 5);
     assert_eq!(ledger.unread_before(), Some(5));
 }

@@ -1,4 +1,4 @@
-//! What `mailchime check` says of the operator's web hooks.
+//! What `mailchime check` says of web hooks.
 
 use super::operator;
 use crate::config::Config;
@@ -11,6 +11,10 @@ pub(in crate::push::transport) fn run(
     resolver: &NameResolver,
     report: &mut dyn FnMut(CheckLine),
 ) {
+    if config.api.address.is_some() {
+        let mut lines = CheckLines::new("[api]", report);
+        lines.ok("takes web hooks of users; nothing was sent to one now");
+    }
     for webhook in &config.webhooks {
         let mut lines = CheckLines::new(format!("[[webhook]] {}", webhook.name), report);
         match operator::route(webhook, resolver) {
