@@ -110,7 +110,7 @@ async fn play(
     server: Option<&LiveServer>,
     login: Option<&Login>,
 ) -> Result<(), CommandFailure> {
-    let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colours = logging::colours(std::io::stdout().is_terminal());
     let paint = |colour: &str, text: &str| match colours {
         true => format!("\x1b[{colour}m{text}\x1b[0m"),
         false => text.to_owned(),

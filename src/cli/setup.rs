@@ -62,6 +62,9 @@ pub(super) enum MailServerKind {
     /// Dovecot from 2.4 on
     #[value(name = "dovecot-2.4")]
     Dovecot24,
+    /// Dovecot, and nothing here says of which version
+    #[value(skip)]
+    DovecotUnknown,
     Cyrus,
     Courier,
     Other,

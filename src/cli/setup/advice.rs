@@ -80,17 +80,12 @@ fn master(plan: &SetupPlan) -> String {
     let password = below(&plan.root, "etc/mailchime/master.password");
     let password = password.display();
     match plan.server.kind {
-        MailServerKind::Dovecot23 | MailServerKind::Dovecot24 => {
-            let block = match plan.server.kind {
-                MailServerKind::Dovecot24 => {
-                    "passdb mailchime {\n  driver = passwd-file\n  passwd_file_path = /etc/dovecot/mailchime.master\n  \
-                     master = yes\n}"
-                }
-                _ => {
-                    "passdb {\n  driver = passwd-file\n  args = /etc/dovecot/mailchime.master\n  \
-                     master = yes\n}"
-                }
-            };
+        MailServerKind::Dovecot23 | MailServerKind::Dovecot24 | MailServerKind::DovecotUnknown => {
+            let before = "passdb {\n  driver = passwd-file\n  args = /etc/dovecot/mailchime.master\n  \
+                          master = yes\n}";
+            let since = "passdb mailchime {\n  driver = passwd-file\n  \
+                         passwd_file_path = /etc/dovecot/mailchime.master\n  master = yes\n}";
+            let block = by_version(plan.server.kind, before, since);
             format!(
                 "Make the master user in Dovecot. It may log in as everybody:\n\n\
                  (umask 077; printf 'mailchime:{{PLAIN}}%s\\n' \"$(cat {password})\" \
@@ -133,8 +128,9 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
         );
     }
     let server = match plan.server.kind {
-        MailServerKind::Dovecot23 => dovecot("address"),
-        MailServerKind::Dovecot24 => dovecot("listen"),
+        kind @ (MailServerKind::Dovecot23
+        | MailServerKind::Dovecot24
+        | MailServerKind::DovecotUnknown) => dovecot(kind),
         MailServerKind::Cyrus => {
             "in the block SERVICES of /etc/cyrus.conf, have imap listen on this machine alone, and take imaps \
              out:\n\n\
@@ -166,12 +162,29 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
     format!("{server}{backend}\n\nsystemctl restart {service}\n{begin}")
 }
 
-/// `listen` is the word for an address, which Dovecot 2.4 has changed.
-fn dovecot(listen: &str) -> String {
+/// A block of Dovecot's configuration as it was up to 2.3 and as it is since 2.4, or both where the version is unknown.
+fn by_version(kind: MailServerKind, before: &str, since: &str) -> String {
+    match kind {
+        MailServerKind::Dovecot24 => since.to_owned(),
+        MailServerKind::DovecotUnknown => format!(
+            "Its version is not known here; `dovecot --version` says it. Up to Dovecot 2.3:\n\n{before}\n\n\
+             Since Dovecot 2.4, which does not start with the one above:\n\n{since}"
+        ),
+        _ => before.to_owned(),
+    }
+}
+
+/// Dovecot 2.4 has changed the word for an address.
+fn dovecot(kind: MailServerKind) -> String {
+    let block = |listen: &str| {
+        format!(
+            "service imap-login {{\n  inet_listener imap {{\n    {listen} = 127.0.0.1\n    port = 143\n  }}\n  \
+             inet_listener imaps {{\n    port = 0\n  }}\n}}"
+        )
+    };
+    let block = by_version(kind, &block("address"), &block("listen"));
     format!(
-        "in /etc/dovecot/conf.d/10-master.conf:\n\n\
-         service imap-login {{\n  inet_listener imap {{\n    {listen} = 127.0.0.1\n    port = 143\n  }}\n  \
-         inet_listener imaps {{\n    port = 0\n  }}\n}}\n\n\
+        "in /etc/dovecot/conf.d/10-master.conf:\n\n{block}\n\n\
          and in /etc/dovecot/dovecot.conf, so that Dovecot believes mailchime the addresses of clients:\n\n\
          login_trusted_networks = 127.0.0.1/32"
     )

@@ -53,7 +53,9 @@ impl FoundServer {
     /// The name of its service, for `systemctl`.
     pub(super) fn service(&self) -> &'static str {
         match self.kind {
-            MailServerKind::Dovecot23 | MailServerKind::Dovecot24 => "dovecot",
+            MailServerKind::Dovecot23
+            | MailServerKind::Dovecot24
+            | MailServerKind::DovecotUnknown => "dovecot",
             MailServerKind::Cyrus => "cyrus-imapd",
             MailServerKind::Courier => "courier-imap courier-imap-ssl",
             MailServerKind::Other => "YOUR-SERVER",
@@ -65,6 +67,7 @@ impl fmt::Display for FoundServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
             MailServerKind::Dovecot23 | MailServerKind::Dovecot24 => "Dovecot",
+            MailServerKind::DovecotUnknown => "Dovecot of an unknown version",
             MailServerKind::Cyrus => "Cyrus",
             MailServerKind::Courier => "Courier",
             MailServerKind::Other => "a server of another kind",
@@ -196,9 +199,11 @@ fn kind(root: &Path, greeting: &str, is_here: bool) -> (MailServerKind, String) 
         let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0_u32));
         (numbers.next(), numbers.next()) >= (Some(2), Some(4))
     };
-    match is_24(&version) {
-        true => (MailServerKind::Dovecot24, version),
-        false => (MailServerKind::Dovecot23, version),
+    match version.as_str() {
+        // It runs in a container, or on another machine.
+        "" => (MailServerKind::DovecotUnknown, version),
+        known if is_24(known) => (MailServerKind::Dovecot24, version),
+        _ => (MailServerKind::Dovecot23, version),
     }
 }
 
@@ -235,7 +240,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let kind = |greeting| kind(folder.path(), greeting, true);
         for (greeting, expected, version) in [
-            ("* OK Dovecot (Debian) ready.", MailServerKind::Dovecot23, ""),
+            ("* OK Dovecot (Debian) ready.", MailServerKind::DovecotUnknown, ""),
             (
                 "* OK mail Cyrus IMAP 3.6.1-Debian-3.6.1-4 server ready",
                 MailServerKind::Cyrus,
@@ -252,5 +257,7 @@ mod tests {
         std::fs::write(config, "dovecot_config_version = 2.4.1\n").unwrap();
         let dovecot = kind("* OK Dovecot ready.");
         assert_eq!(dovecot, (MailServerKind::Dovecot24, "2.4.1".to_owned()));
+        let elsewhere = super::kind(folder.path(), "* OK Dovecot ready.", false);
+        assert_eq!(elsewhere, (MailServerKind::DovecotUnknown, String::new()));
     }
 }

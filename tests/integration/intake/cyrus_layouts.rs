@@ -135,7 +135,7 @@ fn program(folder: &TempDir, url: &str) {
     }
     fs::write(file("secret"), TOKEN).unwrap();
     let text = PROGRAM
-        .replace("/usr/local/bin/mailchime", &binary.display().to_string())
+        .replace("/usr/bin/mailchime", &binary.display().to_string())
         .replace("https://mail.example.org:8144", url)
         .replace("/etc/mailchime-events.secret", &file("secret").display().to_string());
     assert!(text.contains(url) && !text.contains("/etc/"), "{text}");

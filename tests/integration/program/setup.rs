@@ -209,6 +209,24 @@ async fn a_master_user_gets_a_password_of_its_own() {
     .await;
 }
 
+/// In a container, as it looks from outside.
+#[tokio::test]
+async fn a_dovecot_of_an_unknown_version_gets_the_lines_of_either() {
+    let test = "a_dovecot_of_an_unknown_version_gets_the_lines_of_either";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.certbot("mail.example.org", pki());
+        let arguments = ["--credentials", "master", "--port", "0"];
+        let (code, said) = machine.setup_at(dovecot.plain, &arguments).await;
+        assert_eq!(code, Some(0), "{said}");
+        contains(&said, &["IMAP server: Dovecot of an unknown version at", "dovecot --version"]);
+        contains(&said, &["args = /etc/dovecot/mailchime.master", "passdb mailchime {"]);
+        contains(&said, &["address = 127.0.0.1", "listen = 127.0.0.1"]);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn cyrus_and_courier_say_what_they_are() {
     let test = "cyrus_and_courier_say_what_they_are";
