@@ -34,6 +34,32 @@ pub fn datagrams(path: &Path, group: Option<&str>) -> io::Result<(UnixDatagram, 
     place(path, group, |made| UnixDatagram::bind(made))
 }
 
+/// Whether a socket could be made here, as far as that can be known without making it.
+///
+/// # Errors
+/// As [`listen`]; `NotFound` where its folder is missing or there is no such group.
+pub fn examine(path: &Path, group: Option<&str>) -> io::Result<()> {
+    is_free(path)?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    if !folder.is_dir() {
+        let problem = format!("{} is no folder; make it", folder.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, problem));
+    }
+    group.map_or(Ok(()), |group| gid(group).map(drop))
+}
+
+/// Whether nothing else has the place of a socket.
+fn is_free(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => {
+            let problem = "there is something else than a socket, which is left alone";
+            Err(io::Error::new(io::ErrorKind::AlreadyExists, problem))
+        }
+        Ok(_) if is_used(path) => Err(io::ErrorKind::AddrInUse.into()),
+        _ => Ok(()),
+    }
+}
+
 /// The socket is made in a folder that only this user can enter, and comes to its place when it has its
 /// mode: nobody else can connect in between.
 fn place<T>(
@@ -41,14 +67,7 @@ fn place<T>(
     group: Option<&str>,
     bind: impl FnOnce(&Path) -> io::Result<T>,
 ) -> io::Result<(T, SocketFile)> {
-    match fs::symlink_metadata(path) {
-        Ok(there) if !there.file_type().is_socket() => {
-            let problem = "there is something else than a socket, which is left alone";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, problem));
-        }
-        Ok(_) if is_used(path) => return Err(io::ErrorKind::AddrInUse.into()),
-        _ => {}
-    }
+    is_free(path)?;
     let parent = path.parent().unwrap_or(Path::new("/"));
     let folder = tempfile::Builder::new().prefix(".").rand_bytes(6).tempdir_in(parent)?;
     let made = folder.path().join("s");

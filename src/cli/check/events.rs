@@ -7,20 +7,6 @@ use crate::metrics::Metrics;
 
 /// Reads the secrets of those who may send events.
 pub(super) fn events(config: &Config, report: &mut Report) {
-    if let Some(cyrus) = &config.events.cyrus {
-        let keys = [("cyrus_socket", &cyrus.socket), ("cyrus_stream", &cyrus.stream)];
-        for (key, path) in keys {
-            let Some(path) = path else { continue };
-            let part = format!("[events] {key}");
-            match path.parent() {
-                Some(folder) if folder.is_dir() => report.ok(&part, path.display()),
-                _ => {
-                    let problem = format!("{} is in no folder; make it", path.display());
-                    report.refused(&part, problem);
-                }
-            }
-        }
-    }
     if config.events.sources.is_empty() {
         return;
     }

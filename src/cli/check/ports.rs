@@ -1,7 +1,9 @@
 //! Where mailchime listens: whether the addresses are free, or held by a mailchime that runs.
 
+use std::fmt::Display;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
@@ -12,7 +14,7 @@ use tokio::time::timeout;
 use super::Report;
 use crate::config::{AdminAddress, Config, ListenerConfig, ListenerTls};
 use crate::imap::responses::printable;
-use crate::net::{dial, listen, proxy_protocol, tls};
+use crate::net::{dial, listen, proxy_protocol, tls, unix_socket};
 
 /// For the greeting of the program that listens there.
 const GREETING_TIME: Duration = Duration::from_secs(5);
@@ -40,19 +42,32 @@ pub(super) async fn listeners(config: &Config, report: &mut Report) {
             running = found;
         }
     }
-    if let Some(AdminAddress::Tcp(address)) = config.admin.address {
-        beside("[admin] address", address, listen::bind(address).map(drop), running, report);
+    match &config.admin.address {
+        Some(AdminAddress::Tcp(address)) => {
+            let bound = listen::bind(*address).map(drop);
+            beside("[admin] address", address, bound, running, report);
+        }
+        Some(AdminAddress::Unix { path, group }) => {
+            socket("[admin] address", path, group.as_deref(), running, report);
+        }
+        None => {}
+    }
+    if let Some(cyrus) = &config.events.cyrus {
+        let keys = [("cyrus_socket", &cyrus.socket), ("cyrus_stream", &cyrus.stream)];
+        for (key, path) in keys.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
+            socket(&format!("[events] {key}"), path, cyrus.group.as_deref(), running, report);
+        }
     }
     if let Some(address) = config.api.address {
-        beside("[api]", address, listen::bind(address).map(drop), running, report);
+        beside("[api]", &address, listen::bind(address).map(drop), running, report);
     }
     if let Some(address) = config.events.address {
         let bound = listen::bind(address).map(drop);
-        beside("[events] address", address, bound, running, report);
+        beside("[events] address", &address, bound, running, report);
     }
     if let Some(udp) = config.events.udp.as_ref().filter(|udp| !udp.address.ip().is_multicast()) {
         let bound = UdpSocket::bind(udp.address).await.map(drop);
-        beside("[events] udp_address", udp.address, bound, running, report);
+        beside("[events] udp_address", &udp.address, bound, running, report);
     }
 }
 
@@ -98,10 +113,21 @@ async fn of_listener(how: &ListenerConfig, config: &Config, report: &mut Report)
     Running::No
 }
 
+/// A Unix socket, which is not made here.
+fn socket(part: &str, path: &Path, group: Option<&str>, running: Running, report: &mut Report) {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    // A service manager makes those at each start (RuntimeDirectory of the unit).
+    if folder.starts_with("/run") && !folder.exists() {
+        let text = "is not there yet; the unit of the package makes it when the service starts";
+        return report.warning(part, format_args!("{}: {text}", folder.display()));
+    }
+    beside(part, &path.display(), unix_socket::examine(path, group), running, report);
+}
+
 /// What is served beside mail. Where a mailchime runs, it holds these, too.
 fn beside(
     part: &str,
-    address: SocketAddr,
+    address: &dyn Display,
     bound: io::Result<()>,
     running: Running,
     report: &mut Report,

@@ -263,7 +263,7 @@ async fn check_reads_the_secrets_of_sources() {
         world.configure("[events]\n", "[events]\ncyrus_stream = \"none/cyrus\"\n");
         let said = world.command(&["check"]).await;
         let line = said.line("FAILED   [events] cyrus_stream: ");
-        assert!(line.contains("is in no folder; make it"), "{line}");
+        assert!(line.contains("is no folder; make it"), "{line}");
         assert_eq!(said.code, 64);
     })
     .await;

@@ -266,6 +266,8 @@ async fn check_ends_with_the_status_of_serve() {
         let address = taken.local_addr().unwrap();
         let other = mailchime::demo::pki::Pki::generate(None).unwrap();
         other.write_to(&folder.file("other")).unwrap();
+        let _used = std::os::unix::net::UnixListener::bind(folder.file("used.sock")).unwrap();
+        let admin = |address: &str, more: &str| format!("[admin]\naddress = \"{address}\"\n{more}[log]");
         for (old, new, status) in [
             ("private_key = \"server.key\"", "private_key = \"bad.key\"", 64),
             ("private_key = \"apns.key\"", "private_key = \"bad.key\"", 64),
@@ -285,6 +287,10 @@ async fn check_ends_with_the_status_of_serve() {
             ("address = \"127.0.0.1:0\"", &format!("address = \"{address}\""), 1),
             ("address = \"127.0.0.1:0\"", "address = \"192.0.2.1:993\"", 1),
             ("[log]", &format!("[admin]\naddress = \"{address}\"\n[log]"), 64),
+            ("[log]", &admin("unix:/nonexistent/admin.sock", ""), 64),
+            ("[log]", &admin("unix:admin.sock", "group = \"no-such-group\"\n"), 64),
+            ("[log]", &admin("unix:text.db", ""), 64),
+            ("[log]", &admin("unix:used.sock", ""), 64),
         ] {
             let world = &folder;
             let before = fs::read_to_string(world.file("proxy.toml")).unwrap();
