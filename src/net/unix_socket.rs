@@ -37,15 +37,23 @@ pub fn datagrams(path: &Path, group: Option<&str>) -> io::Result<(UnixDatagram, 
 /// Whether a socket could be made here, as far as that can be known without making it.
 ///
 /// # Errors
-/// As [`listen`]; `NotFound` where its folder is missing or there is no such group.
-pub fn examine(path: &Path, group: Option<&str>) -> io::Result<()> {
+/// As [`listen`]; `NotFound` where its folder is missing.
+pub fn examine(path: &Path) -> io::Result<()> {
     is_free(path)?;
     let folder = path.parent().unwrap_or(Path::new("/"));
     if !folder.is_dir() {
         let problem = format!("{} is no folder; make it", folder.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, problem));
     }
-    group.map_or(Ok(()), |group| gid(group).map(drop))
+    Ok(())
+}
+
+/// Whether this machine has this group, by its name or number.
+///
+/// # Errors
+/// `NotFound` where it has none.
+pub fn find_group(group: &str) -> io::Result<()> {
+    gid(group).map(drop)
 }
 
 /// Whether nothing else has the place of a socket.

@@ -113,15 +113,21 @@ async fn of_listener(how: &ListenerConfig, config: &Config, report: &mut Report)
     Running::No
 }
 
+/// What the unit of the package makes at each start (RuntimeDirectory).
+const RUNTIME_FOLDER: &str = "/run/mailchime";
+
 /// A Unix socket, which is not made here.
 fn socket(part: &str, path: &Path, group: Option<&str>, running: Running, report: &mut Report) {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    // A service manager makes those at each start (RuntimeDirectory of the unit).
-    if folder.starts_with("/run") && !folder.exists() {
+    let runtime = Path::new(RUNTIME_FOLDER);
+    let is_to_be_made = path.parent() == Some(runtime) && !runtime.exists();
+    // The group is known before the folder is there.
+    let group_is_known = group.map_or(Ok(()), unix_socket::find_group);
+    if is_to_be_made && group_is_known.is_ok() {
         let text = "is not there yet; the unit of the package makes it when the service starts";
-        return report.warning(part, format_args!("{}: {text}", folder.display()));
+        return report.warning(part, format_args!("{RUNTIME_FOLDER}: {text}"));
     }
-    beside(part, &path.display(), unix_socket::examine(path, group), running, report);
+    let found = group_is_known.and_then(|()| unix_socket::examine(path));
+    beside(part, &path.display(), found, running, report);
 }
 
 /// What is served beside mail. Where a mailchime runs, it holds these, too.
