@@ -95,18 +95,19 @@ impl Drop for SendPlace<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::imap::registration::xapple::{DeviceToken, XAppleRegistration};
+    use crate::model::PushEndpoint;
 
     fn subscription(account: &str, transport: &str) -> Subscription {
-        let registration = XAppleRegistration {
-            version: 2,
-            account_id: "ID".into(),
-            token: DeviceToken::new(&"ab".repeat(32)).unwrap(),
-            subtopic: "com.apple.mobilemail".into(),
-            mailboxes: Vec::new(),
-        };
-        let of_apple = registration.subscription(Account::from_login(account), "com.example");
-        Subscription { transport: TransportId::new(transport), ..of_apple }
+        Subscription {
+            account: Account::from_login(account),
+            transport: TransportId::new(transport),
+            endpoint: PushEndpoint::new("https://a.example/", "https://a.example/"),
+            app: "".into(),
+            route: "".into(),
+            options: "{}".into(),
+            secrets: None,
+            expires_at: None,
+        }
     }
 
     #[tokio::test(start_paused = true)]

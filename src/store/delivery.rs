@@ -10,7 +10,7 @@ use crate::model::{
 };
 
 use super::due::{DueMailbox, due_mailbox};
-use super::gathered::{Asks, GatheredQuery, GatheredReads, Questions};
+use super::gathered::{Asks, GatheredQuery, Questions};
 use super::records::{
     account, failure, failure_columns, live, snapshot, state, subscription, subscription_columns,
 };
@@ -73,6 +73,15 @@ macro_rules! entries {
 
 /// A mailbox that subscriptions are for, with the state that they know, and what of it is due.
 pub(super) type WatchedRow = ((Mailbox, Snapshot), Option<DueMailbox>);
+
+/// Whose mailboxes are asked for, and by which backend.
+pub(super) type WatchedQuestion = (Account, BackendId, Alive);
+
+/// Whose subscriptions are asked for.
+pub(super) type TargetsQuestion = (Account, Alive);
+
+/// A subscription with one of its mailboxes, if it has any, and its sealed secrets.
+pub(super) type TargetRow = (Target, Option<String>);
 
 /// What [`Store::watched_and_due`] asks.
 const WATCHED: SelectBy<'_> = SelectBy {
@@ -266,11 +275,11 @@ impl Store {
     }
 }
 
-impl Asks for (Account, BackendId, Alive) {
+impl Asks for WatchedQuestion {
     type Row = WatchedRow;
 
-    fn questions(of: &GatheredReads) -> &Questions<Self, WatchedRow> {
-        &of.watched
+    fn questions(store: &Store) -> &Questions<Self, WatchedRow> {
+        &store.asked_watched
     }
 
     fn query() -> &'static GatheredQuery {
@@ -297,11 +306,11 @@ impl Asks for (Account, BackendId, Alive) {
     }
 }
 
-impl Asks for (Account, Alive) {
-    type Row = (Target, Option<String>);
+impl Asks for TargetsQuestion {
+    type Row = TargetRow;
 
-    fn questions(of: &GatheredReads) -> &Questions<Self, Self::Row> {
-        &of.targets
+    fn questions(store: &Store) -> &Questions<Self, Self::Row> {
+        &store.asked_targets
     }
 
     fn query() -> &'static GatheredQuery {

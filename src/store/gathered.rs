@@ -10,13 +10,11 @@ use parking_lot::Mutex;
 use sqlx::any::AnyRow;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::delivery::{Target, WatchedRow};
 use super::sql::rows::{self, Readable};
 use super::sql::statement::{Argument, StatementText};
 use super::sql::{self, SelectBy, Shaped};
-use super::{Alive, Store, StoreError};
+use super::{Store, StoreError};
 use crate::metrics::Call;
-use crate::model::{Account, BackendId};
 
 /// Most questions of one statement.
 const MOST: usize = 64;
@@ -31,14 +29,7 @@ pub(super) struct GatheredQuery {
     pub(super) alone: Shaped,
 }
 
-/// The questions that wait, by what they ask for.
-#[derive(Default)]
-pub(super) struct GatheredReads {
-    pub(super) watched: Questions<(Account, BackendId, Alive), WatchedRow>,
-    pub(super) targets: Questions<(Account, Alive), (Target, Option<String>)>,
-}
-
-/// Those of one kind.
+/// The questions of one kind that wait.
 pub(super) struct Questions<Q, R> {
     waiting: Mutex<Vec<Question<Q, R>>>,
     turns: Semaphore,
@@ -71,7 +62,7 @@ pub(super) trait Asks: Send + Sync + Sized + 'static {
     type Row: Send + 'static;
 
     /// Where they wait.
-    fn questions(of: &GatheredReads) -> &Questions<Self, Self::Row>;
+    fn questions(store: &Store) -> &Questions<Self, Self::Row>;
 
     /// The query.
     fn query() -> &'static GatheredQuery;
@@ -91,18 +82,19 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub(super) async fn ask<Q: Asks>(
+    pub(super) fn ask<Q: Asks>(
         &self,
         call: Call,
         what: Q,
-    ) -> Result<Vec<Q::Row>, StoreError> {
-        let asked = self.measured(call, async {
+    ) -> impl Future<Output = Result<Vec<Q::Row>, StoreError>> + Send + '_ {
+        // Boxed with the question, as all calls are: thousands of tasks make one now and then.
+        Box::pin(self.measured(call, async move {
             self.ready().await?;
             let (reply, answer) = oneshot::channel();
-            Q::questions(&self.gathered).waiting.lock().push(Question { what, reply });
+            Q::questions(self).waiting.lock().push(Question { what, reply });
             let store = self.clone();
             tokio::spawn(async move {
-                let Ok(_turn) = Q::questions(&store.gathered).turns.acquire().await else { return };
+                let Ok(_turn) = Q::questions(&store).turns.acquire().await else { return };
                 // What takes longer than a call may is given up with its connection.
                 let _ = tokio::time::timeout(store.limit, store.ask_waiting::<Q>()).await;
             });
@@ -111,13 +103,12 @@ impl Store {
                 Ok(Err(error)) => Err(StoreError::from_shared(&self.database, error)),
                 Err(_) => self.named(Err(sqlx::Error::WorkerCrashed)),
             }
-        });
-        Box::pin(asked).await
+        }))
     }
 
     /// Asks all that wait, and answers.
     async fn ask_waiting<Q: Asks>(&self) {
-        let (questions, replies): (Vec<Q>, Vec<_>) = Q::questions(&self.gathered)
+        let (questions, replies): (Vec<Q>, Vec<_>) = Q::questions(self)
             .take()
             .into_iter()
             .map(|question| (question.what, question.reply))
@@ -177,7 +168,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::model::Timestamp;
+    use crate::model::{Account, Timestamp};
 
     async fn open() -> (TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
@@ -188,12 +179,12 @@ mod tests {
 
     /// Asks, with no statement being answered before this is dropped, and waits until that is a question.
     async fn ask(store: &Store, login: &str) -> tokio::task::JoinHandle<bool> {
-        let before = store.gathered.targets.waiting.lock().len();
+        let before = store.asked_targets.waiting.lock().len();
         let (asking, account) = (store.clone(), Account::from_login(login));
         let task = tokio::spawn(async move {
             asking.targets(&account, Timestamp(0)).await.is_ok_and(|targets| targets.is_empty())
         });
-        while store.gathered.targets.waiting.lock().len() == before {
+        while store.asked_targets.waiting.lock().len() == before {
             tokio::task::yield_now().await;
         }
         task
@@ -202,19 +193,19 @@ mod tests {
     #[tokio::test]
     async fn what_waits_together_is_asked_together_without_what_is_given_up() {
         let (_folder, store) = open().await;
-        let turns = store.gathered.targets.turns.acquire_many(2).await.unwrap();
+        let turns = store.asked_targets.turns.acquire_many(2).await.unwrap();
         let mut tasks = Vec::new();
         for login in ["alice", "bob", "carol"] {
             tasks.push(ask(&store, login).await);
         }
         tasks.remove(1).abort();
-        while store.gathered.targets.waiting.lock().iter().all(|asked| !asked.reply.is_closed()) {
+        while store.asked_targets.waiting.lock().iter().all(|asked| !asked.reply.is_closed()) {
             tokio::task::yield_now().await;
         }
-        let questions = store.gathered.targets.take();
+        let questions = store.asked_targets.take();
         let accounts: Vec<_> = questions.iter().map(|asked| asked.what.0.to_string()).collect();
         assert_eq!(accounts, ["alice", "carol"]);
-        *store.gathered.targets.waiting.lock() = questions;
+        *store.asked_targets.waiting.lock() = questions;
         drop(turns);
         for task in tasks {
             assert!(task.await.unwrap());
@@ -224,7 +215,7 @@ mod tests {
     #[tokio::test]
     async fn a_statement_that_fails_fails_for_all_who_wait_for_it() {
         let (_folder, store) = open().await;
-        let turns = store.gathered.targets.turns.acquire_many(2).await.unwrap();
+        let turns = store.asked_targets.turns.acquire_many(2).await.unwrap();
         let tasks = [ask(&store, "alice").await, ask(&store, "bob").await];
         store.connections.reads.close().await;
         drop(turns);

@@ -75,10 +75,11 @@ pub use census::Census;
 pub use copy::{CopiedRows, CopyError, copy};
 pub use credentials::{CredentialSource, CredentialsError, unreadable};
 pub use delivery::Target;
+use delivery::{TargetRow, TargetsQuestion, WatchedQuestion, WatchedRow};
 pub use due::{DueMailbox, DueMark, LookedAt};
 pub use entries::LeavingAccount;
 pub use error::StoreError;
-use gathered::GatheredReads;
+use gathered::Questions;
 pub use import::{ImportOutcome, ImportedRegistration};
 pub use keeping::Kept;
 pub use nodes::{Invalidation, Node};
@@ -107,7 +108,8 @@ pub struct Store {
     /// A server may be away when the program starts.
     up_to_date: Arc<OnceCell<()>>,
     batches: Arc<Batches>,
-    gathered: Arc<GatheredReads>,
+    asked_watched: Arc<Questions<WatchedQuestion, WatchedRow>>,
+    asked_targets: Arc<Questions<TargetsQuestion, TargetRow>>,
     shares: Shares,
     /// Of a program that serves phones.
     service: Option<Arc<Service>>,

@@ -296,7 +296,7 @@ async fn check_says_whether_the_api_has_its_address_and_a_certificate_for_its_ur
         ] {
             fs::write(folder.path().join("proxy.toml"), format!("{start}[api]\n{api}\n")).unwrap();
             let (_, said, _) = run(folder.path(), &["check", "--config", "proxy.toml"]).await;
-            let lines: Vec<_> = said.lines().filter(|line| line.contains(" [api]: ")).collect();
+            let lines: Vec<_> = said.lines().filter(|line| line.contains(" [api]: ")).filter(|line| !line.contains("takes web hooks of users")).collect();
             assert_eq!(lines.len(), expected.len(), "{said}");
             for (line, expected) in lines.iter().zip(expected) {
                 assert!(line.starts_with(expected), "{said}");

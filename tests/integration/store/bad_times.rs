@@ -304,10 +304,15 @@ async fn a_server_that_says_nothing_any_more() {
         let mut calls = tokio::task::JoinSet::new();
         for _ in 0..4 {
             let (reading, writing) = (store.clone(), store.clone());
-            calls.spawn(async move { reading.targets(&alice(), EVER).await.map(drop) });
+            calls.spawn(async move { reading.all_targets(&alice()).await.map(drop) });
             calls.spawn(async move { writing.remove_account(&bob()).await.map(drop) });
         }
         until(async || waiting(&mut watching).await >= 8).await;
+        // Those of several callers in one statement wait for a connection.
+        for _ in 0..4 {
+            let reading = store.clone();
+            calls.spawn(async move { reading.targets(&alice(), EVER).await.map(drop) });
+        }
         network.freeze();
         let began = Instant::now();
         while let Some(refused) = calls.join_next().await {

@@ -34,7 +34,7 @@ impl PgBouncer {
                 "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\n\
                  listen_addr = 127.0.0.1\nlisten_port = {}\nunix_socket_dir =\n\
                  auth_type = plain\nauth_file = users.txt\npool_mode = {mode}\n\
-                 default_pool_size = 3\nmax_client_conn = 1000\n{settings}",
+                 default_pool_size = 3\nmax_client_conn = 1000\nserver_idle_timeout = 2\n{settings}",
                 address.port()
             );
             fs::write(folder.join("pgbouncer.ini"), ini).unwrap();
