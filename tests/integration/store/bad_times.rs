@@ -166,7 +166,7 @@ async fn a_call_that_is_dropped_in_its_middle_leaves_no_transaction_in_its_sessi
             waits += 1;
             let write = store.register(&registration, by(&backend, None), 10, Timestamp(100));
             let calls = [
-                dropped_after(waits, store.targets(&alice(), EVER)).await,
+                dropped_after(waits, store.all_targets(&alice())).await,
                 dropped_after(waits, store.remove_account(&bob())).await,
                 dropped_after(waits, write).await,
             ];
