@@ -91,6 +91,12 @@ async function says(worker) {
   const two = [inbox('new', { unseen: 6, unseen_before: 5 }), inbox('new', { unseen: 7, unseen_before: 6 })];
   expect(await pushed(false, ...two, inbox('quiet', { unseen: 6 })), [`New mail in INBOX | INBOX: 6 unread | ${LOGIN}`]);
   expect(await pushed(false, ...two, inbox('quiet', { unseen: 5 })), []);
+  // All are read before the second comes, or it is not known how many were.
+  for (const more of [{ unseen: 1, unseen_before: 0 }, { unseen: 1 }]) {
+    const later = [inbox('new', { unseen: 6, unseen_before: 5 }), inbox('new', more)];
+    expect(await pushed(false, ...later, inbox('quiet', { unseen: 1 })), [`New mail in INBOX | INBOX: 1 unread | ${LOGIN}`]);
+    expect(await pushed(false, ...later, inbox('quiet', { unseen: 0 })), []);
+  }
   expect(await pushed(false, inbox('new'), inbox('quiet', { unseen: 0 })), []);
 
   // Of three previewed mails two are read.

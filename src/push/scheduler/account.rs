@@ -15,6 +15,7 @@ use super::change_id::ChangeId;
 use super::preview::Previews;
 use super::route_queue::RouteQueue;
 use super::subscription::{MarksRead, SendSlot, SubscriptionQueue};
+use super::unread::unread_before;
 use super::{Delivery, Rules};
 use crate::model::{BackendId, Change, Mailbox, Preview, Snapshot, SubscriptionKey, Timestamp};
 use crate::store::Target;
@@ -463,6 +464,8 @@ fn merge(changes: &mut HashMap<Mailbox, Change>, mut newer: Change, rules: &Rule
         // What is not told must not hide what is.
         let kinds = [newer.kind, older.kind];
         let most = kinds.into_iter().max_by_key(|kind| (rules.tells(*kind), *kind));
+        newer.unread_before =
+            unread_before([(older.kind, older.unread_before), (newer.kind, newer.unread_before)]);
         newer.kind = most.unwrap_or(newer.kind);
         newer.seen_at = newer.seen_at.min(older.seen_at);
         covered(older.id, newer.id);

@@ -27,6 +27,7 @@ mod schedule;
 mod subscription;
 #[cfg(test)]
 mod tests;
+mod unread;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;

@@ -5,6 +5,7 @@ mod own_fault;
 mod previews;
 mod resting;
 mod routes;
+mod unread;
 mod verdicts;
 
 use super::*;
@@ -34,6 +35,8 @@ struct Simulation {
     id: u64,
     /// The watcher asks for the sender and the subject of new mail.
     previews: bool,
+    /// How many messages are unread before new mail, as the watcher says it.
+    unread_before: Option<u64>,
     /// Whether lines say since when a subscription fails.
     shows_failing: bool,
     lines: Vec<String>,
@@ -148,6 +151,7 @@ impl Simulation {
             under_way: Vec::new(),
             id: 0,
             previews: false,
+            unread_before: None,
             shows_failing: false,
             lines: Vec::new(),
         }
@@ -196,7 +200,9 @@ impl Simulation {
                     let sender = it.preview.sender().unwrap_or_default();
                     format!(": {sender} in {}, {}", it.mailbox, it.preview.messages)
                 });
-                self.say(format!("push {name} {}{newest}", names.join("+")));
+                let before = push.mailboxes.iter().filter_map(|it| it.unread_before);
+                let before: String = before.map(|it| format!(", {it} before")).collect();
+                self.say(format!("push {name} {}{newest}{before}", names.join("+")));
                 let fails = self.failing.contains(&name).then(|| self.trouble.clone());
                 match fails.or_else(|| self.service.clone()) {
                     Some(outcome) => {
@@ -254,7 +260,7 @@ impl Simulation {
             id,
             snapshot,
             seen_at,
-            unread_before: None,
+            unread_before: self.unread_before,
             preview_follows,
         };
         let event = match change.snapshot {

@@ -130,7 +130,9 @@ async function changed({ account, mailboxes, preview }) {
     const known = typeof unseen === 'number' ? unseen : null;
     if (kind === 'new') {
       isNew = true;
-      if (!unread.has(mailbox)) before.set(mailbox, typeof earlier === 'number' ? earlier : 0);
+      // The lowest: those before may be read when more comes. Where it is not known, all have to be read.
+      const count = typeof earlier === 'number' ? earlier : 0;
+      before.set(mailbox, Math.min(before.get(mailbox) ?? count, count));
       unread.delete(mailbox);
       // What came last is named first.
       const rest = [...unread];

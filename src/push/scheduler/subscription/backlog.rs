@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::super::super::transport::MailboxChange;
 use super::super::change_id::ChangeId;
 use super::super::preview::NewestMail;
+use super::super::unread::unread_before;
 use crate::model::{Change, ChangeKind, Mailbox, Snapshot};
 
 /// A mailbox for which a subscription has to get a push.
@@ -19,7 +20,7 @@ pub(super) struct Due {
     pub(super) kind: ChangeKind,
     /// As the last change says it, or as it was asked for since.
     pub(super) state: Option<Snapshot>,
-    /// How many messages were unread before the first new mail, where that was known.
+    /// How many messages were unread before the new mail, where that was known, see [`unread_before`].
     pub(super) unread_before: Option<u64>,
 }
 
@@ -60,7 +61,10 @@ impl Due {
             change: last.change,
             kind: self.kind.max(before.kind),
             state: last.state,
-            unread_before: before.unread_before.or(self.unread_before),
+            unread_before: unread_before([
+                (before.kind, before.unread_before),
+                (self.kind, self.unread_before),
+            ]),
         }
     }
 
