@@ -73,6 +73,21 @@ main(async () => {
     if (await hear() === 'stop') return;
     await until('the end of the notification', async () => (await notifications(page, login)).length === 0);
 
+    // New mail in two mailboxes is one notification that names both.
+    want('deliver to both');
+    const both = await until('the notification of both', async () => {
+      const all = await notifications(page, login);
+      return all.find(it => it.title.includes('other mailbox')) && all;
+    });
+    check(both.length === 1, JSON.stringify(both));
+    check(/^New mail in \u2068(INBOX|Lists)\u2069 and 1 other mailbox$/.test(both[0].title), JSON.stringify(both));
+    check(both[0].body.includes(login), JSON.stringify(both));
+    await page.evaluate(async tag => {
+      const registration = await navigator.serviceWorker.ready;
+      for (const it of await registration.getNotifications({ tag })) it.close();
+    }, `mail:${login}`);
+    await until('the end of that of both', async () => (await notifications(page, login)).length === 0);
+
     // A test comes as new mail does, and takes the place of what was shown before.
     await page.click('#subscriptions button');
     await until('the test', async () => (await notifications(page, login)).length === 1);

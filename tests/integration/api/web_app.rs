@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use mailchime::config::{PreviewContent, WebPushConfig};
 use mailchime::demo::fcm::FcmStandIn;
@@ -442,6 +443,8 @@ async fn firefox(test: &str, script: &str, preview: PreviewContent, mail: &'stat
         let api = ApiWorld::with(|config| {
             config.web_push = Some(web_push(folder.path(), &[host]));
             config.push.preview = preview;
+            // Lists is looked at meanwhile: Firefox takes a notification away after a while.
+            config.watch.poll_interval = Duration::from_millis(300);
         })
         .await;
         api.backend.create_mailbox(ALICE, "Lists").unwrap();
@@ -458,6 +461,11 @@ async fn firefox(test: &str, script: &str, preview: PreviewContent, mail: &'stat
                 "deliver" => {
                     api.backend.wait_until(|counters| counters.idling == 1).await;
                     delivered = Some(api.backend.deliver(ALICE, "INBOX", mail).unwrap());
+                }
+                "deliver to both" => {
+                    for mailbox in ["INBOX", "Lists"] {
+                        api.backend.deliver(ALICE, mailbox, mail).unwrap();
+                    }
                 }
                 "read" => {
                     let uid = delivered.expect("a mail that was delivered");

@@ -50,6 +50,8 @@ async fn once_shows_the_push_and_leaves_nothing_behind() {
         assert_eq!((status.code(), &*error), (Some(0), ""), "{shown}");
         let mut at = 0;
         for part in [
+            "  web app, HTTPS           https://localhost:",
+            "  Web Push stand-in        https://localhost:",
             "phone     > t1 LOGIN \"alice\"",
             "mailchime < t1 OK",
             "XAPPLEPUSHSERVICE \"aps-version\" \"2\"",
