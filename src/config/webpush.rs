@@ -230,6 +230,17 @@ mod tests {
     }
 
     #[test]
+    fn users_web_hooks_alone_are_push() {
+        let said = |text| {
+            let warnings = parse(text).unwrap().warnings.into_iter();
+            warnings.filter(|it| it.starts_with("there is no [apns] table")).collect::<Vec<_>>()
+        };
+        let config = "[api]\naddress = \"127.0.0.1:8443\"";
+        assert!(said(config)[0].contains("nothing is pushed to iOS Mail,"));
+        assert!(said("[webpush]")[0].contains("nothing is pushed,"));
+    }
+
+    #[test]
     fn a_pattern_is_a_name_or_all_below_one_at_one_port() {
         for (pattern, host, port, fits) in [
             ("push.example.net", "push.example.net", 443, true),
