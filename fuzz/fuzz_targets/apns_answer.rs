@@ -34,7 +34,10 @@ fuzz_target!(|data: &[u8]| -> Corpus {
             assert!((400..500).contains(&status) && reason == "DeviceTokenNotForTopic");
         }
         Verdict::TooLarge => assert_eq!((status, reason), (413, "PayloadTooLarge")),
-        Verdict::Refused { .. } => panic!("APNs says what an operator has to mend"),
+        Verdict::TooLargeInShort => panic!("of one answer alone that is not known"),
+        Verdict::Refused { .. } | Verdict::Rejected { .. } => {
+            panic!("APNs says what an operator has to mend");
+        }
         Verdict::Misconfigured { why } => {
             assert!((400..500).contains(&status) && why.starts_with(&status.to_string()));
             short(why);

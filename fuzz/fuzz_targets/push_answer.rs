@@ -56,8 +56,14 @@ fuzz_target!(|data: &[u8]| -> Corpus {
         Verdict::OtherRoute => panic!("none of them says so"),
         Verdict::Unrenderable { .. } => panic!("an answer to what was never sent"),
         Verdict::TooLarge => assert_eq!(status, 413),
+        Verdict::TooLargeInShort => panic!("of one answer alone that is not known"),
         Verdict::Refused { why } => {
             assert!(service == FuzzedService::WebPush && matches!(status, 401 | 403), "{status}");
+            short(why);
+        }
+        Verdict::Rejected { why } => {
+            let may_rest = matches!(service, FuzzedService::Fcm | FuzzedService::WebPush);
+            assert!(may_rest && (400..500).contains(&status) && status != 408, "{status}");
             short(why);
         }
         Verdict::Misconfigured { why } => short(why),
