@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, DATE, HeaderValue};
 use hyper::service::service_fn;
@@ -30,6 +29,7 @@ use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::random_uuid;
 use super::reply_body::ReplyBody;
+use super::request_body::whole;
 use crate::imap::registration::xapple::DeviceToken;
 use provider::Provider;
 use refusal::{PAYLOAD, refusal};
@@ -419,7 +419,7 @@ async fn receive(
     let headers = headers_of_interest(&head.headers);
     let given = head.uri.path().strip_prefix("/3/device/");
     let token = given.and_then(DeviceToken::new);
-    let body = Limited::new(body, PAYLOAD).collect().await.map(|body| body.to_bytes());
+    let body = whole(body, PAYLOAD).await;
 
     let topics = match topics {
         Some(topics) => Ok(topics.to_vec()),
@@ -431,7 +431,7 @@ async fn receive(
         }
     };
     let refused = match &topics {
-        Ok(topics) => refusal(&head.method, given, &headers, topics, body.as_ref().ok()),
+        Ok(topics) => refusal(&head.method, given, &headers, topics, body.as_ref()),
         Err(refused) => Some(*refused),
     };
     let answer = {

@@ -15,7 +15,6 @@ use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{KeyPair, RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
@@ -31,6 +30,7 @@ use super::farewell;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::reply_body::ReplyBody;
+use super::request_body::whole;
 
 /// A running service with one project and one service account. Dropping it closes its port.
 pub struct FcmStandIn {
@@ -418,8 +418,7 @@ async fn answer(
     let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
     let (kind, authorization) = (text(CONTENT_TYPE), text(AUTHORIZATION));
     let (kind, authorization) = (kind.map(str::to_owned), authorization.map(str::to_owned));
-    let body = Limited::new(body, MAX_REQUEST).collect().await;
-    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = whole(body, MAX_REQUEST).await.unwrap_or_default();
     let send = format!("/v1/projects/{}/messages:send", shared.project);
     match (&head.method, head.uri.path()) {
         (&Method::POST, "/token") => {

@@ -29,6 +29,7 @@ mod port;
 pub mod push_service;
 pub mod replay;
 mod reply_body;
+mod request_body;
 pub mod webhook;
 
 /// The one provider that all of them use; which one the process has installed does not matter.

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_ENCODING, LOCATION, RETRY_AFTER};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
@@ -28,6 +27,7 @@ use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::random_uuid;
 use super::reply_body::ReplyBody;
+use super::request_body::whole;
 
 mod browser;
 mod firefox;
@@ -346,7 +346,7 @@ async fn receive(
 ) -> Option<Response<ReplyBody>> {
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
-    let body = Limited::new(body, MAX_BODY).collect().await.ok().map(|body| body.to_bytes());
+    let body = whole(body, MAX_BODY).await;
     let browser = shared.state().browsers.get(&path).cloned();
     let refused = refusal(&head.method, &head.headers, browser.as_ref(), shared, body.as_ref());
     let body = body.unwrap_or_default();

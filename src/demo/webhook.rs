@@ -10,7 +10,6 @@ use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Request, Response, StatusCode};
 use parking_lot::Mutex;
@@ -27,6 +26,7 @@ use super::farewell;
 use super::pki::{Pki, PkiError};
 use super::port::Port;
 use super::reply_body::ReplyBody;
+use super::request_body::whole;
 
 /// A running receiver. Dropping it closes its port.
 pub struct WebhookReceiver {
@@ -297,13 +297,13 @@ async fn receive(
     farewell: &CancellationToken,
 ) -> Response<ReplyBody> {
     let (head, body) = request.into_parts();
-    let body = Limited::new(body, MAX_REQUEST).collect().await;
+    let body = whole(body, MAX_REQUEST).await.unwrap_or_default();
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
     let mut event = ReceivedEvent {
         method: head.method.to_string(),
         path,
         headers: head.headers,
-        body: body.map(|body| body.to_bytes()).unwrap_or_default(),
+        body,
         status: None,
     };
     let prescribed = shared.answer.lock().clone();
