@@ -144,6 +144,14 @@ import json, sys
 for row in json.load(sys.stdin)["subscriptions"]: print(row["account"], row["mailboxes"][0])'
 }
 
+# The number of the newest migration of the database.
+schema() {
+    python3 - "$root/var/lib/mailchime/mailchime.db" <<'END'
+import sqlite3, sys
+print(*sqlite3.connect(sys.argv[1]).execute("select max(version) from _sqlx_migrations").fetchone())
+END
+}
+
 # All files and links, and the accounts, but what dpkg, systemd and the system write for themselves.
 everything() {
     (cd "$root" && find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./run -o -path ./tmp \
@@ -241,6 +249,40 @@ same 'the key' "$(sha256sum "$root/var/lib/mailchime/mailchime.key")" "$key"
 same 'the subscriptions' "$(subscriptions)" 'alice INBOX'
 "$program" demo --deliver "$backend" >/dev/null
 await 'a push to the device of before' grep -qi 'POST /3/device/ab12ab12' "$folder/demo.log"
+
+say 'upgrade: a database of an earlier schema is migrated'
+# Both packages have the newest schema. So the database is one that an earlier mailchime left, and nobody has started
+# it when the new package comes.
+if [ -n "$init" ]; then run systemctl stop mailchime; else stop_service; fi
+run dpkg -i /packages/old.deb </dev/null >"$folder/dpkg.log" 2>&1
+rm "$root"/var/lib/mailchime/mailchime.db*
+python3 - fixtures/schemas/0010.sqlite.sql "$root/var/lib/mailchime/mailchime.db" <<'END'
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[2])
+database.executescript(open(sys.argv[1]).read())
+END
+chown --reference="$root/var/lib/mailchime" "$root/var/lib/mailchime/mailchime.db"
+same 'the schema of before' "$(schema)" 10
+held=$(python3 - "$root/var/lib/mailchime/mailchime.db" <<'END'
+import sqlite3, sys
+held = {}
+for key, account, mailbox in sqlite3.connect(sys.argv[1]).execute(
+        "select s.id, a.name, m.name from subscription s join account a on a.id = s.account"
+        " join subscription_mailbox l on l.subscription = s.id join mailbox m on m.id = l.mailbox"):
+    held.setdefault(key, [account, []])[1].append(mailbox)
+print(sorted([account, sorted(mailboxes)] for account, mailboxes in held.values()))
+END
+)
+[[ $held = *Bob*alice@example.org* ]] || fail "there is nothing to keep: $held"
+run dpkg -i /packages/new.deb </dev/null >"$folder/dpkg.log" 2>&1
+same 'the schema before the start' "$(schema)" 10
+start_service
+same 'the schema' "$(schema)" "$(ls src/store/sql/migrations | grep -c '\.sql$')"
+same 'the subscriptions' "$(mailchime subscriptions list --json | python3 -c '
+import json, sys
+rows = json.load(sys.stdin)["subscriptions"]
+print(sorted([row["account"], sorted(row["mailboxes"])] for row in rows))')" "$held"
+same 'the owner of the database' "$(run stat -c '%U:%G' /var/lib/mailchime/mailchime.db)" mailchime:mailchime
 
 if [ -n "$init" ]; then
     say 'a configuration that cannot be used: no restarts'
