@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{ends, file, program, python, succeeds, text};
+use crate::support::servers::dovecot24::doveconf;
 
 const SCHEMAS: &str = "check-jsonschema-0.39.0";
 const KUBERNETES: &str = "kubernetes-validate-1.37.0";
@@ -94,6 +95,23 @@ fn compose_takes_its_file() {
     fs::write(&wrong, text(COMPOSE).replace("restart:", "restarts:")).unwrap();
     let (succeeded, said) = ends(&mut check(&wrong).unwrap());
     assert!(!succeeded && said.contains("restarts"), "{said}");
+}
+
+/// The image dovecot/dovecot reads it beside its own configuration.
+#[test]
+fn dovecot_takes_the_file_that_compose_gives_it() {
+    let test = "contrib::container::dovecot_takes_the_file_that_compose_gives_it";
+    let lines = text("contrib/container/dovecot.conf");
+    assert!(text(COMPOSE).contains("./dovecot.conf:"));
+    let Some((taken, said)) = doveconf(test, &lines) else { return };
+    assert!(taken, "{said}");
+    let settings = lines.lines().filter(|line| !line.starts_with('#'));
+    let missing: Vec<_> = settings.filter(|line| !said.contains(line)).collect();
+    assert!(missing.is_empty(), "{missing:?} is not in\n{said}");
+    // That of Dovecot 2.3.
+    let before = lines.replace("auth_allow_cleartext = yes", "disable_plaintext_auth = no");
+    let (taken, said) = doveconf(test, &before).unwrap();
+    assert!(!taken && said.contains("disable_plaintext_auth"), "{said}");
 }
 
 #[test]

@@ -11,11 +11,12 @@ use tempfile::TempDir;
 
 use crate::support::limited;
 use crate::support::program::{Process, mailchime};
+use crate::support::servers::client::Client;
 use crate::support::servers::courier::Courier;
 use crate::support::servers::cyrus::Cyrus;
 use crate::support::servers::dovecot::{Dovecot, Options};
-use crate::support::servers::dovecot24::{Dovecot24, PLACE};
-use crate::support::servers::pki;
+use crate::support::servers::dovecot24::{Dovecot24, PLACE, doveconf};
+use crate::support::servers::{ALICE, pki};
 
 /// The root of a machine, as setup sees it.
 struct Machine(TempDir);
@@ -109,6 +110,26 @@ fn contains(said: &str, expected: &[&str]) {
     }
 }
 
+/// Dovecot 2.4 itself reads the block that setup has printed for it.
+fn dovecot_2_4_takes_the_change(test: &str, said: &str) {
+    let of = |word: &str| {
+        let blocks = said.split("service imap-login {").skip(1);
+        let blocks = blocks.map(|rest| printed(&format!("service imap-login {{{rest}"), LOGIN));
+        blocks.into_iter().find(|block| block.contains(word))
+    };
+    let trusted = said.lines().find(|line| line.contains("login_trusted_networks = ")).unwrap();
+    let change = format!("ssl = no\n{}{trusted}\n", of("listen = ").expect("a block of 2.4"));
+    let Some((taken, read)) = doveconf(test, &change) else { return };
+    assert!(taken, "{read}");
+    contains(&read, &["listen = 127.0.0.1", "port = 0", "login_trusted_networks = 127.0.0.1/32"]);
+    // It says no to what it does not know, such as the block of 2.3.
+    let (taken, read) = doveconf(test, &change.replace("listen = ", "address = ")).unwrap();
+    assert!(!taken && read.contains("address"), "{read}");
+}
+
+/// The first line of the change to Dovecot.
+const LOGIN: &str = "service imap-login {";
+
 /// The printed block that begins so.
 fn printed(said: &str, first: &str) -> String {
     let block = said.lines().skip_while(|line| line.trim() != first);
@@ -117,7 +138,7 @@ fn printed(said: &str, first: &str) -> String {
 
 /// Dovecot itself reads the block that setup has printed.
 fn dovecot_takes_the_change(machine: &Machine, said: &str) {
-    let block = printed(said, "service imap-login {");
+    let block = printed(said, LOGIN);
     let trusted = said.lines().find(|line| line.contains("login_trusted_networks = ")).unwrap();
     let config = machine.path("change.conf");
     fs::write(&config, format!("ssl = no\n{block}{trusted}\n")).unwrap();
@@ -223,6 +244,8 @@ async fn a_dovecot_of_an_unknown_version_gets_the_lines_of_either() {
         contains(&said, &["IMAP server: Dovecot of an unknown version at", "dovecot --version"]);
         contains(&said, &["args = /etc/dovecot/mailchime.master", "passdb mailchime {"]);
         contains(&said, &["address = 127.0.0.1", "listen = 127.0.0.1"]);
+        dovecot_takes_the_change(&machine, &said);
+        dovecot_2_4_takes_the_change(test, &said);
     })
     .await;
 }
@@ -237,7 +260,7 @@ async fn cyrus_and_courier_say_what_they_are() {
             machine.certbot("mail.example.org", pki());
             let (code, said) = machine.setup_at(cyrus.plain, &["--port", "0"]).await;
             assert_eq!(code, Some(0), "{said}");
-            contains(&said, &["IMAP server: Cyrus 3.", "/etc/cyrus.conf", "allowplaintext: yes"]);
+            contains(&said, &["IMAP server: Cyrus 3.", "/etc/cyrus.conf"]);
             machine.check().await;
         }
         if let Some(courier) = courier {
@@ -267,6 +290,37 @@ async fn a_server_with_tls_from_the_first_byte_is_reached_by_the_name_in_the_cer
         let arguments = ["--port", "0", "--backend-ca", &ca];
         let (code, said) = machine.setup_at(dovecot.tls, &arguments).await;
         assert_eq!(code, Some(0), "{said}");
+/// The first printed line that begins so.
+fn line(said: &str, begin: &str) -> String {
+    let mut lines = said.lines().map(str::trim);
+    lines
+        .find(|line| line.starts_with(begin))
+        .unwrap_or_else(|| panic!("{begin}: {said}"))
+        .to_owned()
+}
+
+#[tokio::test]
+async fn cyrus_takes_the_change_and_the_master_user_that_setup_prints() {
+    let test = "cyrus_takes_the_change_and_the_master_user_that_setup_prints";
+    let Some(before) = Cyrus::start(test) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.certbot("mail.example.org", pki());
+        let arguments = ["--credentials", "master", "--port", "0"];
+        let (code, said) = machine.setup_at(before.plain, &arguments).await;
+        assert_eq!(code, Some(0), "{said}");
+        let lines = ["allowplaintext: ", "proxyservers: "].map(|begin| line(&said, begin) + "\n");
+        let now = Cyrus::with_imap(test, &lines.concat(), &line(&said, "imap cmd=")).unwrap();
+        let made = line(&said, "saslpasswd2 ");
+        let ours = format!("-c -f {} -u localhost ", now.passwords().display());
+        let made = Command::new("sh").arg("-c").arg(made.replace("-c ", &ours)).status().unwrap();
+        assert!(made.success());
+        assert!(Client::connect(now.plain).login(ALICE).starts_with("x OK"));
+        machine.master_acts(before.plain, now.plain).await;
+    })
+    .await;
+}
+
         let written = machine.written();
         contains(
             &written,
@@ -348,7 +402,8 @@ async fn dovecot_2_4_is_known_by_its_version_and_takes_the_master_user_that_setu
         let arguments = ["--credentials", "master", "--port", "0"];
         let (code, said) = machine.setup_at(before.plain, &arguments).await;
         assert_eq!(code, Some(0), "{said}");
-        contains(&said, &["IMAP server: Dovecot 2.4.1 at", "listen = 127.0.0.1"]);
+        contains(&said, &["IMAP server: Dovecot 2.4.1 at"]);
+        dovecot_2_4_takes_the_change(test, &said);
         let extra = printed(&said, "passdb mailchime {").replace("/etc/dovecot", PLACE);
         let files = [("mailchime.master", &*machine.master_line())];
         let now = Dovecot24::start(test, &extra, &files).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::client::Client;
@@ -34,6 +34,14 @@ impl Cyrus {
         Self::with_users(test, events, '/', &users().collect::<Vec<_>>())
     }
 
+    /// One with these lines of `imapd.conf`, and this one of its service `imap` in `cyrus.conf`, both as of a
+    /// machine that has Cyrus for itself.
+    pub(crate) fn with_imap(test: &str, lines: &str, imap: &str) -> Option<Self> {
+        let own = "cmd=\"{dir}/root/usr/lib/cyrus/bin/imapd -C {dir}/imapd.conf ";
+        let imap = imap.replace("cmd=\"imapd ", own).replace(":imap\"", ":{plain}\"");
+        Self::start_with(test, lines, '/', &users().collect::<Vec<_>>(), &imap)
+    }
+
     /// The same with these users alone. `separator` stands in the names that administrators see, by these lines;
     /// the domain of a user of a virtual domain is in the name.
     pub(crate) fn with_users(
@@ -42,11 +50,21 @@ impl Cyrus {
         separator: char,
         users: &[User<'_>],
     ) -> Option<Self> {
+        Self::start_with(test, lines, separator, users, IMAP)
+    }
+
+    fn start_with(
+        test: &str,
+        lines: &str,
+        separator: char,
+        users: &[User<'_>],
+        imap: &str,
+    ) -> Option<Self> {
         if !available_unpacked(test, "cyrus", &FILES) {
             return None;
         }
         let (process, [plain, tls]) =
-            process::start(|folder, addresses| plan(folder, addresses, lines, users));
+            process::start(|folder, addresses| plan(folder, addresses, lines, users, imap));
         let mut cyrus = Self { plain, tls, process };
         let mut admin = Client::connect(plain);
         admin.login(ADMIN);
@@ -68,6 +86,11 @@ impl Cyrus {
         deliver_by_lmtp(&self.process.folder().join("conf/socket/lmtp"), user, mail);
     }
 
+    /// Where passwords are.
+    pub(crate) fn passwords(&self) -> PathBuf {
+        self.process.folder().join("sasldb2")
+    }
+
     /// Gives a user another password.
     pub(crate) fn set_password(&self, user: User<'_>) {
         set_password(self.process.folder(), user);
@@ -84,7 +107,13 @@ impl Cyrus {
     }
 }
 
-fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2], lines: &str, users: &[User<'_>]) -> Plan {
+fn plan(
+    folder: &Path,
+    [plain, tls]: [SocketAddr; 2],
+    lines: &str,
+    users: &[User<'_>],
+    imap: &str,
+) -> Plan {
     let dir = folder.display().to_string();
     folder_of_nobody(&folder.join("conf/socket"));
     folder_of_nobody(&folder.join("spool"));
@@ -96,9 +125,11 @@ fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2], lines: &str, users: &[User
         text.replace("{tls}", &tls.port().to_string())
     };
     let notifyd = if lines.contains("notify_external:") { NOTIFYD } else { "" };
+    // It takes no line twice.
+    let plaintext = if lines.contains(PLAINTEXT) { "" } else { PLAINTEXT };
     for (name, text) in [
-        ("imapd.conf", &*(ports(IMAPD_CONF) + &ports(lines))),
-        ("cyrus.conf", &ports(&CYRUS_CONF.replace("{notifyd}", notifyd))),
+        ("imapd.conf", &*(ports(IMAPD_CONF) + plaintext + &ports(lines))),
+        ("cyrus.conf", &ports(&CYRUS_CONF.replace("{notifyd}", notifyd).replace("{imap}", imap))),
         ("server.pem", &pki().server.certificate),
         ("server.key", pki().server.expose_private_key()),
     ] {
@@ -132,7 +163,6 @@ configdirectory: {dir}/conf
 partition-default: {dir}/spool
 servername: localhost
 admins: cyrus
-allowplaintext: yes
 autocreate_quota: 0
 failedloginpause: 0
 sasl_pwcheck_method: auxprop
@@ -145,13 +175,17 @@ cyrus_user: nobody
 aps_topic: com.apple.mail.XServer.11111111-2222-3333-4444-555555555555
 ";
 
+const PLAINTEXT: &str = "allowplaintext: yes\n";
+
+const IMAP: &str = r#"imap cmd="{dir}/root/usr/lib/cyrus/bin/imapd -C {dir}/imapd.conf" listen="127.0.0.1:{plain}" prefork=1"#;
+
 const CYRUS_CONF: &str = r#"
 START {
   recover cmd="{dir}/root/usr/lib/cyrus/bin/ctl_cyrusdb -C {dir}/imapd.conf -r"
   idled cmd="{dir}/root/usr/lib/cyrus/bin/idled -C {dir}/imapd.conf"
 }
 SERVICES {
-  imap cmd="{dir}/root/usr/lib/cyrus/bin/imapd -C {dir}/imapd.conf" listen="127.0.0.1:{plain}" prefork=1
+  {imap}
   imaps cmd="{dir}/root/usr/lib/cyrus/bin/imapd -C {dir}/imapd.conf -s" listen="127.0.0.1:{tls}" prefork=0
   lmtpunix cmd="{dir}/root/usr/lib/cyrus/bin/lmtpd -C {dir}/imapd.conf" listen="{dir}/conf/socket/lmtp" prefork=0
   {notifyd}

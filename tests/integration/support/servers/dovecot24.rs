@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use super::process::{self, Plan, Process, Stop};
 use super::unpacked::{available_unpacked, command};
@@ -26,8 +27,7 @@ pub(crate) struct Dovecot24 {
 impl Dovecot24 {
     /// One with these lines behind its own configuration, and these files, by their names in [`PLACE`].
     pub(crate) fn start(test: &str, extra: &str, files: &[(&str, &str)]) -> Option<Self> {
-        let program = format!("{ROOT}/usr/sbin/dovecot");
-        if !available_unpacked(test, "dovecot24", &[&program]) {
+        if !is_available(test) {
             return None;
         }
         let (process, [plain, tls]) =
@@ -78,18 +78,41 @@ fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2], extra: &str, files: &[(&st
     for (name, text) in own.iter().chain(files) {
         fs::write(folder.join(name), text).unwrap();
     }
-    let dir = folder.display();
-    let script = format!(
-        "root={dir}/root/{ROOT}; unset LD_LIBRARY_PATH\n\
-         mount --bind {dir} $root{PLACE} && mount --bind /dev $root/dev && mount --bind /proc $root/proc || exit 1\n\
-         exec chroot $root /usr/sbin/dovecot -F -c {PLACE}/dovecot.conf"
-    );
     Plan {
-        command: command(folder, &[], &script),
+        command: in_root(folder, "/usr/sbin/dovecot -F"),
         ready: None,
         stop: Stop::Group("TERM"),
         expendable: true,
     }
+}
+
+/// A program of Dovecot, with the configuration in the folder.
+fn in_root(folder: &Path, program: &str) -> Command {
+    let dir = folder.display();
+    let script = format!(
+        "root={dir}/root/{ROOT}; unset LD_LIBRARY_PATH\n\
+         mount --bind {dir} $root{PLACE} && mount --bind /dev $root/dev && mount --bind /proc $root/proc || exit 1\n\
+         exec chroot $root {program} -c {PLACE}/dovecot.conf"
+    );
+    command(folder, &[], &script)
+}
+
+fn is_available(test: &str) -> bool {
+    available_unpacked(test, "dovecot24", &[&format!("{ROOT}/usr/sbin/dovecot")])
+}
+
+/// Whether Dovecot 2.4 takes these lines of a configuration, and what its `doveconf -n` says.
+pub(crate) fn doveconf(test: &str, lines: &str) -> Option<(bool, String)> {
+    if !is_available(test) {
+        return None;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let config =
+        format!("dovecot_config_version = 2.4.1\ndovecot_storage_version = 2.4.1\n{lines}");
+    fs::write(folder.path().join("dovecot.conf"), config).unwrap();
+    let output = in_root(folder.path(), "/usr/bin/doveconf -n").output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    Some((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
 const CONFIG: &str = "
