@@ -7,6 +7,9 @@ use super::{MailServerKind, SetupPlan, WatchCredentials, below};
 /// The port of mail over TLS (RFC 8314 section 7.3).
 const IMAPS: u16 = 993;
 
+/// Courier's service on that port.
+const COURIER_SSL: &str = "courier-imap-ssl";
+
 /// All steps, numbered.
 pub(super) fn text(plan: &SetupPlan) -> String {
     let mut steps = vec![user(plan)];
@@ -16,7 +19,6 @@ pub(super) fn text(plan: &SetupPlan) -> String {
     let config = below(&plan.root, "etc/mailchime/proxy.toml");
     let config = config.display();
     let check = format!("mailchime check --config {config}");
-    let service = plan.server.service();
     if plan.port == IMAPS {
         steps.push(take_over(plan, &check));
     } else {
@@ -36,10 +38,7 @@ pub(super) fn text(plan: &SetupPlan) -> String {
             change(plan, "systemctl restart mailchime")
         ));
     }
-    steps.push(format!(
-        "To go back: take the change to {service} back, restart it, and run\n\n\
-         systemctl disable --now mailchime"
-    ));
+    steps.push(back(plan));
     steps.push(renewal(plan));
     steps.push(
         "Push to iOS Mail needs a certificate from Apple: docs/certificate.md. With it, uncomment [apns] and \
@@ -140,9 +139,11 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
                 .to_owned()
         }
         MailServerKind::Courier => {
-            "in /etc/courier/imapd:\n\nADDRESS=127.0.0.1\n\n\
-             In /etc/courier/imapd-ssl:\n\nIMAPDSSLSTART=NO"
-                .to_owned()
+            // systemd's unit of the package starts it whatever IMAPDSSLSTART says.
+            format!(
+                "in /etc/courier/imapd:\n\nADDRESS=127.0.0.1\n\n\
+                 Its server of port 993 is a service of its own:\n\nsystemctl disable --now {COURIER_SSL}"
+            )
         }
         MailServerKind::Other => {
             "have your server listen for IMAP on 127.0.0.1, port 143, and no longer on port 993.".to_owned()
@@ -160,6 +161,24 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
         _ => String::new(),
     };
     format!("{server}{backend}\n\nsystemctl restart {service}\n{begin}")
+}
+
+/// The way back. mailchime gives up the port before the server is to have it.
+fn back(plan: &SetupPlan) -> String {
+    let service = plan.server.service();
+    if !plan.server.is_here() {
+        return "To go back: have the name lead to your server again, and run\n\n\
+                systemctl disable --now mailchime"
+            .to_owned();
+    }
+    let ssl = match plan.server.kind {
+        MailServerKind::Courier => format!("\nsystemctl enable --now {COURIER_SSL}"),
+        _ => String::new(),
+    };
+    format!(
+        "To go back: take the change to {service} back, and run\n\n\
+         systemctl disable --now mailchime\nsystemctl restart {service}{ssl}"
+    )
 }
 
 /// A block of Dovecot's configuration as it was up to 2.3 and as it is since 2.4, or both where the version is unknown.

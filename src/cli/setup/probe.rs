@@ -57,7 +57,7 @@ impl FoundServer {
             | MailServerKind::Dovecot24
             | MailServerKind::DovecotUnknown => "dovecot",
             MailServerKind::Cyrus => "cyrus-imapd",
-            MailServerKind::Courier => "courier-imap courier-imap-ssl",
+            MailServerKind::Courier => "courier-imap",
             MailServerKind::Other => "YOUR-SERVER",
         }
     }

@@ -270,26 +270,26 @@ async fn cyrus_and_courier_say_what_they_are() {
             assert_eq!(code, Some(64), "{said}");
             let (code, said) = machine.setup_at(courier.plain, &["--port", "0"]).await;
             assert_eq!(code, Some(0), "{said}");
-            contains(&said, &["IMAP server: Courier at", "IMAPDSSLSTART=NO"]);
+            contains(&said, &["IMAP server: Courier at"]);
             machine.check().await;
+            // The package has what is to be changed, and reads it.
+            let address = line(&said, "ADDRESS=");
+            assert!(Courier::packaged("etc/courier/imapd").contains("\nADDRESS="), "{address}");
+            assert!(Courier::packaged("usr/lib/courier/imapd").contains("-address=$ADDRESS"));
+            assert_eq!(address, "ADDRESS=127.0.0.1");
+            for (command, starts) in [
+                ("systemctl restart ", "/usr/sbin/imapd start"),
+                ("systemctl disable --now courier", "/usr/sbin/imapd-ssl start"),
+            ] {
+                let service = line(&said, command).rsplit(' ').next().unwrap().to_owned();
+                let unit = Courier::packaged(&format!("lib/systemd/system/{service}.service"));
+                assert!(unit.contains(&format!("ExecStart={starts}\n")), "{service}: {unit}");
+            }
         }
     })
     .await;
 }
 
-#[tokio::test]
-async fn a_server_with_tls_from_the_first_byte_is_reached_by_the_name_in_the_certificate() {
-    let test = "a_server_with_tls_from_the_first_byte_is_reached_by_the_name_in_the_certificate";
-    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
-    limited(async {
-        let machine = Machine::new();
-        machine.certbot("mail.example.org", pki());
-        let ca = machine.path("ca.pem");
-        fs::write(&ca, &pki().ca.certificate).unwrap();
-        let ca = ca.display().to_string();
-        let arguments = ["--port", "0", "--backend-ca", &ca];
-        let (code, said) = machine.setup_at(dovecot.tls, &arguments).await;
-        assert_eq!(code, Some(0), "{said}");
 /// The first printed line that begins so.
 fn line(said: &str, begin: &str) -> String {
     let mut lines = said.lines().map(str::trim);
@@ -321,6 +321,19 @@ async fn cyrus_takes_the_change_and_the_master_user_that_setup_prints() {
     .await;
 }
 
+#[tokio::test]
+async fn a_server_with_tls_from_the_first_byte_is_reached_by_the_name_in_the_certificate() {
+    let test = "a_server_with_tls_from_the_first_byte_is_reached_by_the_name_in_the_certificate";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.certbot("mail.example.org", pki());
+        let ca = machine.path("ca.pem");
+        fs::write(&ca, &pki().ca.certificate).unwrap();
+        let ca = ca.display().to_string();
+        let arguments = ["--port", "0", "--backend-ca", &ca];
+        let (code, said) = machine.setup_at(dovecot.tls, &arguments).await;
+        assert_eq!(code, Some(0), "{said}");
         let written = machine.written();
         contains(
             &written,

@@ -46,6 +46,11 @@ impl Courier {
         deliver_to_maildir(&mailbox, mail);
     }
 
+    /// A file of the package, by its path without the first `/`.
+    pub(crate) fn packaged(path: &str) -> String {
+        fs::read_to_string(unpacked::root().join(path)).unwrap()
+    }
+
     /// Ends it; sessions get no `* BYE`.
     pub(crate) fn stop(&mut self) {
         self.process.stop();

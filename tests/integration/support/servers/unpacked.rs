@@ -10,7 +10,7 @@ use super::available;
 use crate::support::skip;
 
 /// Where they are unpacked: `MAILCHIME_SERVERS`, else where `tests/run.sh` leaves them by itself.
-fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     std::env::var_os("MAILCHIME_SERVERS").map_or_else(
         || Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("servers"),
         Into::into,
