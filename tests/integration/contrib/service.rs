@@ -1,5 +1,6 @@
 //! mailchime as a service: the unit, the jail of fail2ban, certbot's hook, configurations, manual pages.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -9,6 +10,7 @@ use mailchime::config::Config;
 use super::{ends, file, program, succeeds, text};
 use crate::support::limited;
 use crate::support::program::mailchime;
+use crate::support::skip;
 use crate::support::world::World;
 
 /// `tests/packages.sh` shows what the unit does; this is what it must not lose.
@@ -148,6 +150,72 @@ fn the_test_of_the_package_is_skipped_aloud_where_its_parts_are_missing() {
         assert!(said.starts_with("SKIPPED: tests/packages.sh: "), "{said}");
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something was brought");
+}
+
+/// What is there already when the archives are made.
+const PACKAGE: &str = "mailchime_0.0.9-1_amd64.deb";
+
+/// `contrib/release/archive.sh` with another program in place of mailchime.
+#[test]
+fn a_release_is_an_archive_its_list_and_their_checksums() {
+    let test = "contrib::service::a_release_is_an_archive_its_list_and_their_checksums";
+    let Some(mut git) = program(test, "git", "git") else { return };
+    let git =
+        git.current_dir(file(".")).args(["ls-files", "README.md", "CHANGELOG.md", "SECURITY.md"]);
+    git.args(["LICENSE-MIT", "LICENSE-APACHE", "proxy.toml", "docs", "contrib"]);
+    let (is_repository, kept) = ends(git);
+    if !is_repository {
+        return skip::report(test, "these sources are no repository of git");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("build")).unwrap();
+    fs::copy("/bin/true", path("build/mailchime")).unwrap();
+    fs::write(path("build/mailchime.cdx.json"), "{}").unwrap();
+    let archive = |out: &str| {
+        let mut script = Command::new(file("contrib/release/archive.sh"));
+        script.arg(path(out)).arg(path("build"));
+        script
+    };
+    fs::create_dir(path("out")).unwrap();
+    fs::write(path("out").join(PACKAGE), "a package").unwrap();
+    succeeds(&mut archive("out"));
+
+    let check = || {
+        let mut check = Command::new("sha256sum");
+        check.args(["--check", "--strict", "SHA256SUMS"]).current_dir(path("out"));
+        ends(&mut check)
+    };
+    let name = format!("mailchime-{}-linux-{}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+    let sorted = |list: &str| list.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    let expected = format!("{name}.cdx.json: OK\n{name}.tar.gz: OK\n{PACKAGE}: OK");
+    let (intact, said) = check();
+    assert!(intact);
+    assert_eq!(sorted(&said), sorted(&expected));
+
+    // What git knows of these, and the program; the same again has the same bytes.
+    succeeds(&mut archive("again"));
+    let [tar, again] = ["out", "again"].map(|out| path(&format!("{out}/{name}.tar.gz")));
+    assert!(fs::read(&tar).unwrap() == fs::read(again).unwrap());
+    succeeds(Command::new("tar").arg("-xzf").arg(&tar).arg("-C").arg(folder.path()));
+    let mut find = Command::new("find");
+    find.args([".", "-not", "-type", "d", "-printf", "%P\n"]).current_dir(path(&name));
+    let found = succeeds(&mut find);
+    assert_eq!(sorted(&found), sorted(&(kept + "mailchime\n")));
+    for one in ["LICENSE-APACHE", "docs/install.md", "contrib/systemd/mailchime.service"] {
+        assert!(sorted(&found).contains(one), "{one} is not in {found}");
+    }
+    succeeds(&mut Command::new(path(&format!("{name}/mailchime"))));
+
+    // It is noticed where one byte is another.
+    let mut bytes = fs::read(&tar).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&tar, bytes).unwrap();
+    let (intact, said) = check();
+    assert!(!intact && said.contains(&format!("{name}.tar.gz: FAILED")), "{said}");
+    fs::write(path("build/mailchime"), "#!/bin/sh\n# no program of a processor\n").unwrap();
+    let (made, said) = ends(&mut archive("other"));
+    assert!(!made && said.contains("is neither for x86-64 nor for ARM64"), "{said}");
 }
 
 #[test]
