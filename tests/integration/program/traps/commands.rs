@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use tokio::net::TcpListener;
+
 use crate::support::program::{Process, mailchime};
 use crate::support::world::{LOGIN, World};
-use crate::support::{limited, until};
+use crate::support::{limited, soon, until};
 
 /// How the program ended with these arguments and variables: its status, and what it said.
 async fn run(world: &World, arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String) {
@@ -100,6 +102,28 @@ async fn no_push_would_go_for_an_account_that_is_parked_or_not_watched() {
         assert_eq!(said["subscriptions"][0]["reasons"][0]["reason"], "unwatched", "{said}");
         server.process.signal("TERM");
         server.process.end().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_push_would_go_before_the_first_login() {
+    limited(async {
+        let world = World::new().await;
+        let server = world.serve().await;
+        world.register(server.address).await.unwrap();
+        server.process.kill();
+        // It accepts, and does not answer.
+        world.backend.refuse().await;
+        let silent = TcpListener::bind(world.backend.address()).await.unwrap();
+        let server = world.serve_with_admin().await;
+        let _dialled = soon("a connection", silent.accept()).await.unwrap();
+        let (code, said) = explained(&world).await;
+        assert_eq!(code, 1, "{said}");
+        let why = "not now: its account is not watched yet; mailchime is about to log in";
+        assert!(said.contains(why), "{said}");
+        drop(silent);
+        drop(server);
     })
     .await;
 }
