@@ -120,19 +120,21 @@ fn the_book_has_each_page_once() {
     assert_eq!(once, there);
 }
 
+/// The strings of a source file between the one text and the next other one.
+fn literals(path: &str, from: &str, to: &str) -> BTreeSet<String> {
+    let source = fs::read_to_string(root().join(path)).unwrap();
+    let part = source.split(from).nth(1).unwrap().split(to).next().unwrap();
+    let literals = part.split('"').skip(1).step_by(2);
+    literals.map(|text| text.split("\\\n").map(str::trim_start).collect()).collect()
+}
+
 #[test]
 fn each_state_and_outcome_is_explained() {
     let page = fs::read_to_string(root().join("docs/book/troubleshooting.md")).unwrap();
-    // The strings of a file between the one text and the next other one.
-    let words = |path: &str, from: &str, to: &str| -> BTreeSet<String> {
-        let source = fs::read_to_string(root().join(path)).unwrap();
-        let part = source.split(from).nth(1).unwrap().split(to).next().unwrap();
-        part.split('"').skip(1).step_by(2).map(str::to_owned).collect()
-    };
     let status = "src/watch/status.rs";
-    let states = words(status, "let (state, mode, next_try, reason)", "};");
-    let modes = words(status, "fn word(self)", "\n    }\n}");
-    let outcomes = words("src/push/transport/verdict.rs", "pub fn name(&self)", "\n    }\n");
+    let states = literals(status, "let (state, mode, next_try, reason)", "};");
+    let modes = literals(status, "fn word(self)", "\n    }\n}");
+    let outcomes = literals("src/push/transport/verdict.rs", "pub fn name(&self)", "\n    }\n");
     assert_eq!(
         [states.len(), modes.len(), outcomes.len()],
         [4, 4, 9],
@@ -142,6 +144,41 @@ fn each_state_and_outcome_is_explained() {
     let missing: Vec<_> =
         words.iter().filter(|word| !page.contains(&format!("`{word}`"))).collect();
     assert!(missing.is_empty(), "docs/book/troubleshooting.md does not name {missing:?}");
+}
+
+/// What `push --explain` says: the sentences of these parts of the program, each up to its first semicolon, with `…` for
+/// what it fills in.
+fn explanations() -> BTreeSet<String> {
+    let parts = [
+        ("src/push/explain.rs", "impl fmt::Display for Reason {", "\n}\n"),
+        ("src/push/transport/apns/message.rs", "fn withholds(", "\n    }\n"),
+        ("src/app/admin.rs", "fn unwatched(", "\n}\n"),
+    ];
+    let literals = parts.iter().flat_map(|(path, from, to)| literals(path, from, to));
+    let sentences = literals.filter_map(|literal| {
+        let mut sentence = String::new();
+        for part in literal.split('{') {
+            sentence += part.split_once('}').map_or(part, |(_, rest)| rest);
+            sentence.push('…');
+        }
+        let sentence = sentence.split(';').next().unwrap();
+        let sentence = sentence.trim_end_matches([' ', ':', '…']).to_owned();
+        (sentence.split(' ').count() > 3).then_some(sentence)
+    });
+    sentences.collect()
+}
+
+#[test]
+fn each_explanation_of_no_push_is_in_the_table_of_them_and_no_other() {
+    let page = fs::read_to_string(root().join("docs/book/troubleshooting.md")).unwrap();
+    let table = page.split("| it says |").nth(1).unwrap().split("\n\n").next().unwrap();
+    let rows = table.lines().skip(2).filter_map(|row| row.strip_prefix("| ")?.split(" |").next());
+    let rows: BTreeSet<_> = rows.map(|cell| cell.replace('`', "")).collect();
+    let expected = explanations();
+    assert!(expected.len() > 20, "{expected:#?}");
+    let [missing, others] = [expected.difference(&rows), rows.difference(&expected)]
+        .map(|different| different.collect::<Vec<_>>());
+    assert!(missing.is_empty() && others.is_empty(), "missing {missing:#?}, others {others:#?}");
 }
 
 #[tokio::test]
