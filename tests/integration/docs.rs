@@ -3,7 +3,7 @@
 
 mod written;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,8 +20,44 @@ const FOLDERS: [&str; 4] = ["docs", "benches", "fuzz", "contrib"];
 /// The topic in the documents.
 const TOPIC: &str = "com.apple.mail.XServer.11111111-2222-3333-4444-555555555555";
 
-/// What begins a block of the shell, and what has to stand behind it.
+/// What begins a block of the shell.
 const SHELLS: [&str; 4] = ["sh", "bash", "shell", "console"];
+
+/// What begins a block of Python.
+const PYTHONS: [&str; 3] = ["python", "python3", "py"];
+
+/// The marks of blocks that people run.
+const MARKS: [&str; 4] = ["sh run", "sh not-run", "python run", "python not-run"];
+
+/// The mark of a line that cannot be a block, such as a row of a table.
+const NOT_RUN: &str = "<!-- not-run -->";
+
+/// Programs of which the documents have command lines. Those of mailchime itself may stand in the text: its own parser
+/// takes them in `written`.
+const PROGRAMS: [&str; 22] = [
+    "apt",
+    "apt-get",
+    "cargo",
+    "certbot",
+    "chmod",
+    "curl",
+    "docker",
+    "doveadm",
+    "doveconf",
+    "git",
+    "journalctl",
+    "kubectl",
+    "mariadb-dump",
+    "openssl",
+    "pg_dump",
+    "pip",
+    "python3",
+    "saslpasswd2",
+    "sqlite3",
+    "ssh",
+    "sudo",
+    "systemctl",
+];
 
 /// A block of a document.
 struct Block {
@@ -29,7 +65,10 @@ struct Block {
     place: String,
     /// All that stands behind the fence.
     info: String,
+    /// Its lines without the blanks around each.
     text: String,
+    /// Its lines as they are.
+    raw: String,
 }
 
 fn root() -> &'static Path {
@@ -66,15 +105,18 @@ fn blocks() -> Vec<Block> {
 
 fn blocks_of(shown: &str, text: &str) -> Vec<Block> {
     let (mut blocks, mut open) = (Vec::new(), None::<Block>);
-    for (number, line) in (1..).zip(text.lines().map(str::trim)) {
+    for (number, raw) in (1..).zip(text.lines()) {
+        let line = raw.trim();
         match (line.strip_prefix("```"), open.take()) {
             (Some(_), Some(block)) => blocks.push(block),
             (Some(info), None) => {
                 let place = format!("{shown}:{number}");
-                open = Some(Block { place, info: info.to_owned(), text: String::new() });
+                let (text, raw) = (String::new(), String::new());
+                open = Some(Block { place, info: info.to_owned(), text, raw });
             }
             (None, Some(mut block)) => {
                 block.text += &format!("{line}\n");
+                block.raw += &format!("{raw}\n");
                 open = Some(block);
             }
             (None, None) => {}
@@ -83,12 +125,37 @@ fn blocks_of(shown: &str, text: &str) -> Vec<Block> {
     blocks
 }
 
-/// Blocks of the shell that are not marked.
+/// Blocks of the shell and of Python that are not marked, and blocks of another name with a command line.
 fn unmarked(blocks: &[Block]) -> Vec<&str> {
-    let is_shell = |block: &&Block| SHELLS.contains(&block.info.split([' ', ',']).next().unwrap());
-    let shell = blocks.iter().filter(is_shell);
-    let unmarked = shell.filter(|block| !["sh run", "sh not-run"].contains(&block.info.as_str()));
-    unmarked.map(|block| block.place.as_str()).collect()
+    let is_to_be_run = |block: &&Block| {
+        let name = block.info.split([' ', ',']).next().unwrap();
+        SHELLS.contains(&name) || PYTHONS.contains(&name) || block.text.lines().any(is_command_line)
+    };
+    let blocks = blocks.iter().filter(|block| !MARKS.contains(&block.info.as_str()));
+    blocks.filter(is_to_be_run).map(|block| block.place.as_str()).collect()
+}
+
+/// Whether this is a command line of a known program. Two words are only the name of a command: `apt purge`.
+fn is_command_line(code: &str) -> bool {
+    let words: Vec<_> = code.split_whitespace().filter(|word| *word != "$").collect();
+    words.len() > 2 && PROGRAMS.contains(&words[0])
+}
+
+/// Command lines in the text, which are not marked.
+fn loose(shown: &str, text: &str) -> Vec<String> {
+    let (mut loose, mut is_block) = (Vec::new(), false);
+    for (number, line) in (1..).zip(text.lines()) {
+        if line.trim_start().starts_with("```") {
+            is_block = !is_block;
+        } else if !is_block && !line.contains(NOT_RUN) {
+            let inline = line.split('`').skip(1).step_by(2);
+            // That is a block, too.
+            let indented = line.starts_with("    ").then(|| line.trim());
+            let found = inline.chain(indented).filter(|code| is_command_line(code));
+            loose.extend(found.map(|code| format!("{shown}:{number}: {code}")));
+        }
+    }
+    loose
 }
 
 #[test]
@@ -96,13 +163,24 @@ fn each_command_line_is_run_or_marked_as_not_run() {
     let blocks = blocks();
     assert!(blocks.len() > 40, "only {} blocks are found", blocks.len());
     let faults = unmarked(&blocks);
-    assert!(faults.is_empty(), "write ```sh run or ```sh not-run: {faults:#?}");
+    assert!(faults.is_empty(), "write one of {MARKS:?}: {faults:#?}");
+    let faults: Vec<_> = documents().iter().flat_map(|(shown, text)| loose(shown, text)).collect();
+    assert!(faults.is_empty(), "put these into blocks that are marked: {faults:#?}");
 }
 
 #[test]
 fn a_block_without_a_mark_is_found() {
     let page = "```sh run\na\n```\n- x\n  ```sh\n  b\n  ```\n```toml\n```\n```console\n```\n```sh not-run\n```\n";
     assert_eq!(unmarked(&blocks_of("page", page)), ["page:5", "page:10"]);
+    let page = "```python\n```\n```text\n$ curl -v x\ncurl lists\n```\n```python not-run\n```\n";
+    assert_eq!(unmarked(&blocks_of("page", page)), ["page:1", "page:3"]);
+}
+
+#[test]
+fn a_command_line_in_the_text_is_found() {
+    let page = "`docker compose up` and `apt purge`, `mailchime push alice --explain`, sudo is no code\n\n    \
+                curl -v x\n| `doveadm pw -s X` <!-- not-run --> |\n```sh not-run\ncurl -v x\n```\n";
+    assert_eq!(loose("page", page), ["page:1: docker compose up", "page:3: curl -v x"]);
 }
 
 #[test]
@@ -209,6 +287,40 @@ async fn command_lines_of_the_documents_run() {
             ran += 1;
         }
         assert!(ran >= 8, "only {ran} blocks ran");
+    })
+    .await;
+}
+
+/// Those of a page are one after the other in one Python: they use what is in those before.
+#[tokio::test]
+async fn blocks_of_python_run_and_the_server_says_ok_to_each() {
+    if skip::skipped("docs::blocks_of_python_run_and_the_server_says_ok_to_each", "python3") {
+        return;
+    }
+    limited(async {
+        let world = World::new().await;
+        let server = world.serve().await;
+        let port = server.address.port().to_string();
+        let (mut pages, mut blocks_that_ran) = (BTreeMap::<_, String>::new(), 0);
+        for block in blocks().into_iter().filter(|block| block.info == "python run") {
+            let page = block.place.split(':').next().unwrap().to_owned();
+            // What a page indents for Python is not in the text of a block.
+            *pages.entry(page).or_default() += &block.raw;
+            blocks_that_ran += 1;
+        }
+        assert!(blocks_that_ran >= 2, "only {blocks_that_ran} blocks are found");
+        for (page, script) in pages {
+            let script = script.replace("1993", &port).replace("certs/ca.pem", "ca.pem");
+            let mut command = Command::new("python3");
+            command.arg("-c").arg(&script).current_dir(world.folder()).stdin(Stdio::null());
+            let mut process = Process::spawn(command);
+            let end = process.end().await;
+            let (said, errors) = (&process.stdout.seen, process.stderr.seen.join("\n"));
+            assert!(end.success(), "{page}:\n{script}{errors}");
+            assert_eq!(said.len(), script.matches("print(").count(), "{page}: {said:?}");
+            assert!(said.iter().all(|line| line.starts_with("('OK', ")), "{page}: {said:?}");
+        }
+        world.watched().await;
     })
     .await;
 }

@@ -28,6 +28,7 @@ fn inline() -> Vec<Block> {
                     place: format!("{shown}:{number}"),
                     info: INLINE.to_owned(),
                     text: code.to_owned(),
+                    raw: code.to_owned(),
                 }));
             }
         }
