@@ -25,6 +25,8 @@ pub(super) struct Ledger {
     /// How many messages were unread before the new mail that came last, with all that was announced and no look has
     /// confirmed.
     unread_before: Option<u64>,
+    /// A look is due, so older mail may have been read that `known` has as unread.
+    is_doubtful: bool,
     /// New mail in `known` that no look has confirmed yet.
     announced: Option<Unconfirmed>,
     /// The new UIDVALIDITY, if the last look showed one.
@@ -100,6 +102,7 @@ impl Ledger {
         Self {
             known: told,
             unread_before: None,
+            is_doubtful: false,
             announced: None,
             renumbered: None,
             unnumbered: false,
@@ -128,11 +131,29 @@ impl Ledger {
         self.unread_before
     }
 
-    /// New mail comes on top of what is known.
+    /// New mail comes on top of what is known, before a look.
     fn new_mail_comes(&mut self) {
         if self.announced.is_none() {
-            self.unread_before = self.known.unseen;
+            self.unread_before = self.known.unseen.filter(|_| !self.is_doubtful);
         }
+    }
+
+    /// A look found new mail. Older mail may have been read meanwhile, so as many were unread before as were at most.
+    fn new_mail_is_seen(&mut self, now: &Snapshot, is_renumbered: bool) {
+        let (before, announced) = match self.announced {
+            Some(announced) => (self.unread_before, announced.thought_unread),
+            None => (self.known.unseen, 0),
+        };
+        let older = now.unseen.zip(arrived(&self.known, now)).filter(|_| !is_renumbered);
+        let older = older.map(|(unseen, arrived)| unseen.saturating_sub(arrived + announced));
+        // What is not known is lower than any number.
+        self.unread_before = before.min(older);
+    }
+
+    /// Only a look can tell what has happened.
+    fn look_is_due(&mut self, kind: ChangeKind) -> Consequence {
+        self.is_doubtful = true;
+        Consequence::LookDue(kind)
     }
 
     /// Whether new mail would be a surprise: some state is known, and nothing was announced.
@@ -179,7 +200,7 @@ impl Ledger {
             self.announced = Some(Unconfirmed { id, thought_unread });
             return Consequence::Announced { id };
         }
-        differs.max(kind).map_or(Consequence::Nothing, Consequence::LookDue)
+        differs.max(kind).map_or(Consequence::Nothing, |kind| self.look_is_due(kind))
     }
 
     /// Another source than the account's connection says that something of this kind happened, and as much
@@ -193,7 +214,7 @@ impl Ledger {
     ) -> Consequence {
         // Events may overtake each other, and a mailbox that was made anew has to be seen twice.
         if renumbered(&self.known, state).is_some() || is_older(&self.known, state) {
-            return Consequence::LookDue(kind);
+            return self.look_is_due(kind);
         }
         let counts = [state.uid_next, state.messages, state.unseen];
         let now = merged(&self.known, state);
@@ -254,9 +275,10 @@ impl Ledger {
         self.renumbered = new_number;
         self.unnumbered = new_number.is_some() && (self.unnumbered || was_new.is_some());
         if differs == Some(ChangeKind::NewMail) {
-            self.new_mail_comes();
+            self.new_mail_is_seen(&state, new_number.is_some());
         }
         let announced = self.announced.take();
+        self.is_doubtful = false;
         self.known = state;
         if let Some(kind) = differs {
             return Consequence::Changed { kind, id: next_id(), state };
@@ -271,6 +293,12 @@ impl Ledger {
             None => Consequence::Nothing,
         }
     }
+}
+
+/// How many messages have come since that state, as far as the numbers say.
+fn arrived(before: &Snapshot, now: &Snapshot) -> Option<u64> {
+    let numbers = [(before.uid_next, now.uid_next), (before.messages, now.messages)];
+    numbers.into_iter().find_map(|(before, now)| Some(now?.saturating_sub(before?)))
 }
 
 /// Whether all that differs from what was `thought` is that some of the new mail is not unread.

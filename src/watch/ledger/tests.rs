@@ -452,3 +452,29 @@ fn new_mail_comes_on_top_of_what_was_unread() {
     ledger.event(NewMail, &Snapshot::default(), || 5);
     assert_eq!(ledger.unread_before(), Some(5));
 }
+
+#[test]
+fn where_older_mail_may_have_been_read_no_more_is_said_to_be_unread_than_is() {
+    let new = |next, messages, unseen| state(7, next, messages, unseen);
+    let counted = |messages| Snapshot { messages: Some(messages), ..Snapshot::default() };
+    // All of it was read between two looks, or some.
+    for (now, before) in [(new(11, 6, 1), 0), (new(11, 6, 4), 3), (new(12, 7, 7), 5)] {
+        let mut ledger = Ledger::new(new(10, 5, 5));
+        ledger.look(&now, None, || 1);
+        assert_eq!(ledger.unread_before(), Some(before), "{now:?}");
+    }
+    // Flags have changed, and the next mail comes before the look at them.
+    let mut ledger = Ledger::new(new(10, 5, 5));
+    ledger.hint(Some(Quiet), &Snapshot::default(), || 1);
+    ledger.hint(None, &counted(6), || 2);
+    assert_eq!(ledger.unread_before(), None);
+    // More of it has come than was announced.
+    let mut ledger = Ledger::new(new(10, 5, 5));
+    ledger.hint(None, &counted(6), || 1);
+    ledger.look(&new(12, 7, 3), None, || 2);
+    assert_eq!(ledger.unread_before(), Some(1));
+    // It was made anew.
+    let mut ledger = Ledger::new(new(10, 5, 5));
+    ledger.look(&state(8, 11, 6, 6), None, || 1);
+    assert_eq!(ledger.unread_before(), None);
+}
