@@ -29,12 +29,9 @@ self.addEventListener('fetch', event => {
   event.respondWith(fetch(request).catch(async () => (await fromCache(kept)) ?? Response.error()));
 });
 
-// Pushes that come together: each reads the notification that the one before has left.
+// Changes that come together: each reads the notification that the one before has left.
 let last = Promise.resolve();
-self.addEventListener('push', event => {
-  last = last.catch(() => {}).then(() => pushed(event.data));
-  event.waitUntil(last);
-});
+self.addEventListener('push', event => event.waitUntil(pushed(event.data)));
 self.addEventListener('notificationclick', event => {
   event.notification.close();
   event.waitUntil(opened(event.notification.data ?? {}));
@@ -65,11 +62,15 @@ async function file(path, patience = 3000) {
 
 const readTexts = () => file(`/texts/${language()}.json`);
 
+// How long an answer of the API is waited for, in milliseconds. A login at a slow mail server takes so long.
+const ANSWER = 20_000;
+
 // The mode of fetch() stays as it is: only with it do browsers send an Origin in spite of no-referrer.
 const api = (path, method = 'GET', body = undefined) => fetch(path, {
   method,
   credentials: 'same-origin',
   cache: 'no-store',
+  signal: AbortSignal.timeout(ANSWER),
   ...(body === undefined ? {} : { headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) }),
 });
 
@@ -77,12 +78,13 @@ async function pushed(data) {
   let message = null;
   try { message = data?.json(); } catch { /* as one that is not known */ }
   if (message?.type === 'subscription.verify') return confirm(String(message.data?.code));
+  const texts = readTexts();
   if (message?.type === 'mailbox.changed' && message.data) {
-    await changed(message.data);
+    last = last.catch(() => {}).then(() => changed(message.data, texts));
+    await last;
     return tellPages({ type: 'pushed' });
   }
-  const texts = await readTexts();
-  return show(texts.something_new, { tag: 'mailchime', body: '', data: {} });
+  return show((await texts).something_new, { tag: 'mailchime', body: '', data: {} });
 }
 
 function show(title, options) {
@@ -119,7 +121,7 @@ async function confirmed(code) {
 }
 
 /** The mailboxes of an account have changed. Its notifications replace each other. */
-async function changed({ account, mailboxes, preview }) {
+async function changed({ account, mailboxes, preview }, texts) {
   const tag = `mail:${account}`;
   const [shown] = await self.registration.getNotifications({ tag });
   const unread = new Map((shown?.data?.mailboxes ?? []).map(it => [it.name, it.unseen]));
@@ -131,7 +133,8 @@ async function changed({ account, mailboxes, preview }) {
     if (kind === 'new') {
       isNew = true;
       // The lowest: those before may be read when more comes. Where it is not known, all have to be read.
-      const count = typeof earlier === 'number' ? earlier : 0;
+      const most = known === null ? Infinity : Math.max(known - 1, 0);
+      const count = Math.min(typeof earlier === 'number' ? earlier : 0, most);
       before.set(mailbox, Math.min(before.get(mailbox) ?? count, count));
       unread.delete(mailbox);
       // What came last is named first.
@@ -146,8 +149,8 @@ async function changed({ account, mailboxes, preview }) {
     }
   }
   if (isNew || (shown && unread.size > 0)) {
-    const newest = newestOf(isNew, preview, shown?.data?.newest, unread);
-    return announce(account, tag, { unread, before }, isNew, newest);
+    const newest = newestOf(isNew, preview, shown?.data?.newest, { unread, before });
+    return announce(account, tag, { unread, before }, isNew, newest, await texts);
   }
   // Apple's browsers end a subscription whose pushes show nothing: mailchime sends them new mail alone.
   for (const old of await self.registration.getNotifications({ tag })) old.close();
@@ -155,22 +158,22 @@ async function changed({ account, mailboxes, preview }) {
 }
 
 /** What is known of the newest mail, with the count of all that were announced and are still shown. */
-function newestOf(isNew, preview, before, unread) {
+function newestOf(isNew, preview, shown, { unread, before }) {
+  // What was read elsewhere is counted no more.
+  const capped = (mailbox, messages) => {
+    const unseen = unread.get(mailbox);
+    return typeof unseen === 'number' ? Math.min(messages, Math.max(unseen - (before.get(mailbox) ?? 0), 1)) : messages;
+  };
   if (!isNew) {
-    const unseen = unread.get(before?.mailbox);
-    if (!before || unseen === undefined) return null;
-    return { ...before, messages: typeof unseen === 'number' ? Math.min(before.messages, unseen) : before.messages };
+    if (!shown || !unread.has(shown.mailbox)) return null;
+    return { ...shown, messages: capped(shown.mailbox, shown.messages) };
   }
   if (typeof preview?.mailbox !== 'string' || !unread.has(preview.mailbox)) return null;
-  const earlier = before?.mailbox === preview.mailbox ? before.messages : 0;
-  const messages = (Number(preview.messages) || 1) + earlier;
-  const unseen = unread.get(preview.mailbox);
-  // What was read elsewhere is counted no more.
-  return { ...preview, messages: typeof unseen === 'number' ? Math.min(messages, unseen) : messages };
+  const earlier = shown?.mailbox === preview.mailbox ? shown.messages : 0;
+  return { ...preview, messages: capped(preview.mailbox, (Number(preview.messages) || 1) + earlier) };
 }
 
-async function announce(account, tag, { unread, before }, isNew, newest) {
-  const texts = await readTexts();
+async function announce(account, tag, { unread, before }, isNew, newest, texts) {
   const names = [...unread.keys()];
   const mailbox = isolated(names[0] ?? 'INBOX');
   const title = names.length > 1
