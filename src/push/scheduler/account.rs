@@ -17,7 +17,9 @@ use super::route_queue::RouteQueue;
 use super::subscription::{MarksRead, SendSlot, SubscriptionQueue};
 use super::unread::unread_before;
 use super::{Delivery, Rules};
-use crate::model::{BackendId, Change, Mailbox, Preview, Snapshot, SubscriptionKey, Timestamp};
+use crate::model::{
+    BackendId, Change, ChangeKind, Mailbox, Preview, Snapshot, SubscriptionKey, Timestamp,
+};
 use crate::store::Target;
 
 /// How long the state of an announced change is waited for. Where it never comes the row stays as
@@ -225,7 +227,9 @@ impl AccountState {
     /// it has one, those that it is owed already left out. Whether it has a use for them only its transport could say.
     pub(super) fn missed(&self, target: &Target, rules: &Rules) -> Vec<Mailbox> {
         let ReadState::UnderWay { changes, .. } = &self.read else { return Vec::new() };
-        let tells = |mailbox| changes.get(mailbox).is_some_and(|it| rules.tells(it.kind));
+        // A mark does not say of which kind it is. Those whose users registered them would hear of new mail.
+        let counts = |kind| kind == ChangeKind::NewMail || target.renews && rules.tells(kind);
+        let tells = |mailbox| changes.get(mailbox).is_some_and(|it| counts(it.kind));
         let missed = target.mailboxes.iter().filter(|(mailbox, owed)| !owed && tells(mailbox));
         missed.map(|(mailbox, _)| mailbox.clone()).collect()
     }

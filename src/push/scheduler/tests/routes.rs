@@ -117,6 +117,19 @@ fn a_change_is_owed_to_a_subscription_whose_route_is_away() {
     assert_eq!(sim.until(199.0), ["99 push b INBOX+Notes", "99 accepted b INBOX+Notes"]);
 }
 
+/// A mark says that new mail came, which a browser would show.
+#[test]
+fn a_quiet_change_is_owed_to_a_client_that_renews_itself_alone() {
+    let [mut phone_away, mut browser_away] = [phone("b"), phone("c")];
+    browser_away.renews = false;
+    for away in [&mut phone_away, &mut browser_away] {
+        away.subscription.route = "away".into();
+    }
+    let mut sim = Simulation::with([phone_away, browser_away]);
+    sim.quiet("Notes", 3);
+    assert_eq!(sim.until(9.0), ["0 owed b Notes", "0 told Notes 3"]);
+}
+
 /// Each carries one push at a time, so what hangs takes all that there is for its transport.
 #[test]
 fn one_transport_that_hangs_delays_no_push_by_another() {
