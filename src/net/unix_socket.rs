@@ -40,7 +40,7 @@ pub fn datagrams(path: &Path, group: Option<&str>) -> io::Result<(UnixDatagram, 
 /// As [`listen`]; `NotFound` where its folder is missing.
 pub fn examine(path: &Path) -> io::Result<()> {
     is_free(path)?;
-    let folder = path.parent().unwrap_or(Path::new("/"));
+    let folder = folder_of(path);
     if !folder.is_dir() {
         let problem = format!("{} is no folder; make it", folder.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, problem));
@@ -54,6 +54,14 @@ pub fn examine(path: &Path) -> io::Result<()> {
 /// `NotFound` where it has none.
 pub fn find_group(group: &str) -> io::Result<()> {
     gid(group).map(drop)
+}
+
+/// Of a name alone it is the current one.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+        folder => folder.unwrap_or(Path::new("/")),
+    }
 }
 
 /// Whether nothing else has the place of a socket.
@@ -76,7 +84,7 @@ fn place<T>(
     bind: impl FnOnce(&Path) -> io::Result<T>,
 ) -> io::Result<(T, SocketFile)> {
     is_free(path)?;
-    let parent = path.parent().unwrap_or(Path::new("/"));
+    let parent = folder_of(path);
     let folder = tempfile::Builder::new().prefix(".").rand_bytes(6).tempdir_in(parent)?;
     let made = folder.path().join("s");
     let socket = bind(&made)?;
@@ -134,6 +142,14 @@ impl Drop for SocketFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_alone_is_in_the_current_folder() {
+        examine(Path::new("no-such.socket")).unwrap();
+        assert_eq!(folder_of(Path::new("folder/no-such.socket")), Path::new("folder"));
+        let missing = examine(Path::new("no-such-folder/no-such.socket")).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    }
 
     #[tokio::test]
     async fn a_socket_in_use_stays_and_one_that_was_left_behind_is_replaced() {
