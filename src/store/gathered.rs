@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::sql::rows::{self, Readable};
 use super::sql::statement::{Argument, StatementText};
 use super::sql::{self, SelectBy, Shaped};
-use super::{Store, StoreError};
+use super::{Store, StoreError, error};
 use crate::metrics::Call;
 
 /// Most questions of one statement.
@@ -95,8 +95,9 @@ impl Store {
             let store = self.clone();
             tokio::spawn(async move {
                 let Ok(_turn) = Q::questions(&store).turns.acquire().await else { return };
-                // What takes longer than a call may is given up with its connection.
-                let _ = tokio::time::timeout(store.limit, store.ask_waiting::<Q>()).await;
+                // What takes longer than a call may is given up with its connection, and so is what hangs at the end.
+                let asked = async { Ok::<_, StoreError>(store.ask_waiting::<Q>().await) };
+                let _ = store.limited(asked).await;
             });
             match answer.await {
                 Ok(Ok(rows)) => Ok(rows),
@@ -106,7 +107,7 @@ impl Store {
         }))
     }
 
-    /// Asks all that wait, and answers.
+    /// Asks all that wait, and answers. Where one of them may be what the database refuses, each is asked alone.
     async fn ask_waiting<Q: Asks>(&self) {
         let (questions, replies): (Vec<Q>, Vec<_>) = Q::questions(self)
             .take()
@@ -117,6 +118,13 @@ impl Store {
             return;
         }
         match self.answers(&questions).await {
+            Err(error) if questions.len() > 1 && !error::is_temporary(&error) => {
+                for (question, reply) in questions.iter().zip(replies) {
+                    let answer = self.answers(std::slice::from_ref(question)).await;
+                    let answer = answer.map(|mut answers| answers.pop().unwrap_or_default());
+                    let _ = reply.send(answer.map_err(Arc::new));
+                }
+            }
             Ok(answers) => {
                 for (reply, answer) in replies.into_iter().zip(answers) {
                     let _ = reply.send(Ok(answer));

@@ -60,6 +60,13 @@ pub(super) async fn what_many_ask_at_once_is_answered_to_each(store: Store) {
         owe(&store, key(account, 'b'), "INBOX").await;
     }
     let elsewhere = BackendId::new(None, "other.example.org", 993);
+    // PostgreSQL takes no such text, and refuses the statement: all others have their answers all the same.
+    let (refused, refusing) = (Account::from_login("user\0@example.org"), store.clone());
+    tokio::spawn(async move {
+        for _ in 0..20 {
+            let _ = refusing.targets(&refused, Timestamp(100)).await;
+        }
+    });
     let mut asked = JoinSet::new();
     for (number, account) in accounts.into_iter().enumerate() {
         let since = Timestamp(if number % 2 == 0 { 100 } else { 150 });
