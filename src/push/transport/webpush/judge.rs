@@ -31,12 +31,11 @@ pub(in crate::push::transport) fn judge(response: &Response<Bytes>) -> Verdict {
                 reason(response.body())
             ),
         },
-        // It did not get the whole request.
-        408 => Verdict::unavailable(format!("the push service answered {status}")),
-        400..=499 => {
+        400..=407 | 409..=499 => {
             let reason = reason(response.body());
             Verdict::Rejected { why: format!("the push service answered {status}: {reason:?}") }
         }
+        // 408 is among them: it did not get the whole request.
         _ => {
             Verdict::Unavailable { why: format!("the push service answered {status}"), retry_after }
         }
@@ -81,7 +80,7 @@ mod tests {
                 ),
             ),
             (405, "", refused("the push service answered 405 Method Not Allowed: \"\"")),
-            (408, "", Verdict::unavailable("the push service answered 408 Request Timeout")),
+            (408, "", unavailable("the push service answered 408 Request Timeout")),
             (413, "", Verdict::TooLarge),
             (429, "", Verdict::TooMany { retry_after: later }),
             (

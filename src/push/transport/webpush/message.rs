@@ -145,7 +145,7 @@ impl Transport for WebPush {
         kind == ChangeKind::NewMail || WebPushOptions::from_json(&subscription.options).quiet
     }
 
-    /// A message is encrypted for the client (RFC 8291), and each has the same size.
+    /// A message is encrypted for the client (RFC 8291), and each has the same size, or the short one.
     fn carries_preview(&self) -> bool {
         true
     }
