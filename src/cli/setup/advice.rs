@@ -186,7 +186,7 @@ fn by_version(kind: MailServerKind, before: &str, since: &str) -> String {
     match kind {
         MailServerKind::Dovecot24 => since.to_owned(),
         MailServerKind::DovecotUnknown => format!(
-            "Its version is not known here; `dovecot --version` says it. Up to Dovecot 2.3:\n\n{before}\n\n\
+            "The version of Dovecot is not known here; `dovecot --version` says it. Up to Dovecot 2.3:\n\n{before}\n\n\
              Since Dovecot 2.4, which does not start with the one above:\n\n{since}"
         ),
         _ => before.to_owned(),
