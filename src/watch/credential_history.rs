@@ -11,6 +11,8 @@ pub(super) struct CredentialHistory {
     pub(super) logins: u64,
     /// The same at other nodes.
     pub(super) logins_elsewhere: u64,
+    /// Times after which such may have been missed.
+    pub(super) logins_missed: u64,
     /// Those of them that count, as they were at the account's backend.
     pub(super) accepted: u64,
     /// The last of them.

@@ -9,7 +9,7 @@ use crate::imap::refusal::Refusal;
 use crate::imap::responses::printable;
 use crate::model::{BackendId, Credentials, Timestamp};
 use crate::net::backend::{Backend, LoggedIn, LoginError};
-use crate::store::{CredentialsError, Kept};
+use crate::store::{CredentialsError, Kept, LiveAccount};
 
 /// Credentials that are tried in a row.
 const MOST_AT_ONCE: usize = 3;
@@ -26,14 +26,20 @@ const ASKED_AGAIN: i64 = 3_600_000;
 impl Watcher {
     /// Takes over what the supervisor told; keeps what the user has logged in with.
     pub(super) async fn take_directive(&mut self) {
-        let Directive { login, logins, logins_elsewhere, registrations, stop, .. } =
-            self.directive.borrow_and_update().clone();
+        let told = self.directive.borrow_and_update().clone();
+        let Directive { login, logins, logins_elsewhere, logins_missed, .. } = told;
+        let Directive { registrations, stop, .. } = told;
         if stop {
             // It is not for this to act on: whatever waits next has to hear of it.
             self.directive.mark_changed();
         }
         self.told = registrations;
-        if std::mem::replace(&mut self.known.logins_elsewhere, logins_elsewhere) != logins_elsewhere
+        let known = &mut self.known;
+        let elsewhere = std::mem::replace(&mut known.logins_elsewhere, logins_elsewhere);
+        let missed = std::mem::replace(&mut known.logins_missed, logins_missed);
+        // Seldom, and its future is large.
+        if elsewhere != logins_elsewhere
+            || missed != logins_missed && Box::pin(self.may_have_missed_a_login()).await
         {
             // The other node has stored it.
             (self.known.taken, self.known.brought) = (None, None);
@@ -101,6 +107,27 @@ impl Watcher {
             known.refusals = 0;
         }
         (known.parked, self.inherited, self.failures) = (false, false, 0);
+    }
+
+    /// Whether its user may have logged in at another node, of which no word has come. Where tries were refused here, the
+    /// store shows it: it has what was not refused, or it knows no more of what was.
+    async fn may_have_missed_a_login(&self) -> bool {
+        let (context, account, known) = (&self.context, &self.account, &self.known);
+        if known.refusals == 0 || !context.credentials.takes_logins() {
+            return true;
+        }
+        let kept = context.credentials.kept(account, self.backend.id(), Timestamp::now()).await;
+        let is_new = |it: &Kept| !known.refused.iter().any(|old| old.same_as(&it.credentials));
+        if !known.refused.is_empty() && kept.is_ok_and(|kept| kept.iter().any(is_new)) {
+            return true;
+        }
+        let is_accepted = |live: LiveAccount| live.parked.is_none() && live.refused.is_none();
+        known.noted
+            && context
+                .store
+                .live_account(account, context.alive())
+                .await
+                .is_ok_and(|live| live.is_some_and(is_accepted))
     }
 
     /// What to try at this backend, in this order. Not empty.

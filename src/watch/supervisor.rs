@@ -369,12 +369,14 @@ impl Supervisor {
         let (all, mut missing) = (accounts.len(), 0);
         for live in accounts {
             let begin = self.begin(&live);
-            let LiveAccount { account, parked, .. } = live;
+            let LiveAccount { account, .. } = live;
             let handle = self.watchers.get(&account);
             match handle.filter(|it| it.is_live()) {
                 Some(handle) if joined != self.joined => {
-                    let login = parked.is_none() && self.context.credentials.are_shared();
-                    handle.look_again(login);
+                    handle.look_again(false);
+                    if self.context.credentials.are_shared() {
+                        handle.missed_logins();
+                    }
                 }
                 Some(_) => {}
                 None if self.on_demand.is_resting(&account) => {}
@@ -580,6 +582,11 @@ impl WatcherHandle {
     /// Whether somebody still watches the account: of a task of an account on demand, the end is heard first.
     fn is_live(&self) -> bool {
         self.on_demand || !self.directive.is_closed()
+    }
+
+    /// Its user may have logged in at another node.
+    fn missed_logins(&self) {
+        self.directive.send_modify(|directive| directive.logins_missed += 1);
     }
 
     /// The rows of the account are others now; with `login` its stored credentials, too. What its user has

@@ -39,6 +39,8 @@ pub(super) struct Directive {
     pub(super) logins: u64,
     /// Counts logins at other nodes, which store what those bring.
     pub(super) logins_elsewhere: u64,
+    /// Counts times after which logins at other nodes may have been missed.
+    pub(super) logins_missed: u64,
     /// Counts what has all mailboxes of an account on demand looked at.
     pub(super) looks: u64,
     /// No device is left, or the program ends.

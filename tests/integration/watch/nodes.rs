@@ -1,10 +1,11 @@
 //! One of several nodes: which accounts it watches, and what it hears of the others.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, SessionEvent, Snapshot, Timestamp};
 use mailchime::nodes::{Assignment, ClusterView};
 use mailchime::store::{Invalidation, Registrant, Sealed};
+use sqlx::{Connection, Executor, SqliteConnection};
 use tokio::sync::{mpsc, watch};
 
 use super::mail::{backend, world};
@@ -144,6 +145,43 @@ async fn a_login_at_another_node_ends_the_parking_and_nothing_else_does() {
         world.unregister("bob").await;
         others.tell("bob", false).await;
         backend.wait_until(|c| c.idling == 1 && c.connections == 1).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// The database was away, say, and does not know of the refusal yet.
+#[tokio::test]
+async fn what_was_refused_here_is_not_tried_anew_because_all_is_read_again() {
+    limited(async {
+        let backend = backend().await;
+        let mut world = world(&backend).await;
+        let mut beside = SqliteConnection::connect(&world.reopened(Duration::from_secs(60)).await)
+            .await
+            .unwrap();
+        let unknown = "create trigger unknown before update of refusals on account \
+                       when new.refusals is not null begin select raise(abort, 'away'); end";
+        beside.execute(unknown).await.unwrap();
+        backend.set_password("alice", b"changed").unwrap();
+        let (others, cluster) = Others::new(true);
+        let watching = world.watch_beside(cluster);
+        // The process before may have tried it, so it is not tried twice.
+        backend.wait_until(|c| c.refused.contains_key("alice")).await;
+        for (joined, bob) in [(2, "bob"), (3, "bill")] {
+            // Of these the supervisor learns by reading alone.
+            backend.add_account(bob, PASSWORD.as_bytes());
+            world.register(bob, &[("INBOX", told(2, 1, 0, 0))]).await;
+            others.divide(true, joined);
+            backend.wait_until(|c| c.logins.contains_key(bob)).await;
+        }
+        backend.wait_until(|c| c.idling == 2).await;
+        assert_eq!(backend.counters().refused["alice"], 1);
+
+        // There is another password now.
+        beside.execute("drop trigger unknown").await.unwrap();
+        store_password(&world, "alice", "changed").await;
+        others.divide(true, 4);
+        backend.wait_until(|c| c.idling == 3).await;
         watching.stop().await;
     })
     .await;
