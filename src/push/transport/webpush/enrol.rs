@@ -12,11 +12,6 @@ use crate::push::transport::enrol::{Enrol, Enrolled};
 /// One browser has one subscription for mailchime's page, whatever runs in it.
 const APP: &str = "web";
 
-/// Whether browsers of this push service end a subscription whose pushes show nothing: Apple's do.
-fn shows_each_push(host: &str) -> bool {
-    host == "push.apple.com" || host.ends_with(".push.apple.com")
-}
-
 impl Enrol for WebPush {
     /// `{"applicationServerKey": …}`
     fn offer(&self) -> Value {
@@ -28,12 +23,12 @@ impl Enrol for WebPush {
         let endpoint = request.get("endpoint").and_then(Value::as_str);
         let endpoint = endpoint
             .ok_or("endpoint is missing; send the browser's subscription as JSON".to_owned())?;
-        let origin = self.guard.check(endpoint).map_err(|why| format!("endpoint: {why}"))?;
+        self.guard.check(endpoint).map_err(|why| format!("endpoint: {why}"))?;
         let quiet = match request.get("quiet") {
             None | Some(Value::Null) => false,
             Some(quiet) => quiet.as_bool().ok_or("quiet is neither true nor false")?,
         };
-        let options = WebPushOptions { quiet: quiet && !shows_each_push(&origin.host) };
+        let options = WebPushOptions { quiet };
         let keys = ClientKeys::given(request.get("keys").unwrap_or(&Value::Null))?;
         let subscription = Subscription {
             account: account.clone(),
@@ -103,11 +98,18 @@ mod tests {
         let quiet = asked(endpoint, json!(true)).unwrap();
         assert!(web_push.tells(&quiet, ChangeKind::Quiet));
         assert!(asked(endpoint, json!("yes")).unwrap_err().starts_with("quiet is neither"));
-        // Apple's browsers end a subscription whose pushes show nothing.
-        let apple = asked("https://web.push.apple.com/Q", json!(true)).unwrap();
-        assert!(!web_push.tells(&apple, ChangeKind::Quiet));
-        let like_apple = asked("https://push.apple.com.example/Q", json!(true)).unwrap();
-        assert!(web_push.tells(&like_apple, ChangeKind::Quiet));
+        // Some browsers end a subscription whose pushes show nothing.
+        for (host, tells) in [
+            ("web.push.apple.com", false),
+            ("push.apple.com.example", true),
+            ("updates.push.services.mozilla.com", false),
+            ("push.services.mozilla.com:8443", false),
+            ("mypush.services.mozilla.com", true),
+        ] {
+            let asked = asked(&format!("https://{host}/Q"), json!(true)).unwrap();
+            assert_eq!(web_push.tells(&asked, ChangeKind::Quiet), tells, "{host}");
+            assert!(web_push.tells(&asked, ChangeKind::NewMail));
+        }
 
         let broken = Subscription { secrets: None, ..subscription };
         assert!(matches!(keys_of(&broken), Err(Verdict::Unrenderable { .. })));

@@ -128,6 +128,17 @@ impl WebPush {
     }
 }
 
+/// Push services whose browsers end a subscription when pushes show nothing: Apple's at once, Firefox after 16 at most,
+/// unless the user visits the page meanwhile (`dom.push.maxQuotaPerSubscription`).
+const SHOW_EACH_PUSH: [&str; 2] = ["push.apple.com", "push.services.mozilla.com"];
+
+fn shows_each_push(subscription: &Subscription) -> bool {
+    let Ok(origin) = UrlOrigin::of(subscription.endpoint.as_given()) else { return false };
+    SHOW_EACH_PUSH.iter().any(|name| {
+        origin.host.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    })
+}
+
 impl Transport for WebPush {
     fn limits(&self) -> TransportLimits {
         // A browser keeps its subscription without a word, so only the push service says that it is dead.
@@ -142,7 +153,8 @@ impl Transport for WebPush {
     /// Most quiet changes are of no use to a browser, and a push that shows nothing counts against its
     /// subscription. So they are for those who have asked for them.
     fn tells(&self, subscription: &Subscription, kind: ChangeKind) -> bool {
-        kind == ChangeKind::NewMail || WebPushOptions::from_json(&subscription.options).quiet
+        let quiet = || WebPushOptions::from_json(&subscription.options).quiet;
+        kind == ChangeKind::NewMail || quiet() && !shows_each_push(subscription)
     }
 
     /// A message is encrypted for the client (RFC 8291), and each has the same size, or the short one.
