@@ -78,13 +78,14 @@ async function pushed(data) {
   let message = null;
   try { message = data?.json(); } catch { /* as one that is not known */ }
   if (message?.type === 'subscription.verify') return confirm(String(message.data?.code));
-  const texts = readTexts();
+  const reading = readTexts();
   if (message?.type === 'mailbox.changed' && message.data) {
-    last = last.catch(() => {}).then(() => changed(message.data, texts));
+    last = last.catch(() => {}).then(() => changed(message.data, reading));
     await last;
     return tellPages({ type: 'pushed' });
   }
-  return show((await texts).something_new, { tag: 'mailchime', body: '', data: {} });
+  const texts = await reading;
+  return show(texts.something_new, { tag: 'mailchime', body: '', data: {} });
 }
 
 function show(title, options) {
@@ -121,7 +122,7 @@ async function confirmed(code) {
 }
 
 /** The mailboxes of an account have changed. Its notifications replace each other. */
-async function changed({ account, mailboxes, preview }, texts) {
+async function changed({ account, mailboxes, preview }, reading) {
   const tag = `mail:${account}`;
   const [shown] = await self.registration.getNotifications({ tag });
   const unread = new Map((shown?.data?.mailboxes ?? []).map(it => [it.name, it.unseen]));
@@ -150,9 +151,9 @@ async function changed({ account, mailboxes, preview }, texts) {
   }
   if (isNew || (shown && unread.size > 0)) {
     const newest = newestOf(isNew, preview, shown?.data?.newest, { unread, before });
-    return announce(account, tag, { unread, before }, isNew, newest, await texts);
+    return announce(account, tag, { unread, before }, isNew, newest, await reading);
   }
-  // Apple's browsers end a subscription whose pushes show nothing: mailchime sends them new mail alone.
+  // Safari and Firefox end a subscription whose pushes show nothing: mailchime sends them new mail alone.
   for (const old of await self.registration.getNotifications({ tag })) old.close();
   return undefined;
 }
