@@ -9,6 +9,9 @@ const { FOLDER, PUPPETEER, AXE } = process.env;
 const load = folder => createRequire(`${folder}/`);
 const puppeteer = load(PUPPETEER)('puppeteer-core').default ?? load(PUPPETEER)('puppeteer-core');
 const axeFile = AXE && load(AXE).resolve('axe-core/axe.min.js');
+/** Safari on a Mac, which iPads say that they are. */
+export const MAC = 'Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.0 Safari/605.1.15';
+
 export const file = name => `${FOLDER}/${name}`;
 
 export const LOGIN = 'alice@example.org';

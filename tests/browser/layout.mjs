@@ -1,6 +1,6 @@
 // The page in Chromium: at three widths, light and dark, in two languages, without a scroll bar to the side, by
 // axe-core's rules, and by keyboard, in each of its states; and what lets it be installed. SCREENSHOTS names a folder for the pictures of the docs (docs/images/make.sh).
-import { check, chromium, fitsWidths, hear, LOGIN, logIn, main, newPage, PASSWORD, readyForAxe, screenshot, until } from './common.mjs';
+import { check, chromium, fitsWidths, hear, LOGIN, logIn, MAC, main, newPage, PASSWORD, readyForAxe, screenshot, until } from './common.mjs';
 
 const PICTURES = ['account-1280-light', 'account-1280-dark', 'account-768-light', 'account-360-light', 'account-360-dark', 'iphone-360-dark'];
 const IPHONE = 'Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) '
@@ -233,6 +233,22 @@ main(async () => {
     check(await iphone.page.$eval('#notify', it => it.hidden), 'no button that cannot work');
     check(await iphone.page.$eval('#open-mail', it => it.getAttribute('href')) === 'message:', 'the mail program');
     check(iphone.problems.length === 0, iphone.problems.join('\n'));
+
+    // An iPad says that it is a Mac, which has no touch screen.
+    for (const [touchPoints, hidden] of [[5, false], [0, true]]) {
+      const mac = await open(browser, url, ['en-US'], async page => {
+        await page.setUserAgent({ userAgent: MAC });
+        await page.evaluateOnNewDocument(points => {
+          delete window.PushManager;
+          delete window.Notification;
+          Object.defineProperty(Navigator.prototype, 'standalone', { get: () => false });
+          Object.defineProperty(Navigator.prototype, 'maxTouchPoints', { get: () => points });
+        }, touchPoints);
+      });
+      await mac.page.waitForSelector('#log-in:not([hidden])');
+      check(await mac.page.$eval('#install', it => it.hidden) === hidden, `how to install, with ${touchPoints} fingers`);
+      await mac.context.close();
+    }
 
     // On its home screen it takes them, and the page no longer says how to get there.
     const installed = await open(browser, url, ['en-US'], async page => {

@@ -1,8 +1,6 @@
 // The service worker in Chromium: what its events do that no script can cause by itself, as a tap on a notification. They are
 // dispatched in the worker, where `waitUntil` of such an event has to be replaced, and the opening of windows, too.
-import { check, chromium, hear, LOGIN, logIn, main, newPage, until } from './common.mjs';
-
-const MAC = 'Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.0 Safari/605.1.15';
+import { check, chromium, hear, LOGIN, logIn, MAC, main, newPage, until } from './common.mjs';
 
 /**
  * In the worker: a notification with this data is tapped. Gives what was opened or focused, in order. Of a page of another

@@ -71,7 +71,9 @@ function say(text) {
 /** Says what is wrong. */
 function complain(error) {
   if (!(error instanceof ApiError) && error?.name !== 'AbortError') console.error(error);
-  const code = error instanceof ApiError ? error.code : 'other';
+  // The push service does not know the endpoint (any more).
+  const isGone = error.code === 'invalid' && error.field === 'endpoint';
+  const code = !(error instanceof ApiError) ? 'other' : isGone ? 'gone' : error.code;
   if (error.status === 401 && account !== null) {
     logInAgain();
     return;
