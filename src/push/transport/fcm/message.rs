@@ -158,3 +158,53 @@ fn size(data: &BTreeMap<String, String>) -> usize {
 fn collapse_key(account: &Account) -> String {
     hex(&digest(&SHA256, account.as_str().as_bytes()).as_ref()[..8])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Mailbox, PushEndpoint, Snapshot, TransportId};
+    use crate::push::transport::MailboxChange;
+
+    /// What is sent of new mail in this mailbox, to be kept for 60 days.
+    fn sent(login: &str, mailbox: &str) -> Result<Value, Verdict> {
+        let messages = FcmMessages::new(&Uri::from_static("https://fcm.example"), "p").unwrap();
+        let subscription = Subscription {
+            account: Account::from_login(login),
+            transport: TransportId::new("fcm"),
+            endpoint: PushEndpoint::new("token", "token"),
+            app: "app".into(),
+            route: "p".into(),
+            options: "{}".into(),
+            secrets: None,
+            expires_at: None,
+        };
+        let change = MailboxChange {
+            mailbox: Mailbox::new(mailbox),
+            kind: ChangeKind::NewMail,
+            state: Snapshot { unseen: Some(1), ..Snapshot::default() },
+            unread_before: None,
+        };
+        let notice = Notice {
+            id: "id",
+            mailboxes: &[change],
+            preview: None,
+            at: Timestamp(0),
+            ttl: Duration::from_hours(60 * 24),
+        };
+        let request = messages.render(&subscription, &notice)?;
+        let json: Value = serde_json::from_slice(request.body()).unwrap();
+        Ok(json["message"].clone())
+    }
+
+    #[test]
+    fn a_message_has_the_length_and_the_life_that_fcm_takes() {
+        let message = sent("alice", "INBOX").unwrap();
+        assert_eq!(message["android"]["ttl"], "2419200s");
+        assert_eq!(message["data"]["mailbox"], "INBOX");
+        let long = "x".repeat(5000);
+        let message = sent("alice", &long).unwrap();
+        assert_eq!(message["data"]["mailbox"], Value::Null);
+        assert_eq!(message["data"]["account"], "alice");
+        assert!(matches!(sent(&long, "INBOX"), Err(Verdict::Unrenderable { .. })));
+    }
+}
