@@ -61,6 +61,9 @@ const MARIADB_PARAMETERS: [&str; 6] =
     ["socket", "ssl-ca", "ssl-cert", "ssl-key", "ssl-mode", "statement-cache-capacity"];
 /// In which characters and by which order names come to the server.
 const MARIADB_NAMES: &str = "charset=utf8mb4&collation=utf8mb4_nopad_bin";
+/// Statements that each of a node's eight connections keeps prepared, unless the URL says another number. The server
+/// takes 16,382 of all clients by default (`max_prepared_stmt_count`).
+const MARIADB_STATEMENTS: &str = "&statement-cache-capacity=400";
 const MARIADB_FILES: [&str; 3] = ["ssl-ca", "ssl-cert", "ssl-key"];
 
 impl DatabaseUrl {
@@ -141,9 +144,14 @@ impl DatabaseUrl {
         let is_verified =
             matches!(server.get_ssl_mode(), MySqlSslMode::VerifyIdentity | MySqlSslMode::VerifyCa);
         let is_here = server.get_socket().is_some() || is_loopback(server.get_host());
+        let statements = match text.contains("statement-cache-capacity=") {
+            true => "",
+            false => MARIADB_STATEMENTS,
+        };
+        // Arguments are compared as the columns are.
+        let parameters = format!("{MARIADB_NAMES}{statements}");
         Ok(Self {
-            // Arguments are compared as the columns are.
-            kind: DatabaseKind::MariaDb(ServerUrl::new(text, Some(MARIADB_NAMES))),
+            kind: DatabaseKind::MariaDb(ServerUrl::new(text, Some(&parameters))),
             shown,
             holds_password: holds_password(text),
             is_in_the_clear: !is_verified && !is_here,
