@@ -1,4 +1,5 @@
-//! The storm: hundreds of accounts, and for a minute every fault at random, many at the same time.
+//! The storm: hundreds of accounts, and for a minute every fault at random, many at the same time. On PostgreSQL and
+//! MariaDB it is a smaller one, and their server crashes too.
 //! Then it is calm, and what was promised must hold:
 //!
 //! - **Every device was told of every mailbox's last state**: after the moment in which the numbers
@@ -24,8 +25,13 @@ use tokio_util::sync::CancellationToken;
 use super::say;
 use crate::support::apart::apart;
 use crate::support::chance::Chance;
+use crate::support::servers::DatabaseServer;
+use crate::support::servers::mariadb::MariaDb;
+use crate::support::servers::postgres::Postgres;
+use database::Database;
 use site::{Growth, Site};
 
+mod database;
 mod faults;
 mod site;
 mod users;
@@ -33,6 +39,10 @@ mod users;
 /// Who is watched, and for how long there is a storm.
 const ACCOUNTS: usize = 500;
 const STORM: Duration = Duration::from_secs(60);
+
+/// The same on a database server.
+const ACCOUNTS_ON_SERVER: usize = 120;
+const STORM_ON_SERVER: Duration = Duration::from_secs(30);
 
 /// How long it may take after the storm until all devices have their pushes: mostly seconds, but where APNs failed at
 /// every one of the last tries, the next is a minute away.
@@ -67,7 +77,7 @@ impl fmt::Display for Tally {
         write!(
             f,
             "{deliveries:?} deliveries, {quiet:?} mails read or deleted, {} faults ({kills:?} \
-             SIGKILL, {backend:?} of the backend, {apns:?} of APNs, {database:?} locks, \
+             SIGKILL, {backend:?} of the backend, {apns:?} of APNs, {database:?} of the database, \
              {passwords:?} passwords), {events:?} events taken and {lost_events:?} lost, {read:?} mails \
              fetched, {lost:?} sessions lost",
             sum.iter().sum::<u64>()
@@ -77,35 +87,60 @@ impl fmt::Display for Tally {
 
 #[test]
 fn after_a_storm_every_device_has_a_push_for_each_change() {
-    a_storm("faults::storm::after_a_storm_every_device_has_a_push_for_each_change", false);
+    a_storm("faults::storm::after_a_storm_every_device_has_a_push_for_each_change", false, None);
 }
 
 /// Accounts have no connection. Events that are lost in the storm are not sent again.
 #[test]
 fn after_a_storm_with_events_every_device_has_a_push_for_each_change() {
     let test = "faults::storm::after_a_storm_with_events_every_device_has_a_push_for_each_change";
-    a_storm(test, true);
+    a_storm(test, true, None);
 }
 
-fn a_storm(test: &str, with_events: bool) {
+/// With events, as above: what is due is in the database then.
+#[test]
+fn after_a_storm_on_postgres_every_device_has_a_push_for_each_change() {
+    let test = "faults::storm::after_a_storm_on_postgres_every_device_has_a_push_for_each_change";
+    a_storm(test, true, Some(|test| Some(Box::new(Postgres::start(test)?))));
+}
+
+#[test]
+fn after_a_storm_on_mariadb_every_device_has_a_push_for_each_change() {
+    let test = "faults::storm::after_a_storm_on_mariadb_every_device_has_a_push_for_each_change";
+    a_storm(test, true, Some(|test| Some(Box::new(MariaDb::start(test)?))));
+}
+
+/// Starts a database server, where it can run.
+type StartServer = fn(&str) -> Option<Box<dyn DatabaseServer>>;
+
+fn a_storm(test: &str, with_events: bool, start: Option<StartServer>) {
     let storm = || {
+        let server = start.map(|start| start(test));
+        if matches!(server, Some(None)) {
+            return;
+        }
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(the_storm_itself(with_events));
+        runtime.block_on(the_storm_itself(with_events, server.flatten()));
     };
     if let Some([_, errors]) = apart(test, 8192, storm) {
         say(&errors);
     }
 }
 
-async fn the_storm_itself(with_events: bool) {
+async fn the_storm_itself(with_events: bool, server: Option<Box<dyn DatabaseServer>>) {
     let seed = std::env::var(SEED).ok().map(|text| text.parse().expect("the seed is a number"));
     let seed = seed.unwrap_or_else(rand::random::<u32>);
     say(&format!("a storm with {SEED}={seed}\n"));
     let began = Instant::now();
-    let site = Arc::new(Site::start(ACCOUNTS, seed, with_events).await);
+    let (accounts, lasts) = match server {
+        None => (ACCOUNTS, STORM),
+        Some(_) => (ACCOUNTS_ON_SERVER, STORM_ON_SERVER),
+    };
+    let database = Database::new(server);
+    let site = Arc::new(Site::start(accounts, seed, lasts, with_events, database).await);
     let before = site.growth().await;
-    say(&format!("{ACCOUNTS} accounts watched after {:.1?}\n", began.elapsed()));
+    say(&format!("{accounts} accounts watched after {:.1?}\n", began.elapsed()));
 
     storm(&site).await;
     let calm = Instant::now();
@@ -175,7 +210,7 @@ async fn storm(site: &Arc<Site>) {
     tokio::select! {
         // They do not end by themselves, but for a panic.
         Some(ended) = streams.join_next() => { let _ = ended.unwrap(); }
-        () = tokio::time::sleep(STORM) => {}
+        () = tokio::time::sleep(site.lasts) => {}
     }
     over.cancel();
     while let Some(ended) = streams.join_next().await {

@@ -1,5 +1,6 @@
 //! Chance that can be repeated.
 
+use std::ops::Range;
 use std::time::Duration;
 
 /// SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators").
@@ -23,8 +24,12 @@ impl Chance {
         &all[self.below(all.len())]
     }
 
-    pub(crate) async fn pause(&mut self, milliseconds: std::ops::Range<usize>) {
+    pub(crate) fn time(&mut self, milliseconds: Range<usize>) -> Duration {
         let length = milliseconds.start + self.below(milliseconds.len());
-        tokio::time::sleep(Duration::from_millis(length as u64)).await;
+        Duration::from_millis(length as u64)
+    }
+
+    pub(crate) async fn pause(&mut self, milliseconds: Range<usize>) {
+        tokio::time::sleep(self.time(milliseconds)).await;
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mailchime::demo::apns::Answer;
 use mailchime::imap::registration::xapple::DeviceToken;
-use sqlx::{Connection, Executor};
+use sqlx::Connection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -20,13 +20,13 @@ use crate::support::chance::Chance;
 /// Goes on until it is dropped.
 pub(super) type Stream = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// After this time the program is not killed any more: a start looks at everything, and would hide
+/// After this part of the storm the program is not killed any more: a start looks at everything, and would hide
 /// what a program that runs has forgotten.
-const KILLS: Duration = Duration::from_secs(40);
+const KILLS: f64 = 0.66;
 
-/// After this time APNs no longer answers that it gets too many pushes for a device. It may be left alone for
+/// After this part APNs no longer answers that it gets too many pushes for a device. It may be left alone for
 /// minutes then, unless the program is killed.
-const TOO_OFTEN: Duration = Duration::from_secs(25);
+const TOO_OFTEN: f64 = 0.4;
 
 /// To how many devices that is said at once.
 const MANY: usize = 50;
@@ -99,7 +99,7 @@ pub(super) fn kills(site: Arc<Site>, mut chance: Chance) -> Stream {
         let began = Instant::now();
         loop {
             chance.pause(6_000..14_000).await;
-            if began.elapsed() > KILLS {
+            if began.elapsed() > site.lasts.mul_f64(KILLS) {
                 return std::future::pending().await;
             }
             site.tally.kills.fetch_add(1, Relaxed);
@@ -182,7 +182,7 @@ pub(super) fn apns(site: Arc<Site>, mut chance: Chance) -> Stream {
                 }
                 // None may be left over for long: while APNs fails, it is tried ever more rarely.
                 5 => apns.answer_next(2, Answer::Disconnect),
-                6 if began.elapsed() < TOO_OFTEN => {
+                6 if began.elapsed() < site.lasts.mul_f64(TOO_OFTEN) => {
                     let first = chance.below(site.users.len() - MANY);
                     let busy = &site.users[first..first + MANY];
                     let answer = |answer: Answer| {
@@ -205,18 +205,23 @@ pub(super) fn apns(site: Arc<Site>, mut chance: Chance) -> Stream {
     })
 }
 
-/// Another program has the database for itself.
+/// Another program has the database for itself, or its server crashes.
 pub(super) fn database(site: Arc<Site>, mut chance: Chance) -> Stream {
     Box::pin(async move {
-        let mut database = site.database().await;
-        loop {
+        for turn in 0.. {
             chance.pause(5_000..12_000).await;
             site.tally.database.fetch_add(1, Relaxed);
-            // Rolled back when it is dropped, in the middle of it at the end of the storm too.
-            let mut locked = database.begin_with("begin exclusive").await.unwrap();
-            locked.execute("select 1").await.unwrap();
-            chance.pause(200..3_000).await;
-            locked.rollback().await.unwrap();
+            let for_long = chance.time(200..3_000);
+            if turn % 2 == 0 && site.database.crashes() {
+                // Goes on when the storm ends in the middle of it.
+                let site = site.clone();
+                tokio::spawn(async move { site.database.crash(for_long).await }).await.unwrap();
+            } else {
+                // Undone when it is dropped, in the middle of it at the end of the storm too.
+                let locked = site.database.locked(&site.world).await;
+                tokio::time::sleep(for_long).await;
+                locked.close().await.unwrap();
+            }
         }
     })
 }

@@ -13,12 +13,12 @@ use mailchime::demo::phone::Phone;
 use md5::{Digest, Md5};
 use rustls::ClientConfig;
 use serde_json::Value;
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, SqliteConnection};
+use sqlx::AnyConnection;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::interval;
 
+use super::database::Database;
 use super::{Tally, Told, users};
 use crate::intake::TOKEN;
 use crate::support::program::Process;
@@ -54,7 +54,10 @@ const LOOK: Duration = Duration::from_millis(250);
 
 pub(super) struct Site {
     pub(super) world: World,
+    pub(super) database: Database,
     pub(super) seed: u32,
+    /// How long the storm lasts.
+    pub(super) lasts: Duration,
     pub(super) users: Vec<User>,
     pub(super) tally: Tally,
     /// What the first message of each reader is.
@@ -138,9 +141,16 @@ impl User {
 
 impl Site {
     /// A phone of each user has registered, and all are watched: by a connection each, or with events by none.
-    pub(super) async fn start(accounts: usize, seed: u32, with_events: bool) -> Self {
+    pub(super) async fn start(
+        accounts: usize,
+        seed: u32,
+        lasts: Duration,
+        with_events: bool,
+        database: Database,
+    ) -> Self {
         let world = World::new().await;
         configure(&world, with_events);
+        database.configure(&world);
         let first: Vec<u8> = (0..400)
             .flat_map(|n| {
                 format!("* {n} OK {{{n}}} as if this were a line of IMAP\r\n").into_bytes()
@@ -187,7 +197,9 @@ impl Site {
         registering.join_all().await;
         let site = Self {
             world,
+            database,
             seed,
+            lasts,
             users,
             tally: Tally::default(),
             first,
@@ -212,13 +224,6 @@ impl Site {
     /// Where the program takes events, if it does.
     pub(super) fn events(&self) -> Option<SocketAddr> {
         self.events.as_ref().map(|events| *events.borrow())
-    }
-
-    /// The database as another program sees it.
-    pub(super) async fn database(&self) -> SqliteConnection {
-        let options = SqliteConnectOptions::new().filename(self.world.file("mailchime.db"));
-        // Others write all the while, and a machine that is busy lets them go first for long.
-        options.busy_timeout(Duration::from_secs(60)).connect().await.unwrap()
     }
 
     /// SIGKILL, and a start; another one where the database is locked, as a service manager does it.
@@ -263,6 +268,7 @@ impl Site {
         apns.resume().await.unwrap();
         backend.behave(|behaviour| behaviour.unavailable = false);
         backend.resume().await.unwrap();
+        self.database.runs().await;
         // It may be about to start.
         drop(self.process.lock().await);
         let mut look = interval(LOOK);
@@ -284,7 +290,7 @@ impl Site {
         if (idling, connections) != (watched, watched) {
             return Some(format!("{idling} of {connections} connections are in IDLE"));
         }
-        let mut database = self.database().await;
+        let mut database = self.database.beside(&self.world).await;
         let owed: i64 =
             count(&mut database, "subscription_mailbox where owed_since is not null").await;
         let parked: i64 = count(&mut database, "account where parked is not null").await;
@@ -339,7 +345,7 @@ impl Site {
 
     pub(super) async fn growth(&self) -> Growth {
         let process = self.process.lock().await;
-        let mut database = self.database().await;
+        let mut database = self.database.beside(&self.world).await;
         let mut rows = Vec::new();
         for table in ["account", "subscription", "subscription_mailbox", "mailbox"] {
             rows.push((table, count(&mut database, table).await));
@@ -400,7 +406,7 @@ fn hash(mailbox: &str) -> String {
     Md5::digest(mailbox).iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
-async fn count(database: &mut SqliteConnection, of: &'static str) -> i64 {
+async fn count(database: &mut AnyConnection, of: &'static str) -> i64 {
     let query = sqlx::AssertSqlSafe(format!("select count(*) from {of}"));
     sqlx::query_scalar(query).fetch_one(database).await.unwrap()
 }
