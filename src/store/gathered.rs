@@ -96,7 +96,10 @@ impl Store {
             tokio::spawn(async move {
                 let Ok(_turn) = Q::questions(&store).turns.acquire().await else { return };
                 // What takes longer than a call may is given up with its connection, and so is what hangs at the end.
-                let asked = async { Ok::<_, StoreError>(store.ask_waiting::<Q>().await) };
+                let asked = async {
+                    store.ask_waiting::<Q>().await;
+                    Ok(())
+                };
                 let _ = store.limited(asked).await;
             });
             match answer.await {
