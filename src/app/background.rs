@@ -14,6 +14,7 @@ use crate::net::backends::Backends;
 use crate::push::dispatcher::DispatcherHandle;
 use crate::push::transport::Routes;
 use crate::store::{self, Census, CredentialSource, Store};
+use crate::watch::SupervisorHandle;
 
 /// Between two looks at what the backend offers before login.
 const PROBE_INTERVAL: Duration = Duration::from_secs(600);
@@ -178,11 +179,19 @@ pub(super) async fn count(store: Store, metrics: Arc<Metrics>, stop: Cancellatio
     stop.run_until_cancelled(counting).await;
 }
 
-/// Notices that the file of the database was replaced, also while nothing is written.
-pub(super) async fn guard(store: Store, stop: CancellationToken) {
+/// Notices that the file of the database was replaced, also while nothing is written, and that another program has
+/// written to it, as the command that removes a subscription does.
+pub(super) async fn guard(store: Store, watchers: SupervisorHandle, stop: CancellationToken) {
     let looking = async {
+        let mut known = None;
         while !store.is_shared() {
             store.look_at_file().await;
+            // What is wrong with the database others say.
+            if let Ok(Some(version)) = store.version_of_file().await
+                && known.replace(version).is_some_and(|known| known != version)
+            {
+                watchers.read_again().await;
+            }
             tokio::time::sleep(FILE_INTERVAL).await;
         }
     };

@@ -162,7 +162,12 @@ impl Built {
         let inputs = WatchInputs { session_events, unwatched, cluster };
         let (watchers, followers) = self.start_watching(config, &mut tasks, inputs, changes);
         let current = self.sessions(config, offered.clone(), sessions, registrar.clone());
-        self.start_background(config, &mut tasks, offered.clone(), news.clone());
+        self.start_background(
+            config,
+            &mut tasks,
+            offered.clone(),
+            (news.clone(), watchers.clone()),
+        );
         let stop = tasks.stop_of(StopStage::Serving);
         let local_sessions = proxy::LocalSessions::new(current.clone(), stop.clone());
         let ended = local_sessions.clone().ended();
@@ -358,7 +363,7 @@ impl Built {
         config: &Config,
         tasks: &mut Tasks,
         offered: cell::Receiver<Option<PushOffer>>,
-        news: SubscriptionNews,
+        (news, watchers): (SubscriptionNews, watch::SupervisorHandle),
     ) {
         let stop = tasks.stop_of(StopStage::Serving);
         let longest = config.limits.capability_size;
@@ -367,7 +372,8 @@ impl Built {
         let probing = probe(self.backends.clone(), longest, stop.clone());
         tasks.start(StopStage::Serving, "backend probe", probing);
         tasks.start(StopStage::Serving, "credential expiry", tidy(credentials, stop.clone()));
-        tasks.start(StopStage::Serving, "database file guard", guard(store.clone(), stop.clone()));
+        let guarding = guard(store.clone(), watchers, stop.clone());
+        tasks.start(StopStage::Serving, "database file guard", guarding);
         tasks.start(StopStage::Serving, "ended subscriptions", ended);
         let counting = count(store.clone(), Arc::clone(&self.metrics), stop.clone());
         tasks.start(StopStage::Serving, "count for the metrics", counting);

@@ -101,7 +101,7 @@ fn remove(options: &Remove) -> Result<(), CommandFailure> {
     let prefix = options.endpoint.as_deref().unwrap_or_default().to_ascii_lowercase();
     // As the list shows it.
     let prefix = prefix.trim_end_matches('…');
-    let (removed, others, shared) = on_store(&options.configured, async |store| {
+    let (removed, others) = on_store(&options.configured, async |store| {
         let (mut removed, mut others) = (Vec::new(), false);
         for account in &accounts {
             for target in store.all_targets(account).await? {
@@ -114,7 +114,7 @@ fn remove(options: &Remove) -> Result<(), CommandFailure> {
             // What cannot be read of the account goes as well.
             others |= prefix.is_empty() && store.remove_account(account).await?;
         }
-        Ok((removed, others, store.is_shared()))
+        Ok((removed, others))
     })?;
     for gone in &removed {
         let device = &gone.subscription;
@@ -123,7 +123,7 @@ fn remove(options: &Remove) -> Result<(), CommandFailure> {
     if others {
         let name = options.user.escape_debug();
         say(format_args!("removed what could not be read of {name}"));
-        return tell(options, &accounts, shared);
+        return tell(options, &accounts);
     }
     match (removed.last(), options.endpoint.as_deref()) {
         (None, Some(prefix)) => Err(CommandFailure::Failed(format!(
@@ -145,7 +145,7 @@ fn remove(options: &Remove) -> Result<(), CommandFailure> {
                     }
                 });
             }
-            tell(options, &accounts, shared)
+            tell(options, &accounts)
         }
     }
 }
@@ -158,19 +158,9 @@ fn accounts(configured: &Configured, user: &str) -> Result<BTreeSet<Account>, Co
     Ok(BTreeSet::from([given, canonical]))
 }
 
-/// Tells the mailchime that runs. It asks the database before each push, and nodes of a `shared` one find news there.
-fn tell(
-    options: &Remove,
-    accounts: &BTreeSet<Account>,
-    shared: bool,
-) -> Result<(), CommandFailure> {
-    let later = match shared {
-        true => "it learns of this from the database within seconds",
-        false => {
-            "it pushes nothing more there, and goes on watching the account until something changes in a \
-             mailbox, or for an hour"
-        }
-    };
+/// Tells the mailchime that runs. It asks the database before each push, and finds there that another program has written.
+fn tell(options: &Remove, accounts: &BTreeSet<Account>) -> Result<(), CommandFailure> {
+    let later = "it learns of this from the database within seconds";
     if configuration(&options.configured)?.admin.address.is_none() {
         say(format_args!(
             "could not tell a running mailchime, as [admin] address is not set: {later}"

@@ -80,6 +80,18 @@ impl Store {
         }
     }
 
+    /// A number of the SQLite file, which is another one when another program has written to it. `None` of a server.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn version_of_file(&self) -> Result<Option<i64>, StoreError> {
+        if self.file.is_none() {
+            return Ok(None);
+        }
+        let asked = async { self.named(sqlite::data_version(&self.connections.writes).await) };
+        self.limited(asked).await.map(Some)
+    }
+
     /// Whether the file of SQLite is still the one that was opened.
     ///
     /// # Errors

@@ -68,6 +68,8 @@ pub(super) enum SupervisorRequest {
     Status { account: Option<Account>, reply: oneshot::Sender<Vec<WatcherStatus>> },
     /// Events of other sources were not handed in.
     MissedEvents,
+    /// Accounts may have other rows.
+    ReadAgain,
     /// Other sources have news.
     Hints { hints: Vec<Hint>, reply: oneshot::Sender<Result<Vec<bool>, HintError>> },
 }
@@ -145,6 +147,12 @@ impl SupervisorHandle {
     /// the last of them. Does not wait.
     pub fn missed_events(&self) {
         self.shared.missed_events.notify_one();
+    }
+
+    /// Another program has written to the database: all accounts are read again.
+    pub async fn read_again(&self) {
+        // One that has ended watches nobody.
+        let _ = self.requests.send(SupervisorRequest::ReadAgain).await;
     }
 
     /// Other sources than the accounts' connections have news. It may be of accounts that any node watches, or

@@ -8,6 +8,7 @@
 
 mod answers;
 mod device_news;
+mod handle;
 mod hints;
 mod logins;
 mod sweeps;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::device_news::DeviceNews;
+use self::handle::WatcherHandle;
 use super::WatchContext;
 use super::accounts::{adopt, live};
 use super::entries::Entries;
@@ -90,19 +92,6 @@ struct Supervisor {
     hint_writer: HintWriter,
     entries: Entries,
     tasks: TaskTracker,
-}
-
-/// The way to speak to a watcher, and what it does. One that has ended has no receiver any more.
-#[derive(Debug)]
-struct WatcherHandle {
-    directive: cell::Sender<Directive>,
-    hints: Hints,
-    status: StatusCell,
-    /// When it was last known that the account is to be watched.
-    moment: u64,
-    /// When it began.
-    began: u64,
-    on_demand: bool,
 }
 
 /// What the database says, to what was asked at that moment.
@@ -265,6 +254,7 @@ impl Supervisor {
             }
             SupervisorRequest::Hints { hints, reply } => self.write(hints, Some(reply)),
             SupervisorRequest::MissedEvents => self.missed_events(),
+            SupervisorRequest::ReadAgain => self.next_refresh = Instant::now(),
         }
     }
 
@@ -575,26 +565,5 @@ impl Directive {
         }
         self.logins += 1;
         self.login = of_users.then_some(login);
-    }
-}
-
-impl WatcherHandle {
-    /// Whether somebody still watches the account: of a task of an account on demand, the end is heard first.
-    fn is_live(&self) -> bool {
-        self.on_demand || !self.directive.is_closed()
-    }
-
-    /// Its user may have logged in at another node.
-    fn missed_logins(&self) {
-        self.directive.send_modify(|directive| directive.logins_missed += 1);
-    }
-
-    /// The rows of the account are others now; with `login` its stored credentials, too. What its user has
-    /// logged in with here stays: it may have come since, and be nowhere else.
-    fn look_again(&self, login: bool) {
-        self.directive.send_modify(|directive| {
-            directive.registrations += 1;
-            directive.logins_elsewhere += u64::from(login);
-        });
     }
 }

@@ -312,6 +312,12 @@ pub(in crate::store) async fn empty_lost_log(writes: &AnyPool) -> sqlx::Result<b
     Ok(row.try_get::<i64, _>(0)? == 0)
 }
 
+/// A number that is another one when others than this pool, which has one connection, have written to the file
+/// (`PRAGMA data_version`).
+pub(in crate::store) async fn data_version(writes: &AnyPool) -> sqlx::Result<i64> {
+    sqlx::query("pragma data_version").fetch_one(writes).await?.try_get(0)
+}
+
 /// The URL under which sqlx finds `path`, which must be absolute: whatever a URL could take for
 /// something else is escaped.
 fn url_of(path: &Path) -> String {
