@@ -186,11 +186,11 @@ pub(super) async fn guard(store: Store, watchers: SupervisorHandle, stop: Cancel
         let mut known = None;
         while !store.is_shared() {
             store.look_at_file().await;
-            // What is wrong with the database others say.
+            // Other tasks say what is wrong with the database.
             if let Ok(Some(version)) = store.version_of_file().await
                 && known.replace(version).is_some_and(|known| known != version)
             {
-                watchers.read_again().await;
+                watchers.read_again();
             }
             tokio::time::sleep(FILE_INTERVAL).await;
         }

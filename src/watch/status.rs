@@ -60,6 +60,7 @@ pub struct SupervisorRequests {
 struct SharedWithSupervisor {
     has_begun: AtomicBool,
     missed_events: Notify,
+    read_again: Notify,
 }
 
 #[derive(Debug)]
@@ -149,10 +150,9 @@ impl SupervisorHandle {
         self.shared.missed_events.notify_one();
     }
 
-    /// Another program has written to the database: all accounts are read again.
-    pub async fn read_again(&self) {
-        // One that has ended watches nobody.
-        let _ = self.requests.send(SupervisorRequest::ReadAgain).await;
+    /// Another program has written to the database: the supervisor reads all accounts again. Does not wait.
+    pub fn read_again(&self) {
+        self.shared.read_again.notify_one();
     }
 
     /// Other sources than the accounts' connections have news. It may be of accounts that any node watches, or
@@ -183,6 +183,7 @@ impl SupervisorRequests {
     pub(super) async fn next(&mut self) -> Option<SupervisorRequest> {
         tokio::select! {
             () = self.shared.missed_events.notified() => Some(SupervisorRequest::MissedEvents),
+            () = self.shared.read_again.notified() => Some(SupervisorRequest::ReadAgain),
             request = self.requests.recv() => request,
         }
     }
