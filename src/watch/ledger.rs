@@ -138,14 +138,15 @@ impl Ledger {
         }
     }
 
-    /// A look found new mail. Older mail may have been read meanwhile, so as many were unread before as were at most.
+    /// A look found new mail. The user may have read older mail meanwhile, so the lowest number counts that may be right.
     fn new_mail_is_seen(&mut self, now: &Snapshot, is_renumbered: bool) {
         let (before, announced) = match self.announced {
             Some(announced) => (self.unread_before, announced.thought_unread),
             None => (self.known.unseen, 0),
         };
         let older = now.unseen.zip(arrived(&self.known, now)).filter(|_| !is_renumbered);
-        let older = older.map(|(unseen, arrived)| unseen.saturating_sub(arrived + announced));
+        let older =
+            older.map(|(unseen, arrived)| unseen.saturating_sub(arrived.saturating_add(announced)));
         // What is not known is lower than any number.
         self.unread_before = before.min(older);
     }
