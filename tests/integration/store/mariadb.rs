@@ -83,6 +83,34 @@ async fn every_session_reads_what_is_committed_and_waits_with_an_end() {
     .await;
 }
 
+/// To close one is a packet without an answer, after which the driver's next one waits.
+#[tokio::test]
+async fn a_session_that_writes_closes_no_statement() {
+    let test = "store::mariadb::a_session_that_writes_closes_no_statement";
+    let Some(database) = Database::make(test).await else { return };
+    limited(async {
+        let store = database.open().await;
+        let mut beside = database.beside().await;
+        for statement in [
+            "create table seen (closed bigint)",
+            "create trigger see before insert on account for each row insert into seen \
+             select variable_value from information_schema.session_status \
+             where variable_name = 'com_stmt_close'",
+        ] {
+            beside.execute(statement).await.unwrap();
+        }
+        for user in ["alice", "bob", "carol", "dave"] {
+            let account = Account::from_login(user);
+            register(&store, device(&account, 'a'), &["INBOX", "Sent"], 5, 100).await;
+            owe(&store, key(&account, 'a'), "INBOX").await;
+        }
+        let seen = sqlx::query("select cast(count(*) as signed), max(closed) from seen");
+        let row = seen.fetch_one(&mut beside).await.unwrap();
+        assert_eq!((row.get::<i64, _>(0), row.get::<i64, _>(1)), (4, 0));
+    })
+    .await;
+}
+
 /// Each change of the schema is on disk by itself: what was made is there, and the rest comes at the next start.
 #[tokio::test]
 async fn a_schema_that_was_half_made_is_made_whole() {
