@@ -56,7 +56,7 @@ pub fn find_group(group: &str) -> io::Result<()> {
     gid(group).map(drop)
 }
 
-/// Of a name alone it is the current one.
+/// The folder of a path; the current one where the path is a name alone.
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder.as_os_str().is_empty() => Path::new("."),

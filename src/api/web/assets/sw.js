@@ -62,7 +62,7 @@ async function file(path, patience = 3000) {
 
 const readTexts = () => file(`/texts/${language()}.json`);
 
-// How long an answer of the API is waited for, in milliseconds. A login at a slow mail server takes so long.
+// How long the worker waits for an answer of the API, in milliseconds.
 const ANSWER = 20_000;
 
 // The mode of fetch() stays as it is: only with it do browsers send an Origin in spite of no-referrer.
