@@ -6,6 +6,9 @@
 //!
 //! Each host that can send a datagram can forge one, and its sender's address. So only named networks are heard, and
 //! a datagram is a sign to look and nothing more: no push follows from it alone.
+//!
+//! The look is at all mailboxes of the user, as OX mailnotify reads the user alone. The name of the mailbox does not
+//! say which one a client means: a folder has other names for clients, and Cyrus names INBOX for folders, too.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -21,7 +24,7 @@ use super::answer::IntakeContext;
 use super::pace::SourcePace;
 use crate::config::UdpEventsConfig;
 use crate::metrics::{EventRefusal, SourceMetrics};
-use crate::model::{Account, Hint, Mailbox, MailboxEvent, Snapshot};
+use crate::model::{Account, Hint, MailboxEvent, Snapshot};
 
 /// The bytes of a datagram that are read: the names come first, and sender and subject behind them.
 const LONGEST: usize = 1024;
@@ -143,19 +146,15 @@ fn hint(datagram: &[u8], default_domain: Option<&str>) -> Result<Option<Hint>, E
     if class != DELIVERY {
         return Ok(None);
     }
-    // Without its end a name may have been cut off.
-    let (mailbox, ended) = (fields.next(), fields.next().is_some());
-    let (Some(user), Some(mailbox)) = (name(user), mailbox) else {
-        return Err(EventRefusal::Malformed);
-    };
-    let mailbox = if ended { name(mailbox) } else { None };
+    // Without its end the name may have been cut off.
+    let user = fields.next().and_then(|_mailbox| name(user)).ok_or(EventRefusal::Malformed)?;
     let account = match default_domain {
         Some(domain) if !user.contains('@') => Account::from_login(&format!("{user}@{domain}")),
         _ => Account::from_login(user),
     };
     Ok(Some(Hint {
         account,
-        mailbox: mailbox.map(Mailbox::new),
+        mailbox: None,
         // That mail came would be a push.
         event: MailboxEvent::Unnamed,
         state: Snapshot::default(),
@@ -173,24 +172,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_delivery_is_a_sign_to_look() {
+    fn a_delivery_is_a_sign_to_look_at_all_mailboxes_of_the_user() {
         let shown = |datagram: &[u8]| match hint(datagram, Some("example.org")) {
             Ok(Some(hint)) => {
                 assert_eq!((hint.event, hint.state), (MailboxEvent::Unnamed, Snapshot::default()));
-                let mailbox = hint.mailbox.as_ref().map_or("*", |mailbox| mailbox.as_str());
-                format!("{} {mailbox}", hint.account)
+                assert_eq!(hint.mailbox, None);
+                format!("{} *", hint.account)
             }
             Ok(None) => "nothing".to_owned(),
             Err(why) => why.word().to_owned(),
         };
         // As Cyrus 3.6.1 has sent it, and cut off after each of its parts.
         let whole = b"log\0MAIL\0\0alice\0INBOX\x000\0From: private\nSubject: private\n\0";
-        assert_eq!(shown(whole), "alice@example.org INBOX");
-        assert_eq!(shown(&whole[..22]), "alice@example.org INBOX");
+        assert_eq!(shown(whole), "alice@example.org *");
         assert_eq!(shown(&whole[..20]), "alice@example.org *");
         assert_eq!(shown(&whole[..16]), "alice@example.org *");
         assert_eq!(shown(&whole[..15]), "malformed");
-        assert_eq!(shown(b"log\0MAIL\0\0bob@Example.com\0Team\0"), "bob@example.com Team");
+        assert_eq!(shown(b"log\0MAIL\0\0bob@Example.com\0Team\0"), "bob@example.com *");
+        assert_eq!(shown(b"log\0MAIL\0\0bob@Example.com\0\0"), "bob@example.com *");
         assert_eq!(shown(b"external\0EVENT\0\0\0\x000\0{}\0"), "nothing");
         for bad in [&b""[..], b"log", b"log\0MAIL\0\0\0INBOX\0", b"log\0MAIL\0\0\xff\0INBOX\0"] {
             assert_eq!(shown(bad), "malformed", "{bad:?}");

@@ -118,21 +118,19 @@ fn event_news(json: &[u8], source: &KnownSource) -> Result<CyrusNews, IntakeRefu
     event.hints(source).map(CyrusNews::Hints)
 }
 
-/// Mail was delivered; nothing else is known.
+/// Mail was delivered; nothing else is known. Cyrus may name INBOX where it means any mailbox of the user, by what
+/// lmtpd knows of the user, so this one announces no mail: all of them are looked at.
 fn delivery(notification: &Notification, source: &KnownSource) -> Result<Vec<Hint>, IntakeRefusal> {
     let text = |bytes| std::str::from_utf8(bytes).map_err(|_| malformed("A name is not UTF-8."));
     let account = account(text(&notification.user)?, source)?;
-    let name = text(&notification.mailbox)?;
-    let folder = Some(name).filter(|name| !name.eq_ignore_ascii_case(Mailbox::INBOX));
-    let mailboxes = match folder {
-        None => vec![Mailbox::inbox()],
-        // The separator is not known.
-        Some(folder) => {
-            let mut mailboxes = names(folder, '/')?;
-            mailboxes.extend(names(folder, '.')?.pop());
-            mailboxes
-        }
-    };
+    let folder = text(&notification.mailbox)?;
+    if folder.eq_ignore_ascii_case(Mailbox::INBOX) {
+        let (event, state) = (MailboxEvent::Unnamed, Snapshot::default());
+        return Ok(vec![Hint { account, mailbox: None, event, state, seen_at: Instant::now() }]);
+    }
+    // The separator is not known.
+    let mut mailboxes = names(folder, '/')?;
+    mailboxes.extend(names(folder, '.')?.pop());
     Ok(all(&account, mailboxes, MailboxEvent::MessageNew, Snapshot::default()))
 }
 
@@ -432,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delivery_by_the_other_class_is_new_mail() {
+    fn a_delivery_by_the_other_class_is_new_mail_in_a_folder_or_a_sign_to_look() {
         let of = |user: &str, mailbox: &str| {
             let (user, mailbox) = (user.into(), mailbox.into());
             let message = b"From: private\n".into();
@@ -442,7 +440,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         };
-        assert_eq!(of("alice", "INBOX"), ["alice@example.org INBOX MessageNew - - - - -"]);
+        assert_eq!(of("alice", "INBOX"), ["alice@example.org * Unnamed - - - - -"]);
         let team = ["Team", "INBOX/Team", "INBOX.Team"];
         let team = team.map(|name| format!("alice@example.org {name} MessageNew - - - - -"));
         assert_eq!(of("alice@example.org", "Team"), team);

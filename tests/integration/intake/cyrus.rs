@@ -85,6 +85,12 @@ impl SocketFolder {
         format!("{EVENTS}event_notifier: mailchime\nnotifysocket: dlist:{path}\n")
     }
 
+    /// The lines of `imapd.conf` by which only lmtpd tells, and only of mail.
+    fn of_mail_alone(&self) -> String {
+        let path = self.stream().display().to_string();
+        format!("mailnotifier: mailchime\nnotifysocket: dlist:{path}\n")
+    }
+
     pub(super) fn config(&self) -> CyrusEventsConfig {
         let mut config = CyrusEventsConfig::new();
         (config.socket, config.stream) = (Some(self.datagrams()), Some(self.stream()));
@@ -269,6 +275,37 @@ async fn a_mail_is_a_push_while_mailchime_has_no_connection_to_cyrus() {
         block_in_place(|| cyrus.deliver(ALICE.0, &mail("hello again")));
         soon("a push", world.push_of(&["INBOX"])).await;
         until_nothing_is_due(&world).await;
+    })
+    .await;
+}
+
+/// lmtpd names INBOX for each mailbox of a user.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_that_goes_to_a_folder_is_a_push_of_that_by_mailnotifier() {
+    limited(async {
+        let folder = SocketFolder::new();
+        let test = "intake::cyrus::a_mail_that_goes_to_a_folder_is_a_push_of_that_by_mailnotifier";
+        let Some(cyrus) = Cyrus::with_events(test, &folder.of_mail_alone()) else { return };
+        let mut client = Client::connect(cyrus.plain);
+        assert!(client.login(ALICE).starts_with("x OK"));
+        for command in ["CREATE Team", "SETACL Team anyone p"] {
+            let answer = client.ask(command);
+            assert!(answer.last().unwrap().starts_with("x OK"), "{answer:?}");
+        }
+        let world = InProcess::pushing(cyrus.plain, |config| {
+            config.watch.connection = WatchConnection::OnDemand;
+            config.events.cyrus = Some(folder.config());
+        });
+        let world = world.await;
+        world.register(ALICE, &["INBOX", "Team"]).await;
+        until_nothing_is_due(&world).await;
+        block_in_place(|| cyrus.deliver(&format!("{}+Team", ALICE.0), &mail("to a folder")));
+        soon("a push of the folder", world.push_of(&["Team"])).await;
+        until_nothing_is_due(&world).await;
+        block_in_place(|| cyrus.deliver(ALICE.0, &mail("to the INBOX")));
+        soon("a push of INBOX", world.push_of(&["INBOX"])).await;
+        until_nothing_is_due(&world).await;
+        assert_eq!(world.apns.received(), 2);
     })
     .await;
 }

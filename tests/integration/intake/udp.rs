@@ -30,7 +30,7 @@ async fn in_group(network: &str) -> IntakeWorld {
 }
 
 #[tokio::test]
-async fn a_datagram_to_the_group_has_the_mailbox_looked_at() {
+async fn a_datagram_to_the_group_has_the_mailboxes_looked_at() {
     limited(async {
         let intake = in_group("127.0.0.1").await;
         intake.registered().await;
@@ -42,6 +42,28 @@ async fn a_datagram_to_the_group_has_the_mailbox_looked_at() {
         socket.send_to(DELIVERY, group).await.unwrap();
         soon("a push", intake.world.push_of(&["INBOX"])).await;
         assert_eq!(intake.counted().await, [r#"_total{source="udp",what="recorded"} 1"#]);
+    })
+    .await;
+}
+
+/// It says by which name the server knows the folder, which is another one than clients know.
+#[tokio::test]
+async fn a_datagram_of_a_folder_has_it_looked_at_by_whatever_name() {
+    limited(async {
+        let intake = in_group("127.0.0.1").await;
+        intake.backend.create_mailbox(ALICE, "INBOX/Team").unwrap();
+        intake.world.register((ALICE, "secret"), &["INBOX", "INBOX/Team"]).await;
+        intake.resting().await;
+        let group = intake.world.mailchime.udp_events.unwrap();
+        let socket = UdpSocket::bind(loopback()).await.unwrap();
+        for named in ["Team", "INBOX"] {
+            intake.backend.deliver(ALICE, "INBOX/Team", MAIL).unwrap();
+            let datagram = format!("log\0MAIL\0\0alice\0{named}\x000\0From: a@b\n\0");
+            socket.send_to(datagram.as_bytes(), group).await.unwrap();
+            soon("a push", intake.world.push_of(&["INBOX/Team"])).await;
+            intake.resting().await;
+        }
+        assert_eq!(intake.world.apns.received(), 2);
     })
     .await;
 }
