@@ -146,12 +146,6 @@ impl EventSockets {
         }
         let IntakeJoints { current, sources, backends, marks, metrics, registrar, offered } =
             joints;
-        let route = config.events.cyrus.as_ref().and_then(|cyrus| cyrus.route.clone());
-        let devices = route.map(|route| CyrusDevices { registrar, offered, route });
-        let cyrus = cyrus.map(|cyrus| match devices {
-            Some(devices) => cyrus.registering(devices),
-            None => cyrus,
-        });
         let (events, limits) = (&config.events, &config.limits);
         let counters = backends.counters();
         let server = http.map(|(listener, _)| HttpServer {
@@ -171,6 +165,7 @@ impl EventSockets {
             sources,
             udp: udp.map(|(socket, _)| socket),
             cyrus,
+            devices: Some(CyrusDevices::new(registrar, offered)),
             backends,
             recorder: Arc::new(marks),
             request_timeout: events.request_timeout,

@@ -10,6 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Uri};
 use secrecy::zeroize::Zeroizing;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::{CommandFailure, Configured, configuration, not_empty, runtime};
 use crate::config::Config;
@@ -44,7 +46,8 @@ pub(super) struct EventOptions {
     #[arg(long, value_name = "FILE", requires = "url")]
     ca: Option<PathBuf>,
 
-    /// Standard input has an event as Cyrus gives it to the program of notify_external
+    /// Standard input has an event as Cyrus gives it to the program of notify_external; without this option, if
+    /// it looks like one
     #[arg(long)]
     cyrus: bool,
 
@@ -57,11 +60,11 @@ pub(super) fn run(options: &EventOptions) -> Result<(), CommandFailure> {
         (Some(_), Some(_)) => None,
         _ => Some(configuration(&options.configured)?),
     };
-    let path = if options.cyrus { "/v1/events/cyrus" } else { "/v1/events" };
-    let url = url(options, config.as_ref())? + path;
-    let secret = secret(options, config.as_ref())?;
+    let (url, secret) = (url(options, config.as_ref())?, secret(options, config.as_ref())?);
     let mut body = Vec::new();
     stdin().take(LONGEST).read_to_end(&mut body).map_err(CommandFailure::failed)?;
+    let of_cyrus = options.cyrus || is_of_cyrus(&body);
+    let url = url + if of_cyrus { "/v1/events/cyrus" } else { "/v1/events" };
     let request = request(&url, &options.source, &secret, body)?;
     let tls = client_tls(options.ca.as_deref()).map_err(CommandFailure::failed)?;
     let dialer = Dialer::new(NameResolver::default(), None, tls);
@@ -74,6 +77,18 @@ pub(super) fn run(options: &EventOptions) -> Result<(), CommandFailure> {
     }
     let said = String::from_utf8_lossy(answer.body());
     Err(CommandFailure::Failed(format!("{url}: {}: {}", answer.status(), said.escape_debug())))
+}
+
+/// Whether it is an object with `event`, and without the `changes` of mailchime's own form.
+fn is_of_cyrus(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Keys {
+        event: Option<IgnoredAny>,
+        changes: Option<IgnoredAny>,
+    }
+    let is_object = body.trim_ascii_start().starts_with(b"{");
+    let keys = serde_json::from_slice::<Keys>(body);
+    is_object && keys.is_ok_and(|keys| keys.event.is_some() && keys.changes.is_none())
 }
 
 /// The URL of the server that takes events.
@@ -136,4 +151,25 @@ fn request(
         .header(CONTENT_TYPE, "application/json")
         .body(body.into())
         .map_err(CommandFailure::failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_cyrus_is_told_from_mailchime_s_own_form() {
+        for (body, expected) in [
+            (r#" {"event":"MessageNew","uri":"imap://localhost/user/alice"}"#, true),
+            (r#"{"user":"alice","apsVersion":2,"event":"ApplePushService"}"#, true),
+            (r#"{"user":"alice","changes":[]}"#, false),
+            (r#"{"user":"alice","changes":[],"event":"MessageNew"}"#, false),
+            (r#"[{"user":"alice","changes":[]}]"#, false),
+            (r#"["event",null]"#, false),
+            (r#"{"event":"#, false),
+            ("", false),
+        ] {
+            assert_eq!(is_of_cyrus(body.as_bytes()), expected, "{body}");
+        }
+    }
 }

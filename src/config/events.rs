@@ -64,8 +64,6 @@ pub struct CyrusEventsConfig {
     pub group: Option<String>,
     /// For whom Cyrus may speak. It has no secret: the sockets' files say who may write.
     pub source: EventSourceConfig,
-    /// Under which one devices register at Cyrus. `None`: nothing follows from that.
-    pub route: Option<String>,
 }
 
 /// `[[events.source]]`: who may send events.
@@ -84,6 +82,9 @@ pub struct EventSourceConfig {
     /// mailchime writes the entry of METADATA at the backend without which Dovecot's driver `ox` sends nothing of
     /// an account.
     pub metadata: bool,
+    /// The route under which devices register at its Cyrus (`aps_topic` there): it may register them. `None`: it may
+    /// not.
+    pub route: Option<String>,
 }
 
 table!(RawEvents {
@@ -113,6 +114,7 @@ table!(RawEventSource {
     default_domain: Option<String>,
     events_per_second: Option<i64>,
     metadata: Option<bool>,
+    cyrus_route: Option<String>,
 });
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -156,6 +158,7 @@ impl EventSourceConfig {
             default_domain: None,
             events_per_second: 1000,
             metadata: false,
+            route: None,
         }
     }
 
@@ -170,7 +173,7 @@ impl CyrusEventsConfig {
     /// Without a socket; for all accounts.
     pub fn new() -> Self {
         let source = EventSourceConfig::new("cyrus", PathBuf::new());
-        Self { socket: None, stream: None, group: None, source, route: None }
+        Self { socket: None, stream: None, group: None, source }
     }
 }
 
@@ -310,7 +313,7 @@ impl Check<'_> {
         let default = default.map(|text| checked("[events] cyrus_default_domain", text));
         cyrus.source.default_domain = default.transpose()?;
         cyrus.group.clone_from(&raw.cyrus_group);
-        cyrus.route.clone_from(&raw.cyrus_route);
+        cyrus.source.route.clone_from(&raw.cyrus_route);
         Ok(Some(cyrus))
     }
 
@@ -346,6 +349,7 @@ impl Check<'_> {
         let rate = &mut source.events_per_second;
         self.number(key, raw.events_per_second, 1..=1_000_000, rate)?;
         source.metadata = raw.metadata.unwrap_or(false);
+        source.route = raw.cyrus_route;
         Ok(source)
     }
 }

@@ -11,9 +11,12 @@ use tokio::time::timeout;
 
 use super::refusal::{IntakeRefusal, IntakeResponse};
 use super::source::{KnownSource, KnownSources, SourceProof};
-use super::{HintRecorder, NotRecorded, cyrus, ox, report};
+use super::cyrus::event::{CyrusNews, event_news};
+use super::device::{self, CyrusDevices, DeviceRefusal};
+use super::{HintRecorder, NotRecorded, ox, report};
 use crate::metrics::{EventRefusal, SourceMetrics};
-use crate::model::{Hint, Timestamp};
+use crate::imap::registration::xapple::XAppleRegistration;
+use crate::model::{Account, Hint, Timestamp};
 use crate::net::backends::Backends;
 use crate::net::counters::LimitCounters;
 
@@ -29,6 +32,8 @@ pub(super) struct IntakeContext {
     pub(super) request_timeout: Duration,
     pub(super) body_size: usize,
     pub(super) counters: Arc<LimitCounters>,
+    /// `None`: no device is registered.
+    pub(super) devices: Option<CyrusDevices>,
     /// Counts requests of which nobody knows whose they are.
     pub(super) strangers: SourceMetrics,
 }
@@ -58,15 +63,20 @@ impl Drop for UntakenEvents<'_> {
     }
 }
 
-/// How a body is read.
-type ReadHints = fn(&[u8], &KnownSource) -> Result<Vec<Hint>, IntakeRefusal>;
+/// The form of a body.
+#[derive(Clone, Copy)]
+enum BodyForm {
+    Report,
+    Ox,
+    Cyrus,
+}
 
 /// A refusal, and the place of the source that it is for, if one has proved itself.
 type RefusedRequest = (Option<usize>, IntakeRefusal);
 
 impl IntakeContext {
     /// The answer to a request.
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> IntakeResponse {
+    pub(super) async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> IntakeResponse {
         let sources = self.sources.now();
         let (source, refusal) = match self.take(request, &sources).await {
             Ok(()) => {
@@ -97,11 +107,11 @@ impl IntakeContext {
 
     /// Takes a request's events in; an error where none of them is.
     async fn take(
-        &self,
+        self: &Arc<Self>,
         request: Request<Incoming>,
         sources: &[KnownSource],
     ) -> Result<(), RefusedRequest> {
-        let read = form(&request).map_err(|refusal| (None, refusal))?;
+        let form = form(&request).map_err(|refusal| (None, refusal))?;
         let (parts, body) = request.into_parts();
         let proof = SourceProof::of(&parts.headers);
         let stranger = |refusal| (None, refusal);
@@ -127,22 +137,28 @@ impl IntakeContext {
             None => return Err(unknown()),
         };
         let Some(known) = sources.get(source) else { return Err(unknown()) };
-        self.record(&body, known, read, untaken).await.map_err(|refusal| (Some(source), refusal))
+        self.record(&body, known, form, untaken).await.map_err(|refusal| (Some(source), refusal))
     }
 
     async fn record(
-        &self,
+        self: &Arc<Self>,
         body: &[u8],
         source: &KnownSource,
-        read: ReadHints,
+        form: BodyForm,
         mut untaken: UntakenEvents<'_>,
     ) -> Result<(), IntakeRefusal> {
-        let hints = read(body, source);
-        if hints.as_ref().map_or(true, Vec::is_empty) {
-            untaken.over();
-            return hints.map(drop);
-        }
-        let hints = hints?;
+        let hints = match form.read(body, source) {
+            Ok(CyrusNews::Hints(hints)) if !hints.is_empty() => hints,
+            other => {
+                untaken.over();
+                return match other? {
+                    CyrusNews::Hints(_) => Ok(()),
+                    CyrusNews::Device(account, request) => {
+                        self.register(source, account, *request).await
+                    }
+                };
+            }
+        };
         untaken.events = hints.len();
         if !source.may_send(hints.len()) {
             return Err(IntakeRefusal::too_many());
@@ -160,6 +176,29 @@ impl IntakeContext {
                     NotRecorded::Full => IntakeRefusal::full(),
                     NotRecorded::Failed(_) => IntakeRefusal::unrecorded(),
                 })
+            }
+        }
+    }
+
+    /// Registers a device of which Cyrus tells.
+    async fn register(
+        self: &Arc<Self>,
+        source: &KnownSource,
+        account: Account,
+        request: XAppleRegistration,
+    ) -> Result<(), IntakeRefusal> {
+        if !source.may_send(1) {
+            return Err(IntakeRefusal::too_many());
+        }
+        let registering =
+            device::register(Arc::clone(self), source.route(), account.clone(), request);
+        // What has begun goes on when its time is up, or nobody waits for it any longer.
+        match timeout(RECORD_TIME, tokio::spawn(registering)).await {
+            Ok(Ok(registered)) => registered.map_err(IntakeRefusal::from),
+            _ => {
+                let late = DeviceRefusal::late();
+                late.tell(&account, self);
+                Err(late.into())
             }
         }
     }
@@ -226,16 +265,27 @@ fn unknown() -> RefusedRequest {
     (None, IntakeRefusal::unauthorized(message))
 }
 
+impl BodyForm {
+    /// What a body of this form says.
+    fn read(self, body: &[u8], source: &KnownSource) -> Result<CyrusNews, IntakeRefusal> {
+        match self {
+            Self::Report => report::hints(body, source).map(CyrusNews::Hints),
+            Self::Ox => ox::hints(body, source).map(CyrusNews::Hints),
+            Self::Cyrus => event_news(body, source),
+        }
+    }
+}
+
 /// How the body of a request is to be read.
-fn form<B>(request: &Request<B>) -> Result<ReadHints, IntakeRefusal> {
-    let (method, read): (Method, ReadHints) = match request.uri().path() {
-        "/v1/events" => (Method::POST, report::hints),
-        "/v1/events/cyrus" => (Method::POST, cyrus::event::hints),
-        "/v1/events/ox" => (Method::PUT, ox::hints),
+fn form<B>(request: &Request<B>) -> Result<BodyForm, IntakeRefusal> {
+    let (method, form) = match request.uri().path() {
+        "/v1/events" => (Method::POST, BodyForm::Report),
+        "/v1/events/cyrus" => (Method::POST, BodyForm::Cyrus),
+        "/v1/events/ox" => (Method::PUT, BodyForm::Ox),
         _ => return Err(IntakeRefusal::not_found()),
     };
     if *request.method() == method {
-        return Ok(read);
+        return Ok(form);
     }
     Err(IntakeRefusal::method(if method == Method::POST { "POST" } else { "PUT" }))
 }

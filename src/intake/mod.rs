@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `POST /v1/events` | mailchime's own: a user, mailboxes, and as many of their numbers as are known |
 //! | `PUT /v1/events/ox` | what Dovecot's `ox` driver says of a delivery |
-//! | `POST /v1/events/cyrus` | what Cyrus says of a mailbox |
+//! | `POST /v1/events/cyrus` | what Cyrus says of a mailbox, or of a device that has registered there |
 //!
 //! An event becomes a [`Hint`], and is answered 204 once it is on disk that the mailbox has
 //! to be looked at. Of an account with a held connection on this node nothing is written: the connection looks at
@@ -23,6 +23,7 @@
 mod answer;
 mod cyrus;
 mod cyrus_sockets;
+mod device;
 mod ox;
 mod pace;
 mod refusal;
@@ -39,7 +40,8 @@ use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
 use self::answer::IntakeContext;
-pub use self::cyrus_sockets::{CyrusDevices, CyrusEvents};
+pub use self::cyrus_sockets::CyrusEvents;
+pub use self::device::CyrusDevices;
 pub use self::source::{KnownSource, KnownSources, first_secret};
 pub use self::udp::UdpEvents;
 use crate::metrics::SourceMetrics;
@@ -92,6 +94,8 @@ pub struct IntakeParts {
     pub udp: Option<UdpEvents>,
     /// The sockets for Cyrus.
     pub cyrus: Option<CyrusEvents>,
+    /// Registers devices of which Cyrus tells, by sources that have a route. `None`: nobody does.
+    pub devices: Option<CyrusDevices>,
     /// Know under which one name an account is known.
     pub backends: Backends,
     /// Takes what came.
@@ -115,6 +119,7 @@ pub async fn serve(server: Option<HttpServer>, parts: IntakeParts, stop: Cancell
         request_timeout: parts.request_timeout,
         body_size: parts.body_size,
         counters: parts.counters,
+        devices: parts.devices,
         strangers: parts.strangers,
     });
     let udp = parts.udp.map(|udp| udp.run(Arc::clone(&context), stop.clone()));

@@ -79,6 +79,17 @@ impl IntakeRefusal {
             .counted(EventRefusal::Malformed)
     }
 
+    /// A device is not registered, and why. What may go later is to be tried again.
+    pub(super) fn device(message: String, counted: EventRefusal) -> Self {
+        let status = match counted {
+            EventRefusal::TooMany | EventRefusal::Waiting | EventRefusal::Unrecorded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            _ => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        Self::new(status, "device_refused", message).counted(counted)
+    }
+
     /// The source sends more than it may.
     pub(super) fn too_many() -> Self {
         let message = "This source sends more events than it may.";

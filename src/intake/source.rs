@@ -139,6 +139,11 @@ impl KnownSource {
         &self.config.name
     }
 
+    /// Which route its Cyrus names to devices; without one it registers none.
+    pub(super) fn route(&self) -> Option<String> {
+        self.config.route.clone()
+    }
+
     /// Whether it has a secret in common with another one.
     pub fn shares_secret(&self, other: &Self) -> bool {
         self.tokens.iter().any(|token| other.tokens.contains(token))

@@ -30,7 +30,7 @@ use crate::imap::registration::xapple::XAppleRegistration;
 use crate::imap::registration::xapple_cyrus::CyrusRegistration;
 use crate::model::{Account, Hint, Mailbox, MailboxEvent, Snapshot};
 
-/// What a notification says.
+/// What a notification or an event says.
 #[derive(Debug)]
 pub(in crate::intake) enum CyrusNews {
     /// Something happened in a mailbox: a hint for each name that it may have. Empty where it is no matter
@@ -95,18 +95,8 @@ pub(in crate::intake) fn news(
     }
 }
 
-/// The hints of an event. A registration of a device has none.
-pub(in crate::intake) fn hints(
-    json: &[u8],
-    source: &KnownSource,
-) -> Result<Vec<Hint>, IntakeRefusal> {
-    match event_news(json, source)? {
-        CyrusNews::Hints(hints) => Ok(hints),
-        CyrusNews::Device(..) => Ok(Vec::new()),
-    }
-}
-
-fn event_news(json: &[u8], source: &KnownSource) -> Result<CyrusNews, IntakeRefusal> {
+/// What an event says.
+pub(in crate::intake) fn event_news(json: &[u8], source: &KnownSource) -> Result<CyrusNews, IntakeRefusal> {
     let event: CyrusEvent = read(json)?;
     if event.event == DEVICE {
         let device = CyrusRegistration::of_event(json);
@@ -288,8 +278,15 @@ mod tests {
         )
     }
 
+    fn hints(json: &str) -> Result<Vec<Hint>, IntakeRefusal> {
+        match event_news(json.as_bytes(), &source())? {
+            CyrusNews::Hints(hints) => Ok(hints),
+            CyrusNews::Device(account, _) => panic!("a device of {account}"),
+        }
+    }
+
     fn hints_of(json: &str) -> Vec<String> {
-        shown(hints(json.as_bytes(), &source()))
+        shown(hints(json))
     }
 
     #[test]
@@ -423,7 +420,7 @@ mod tests {
             ("{\"event\":\"MessageNew\",\"uri\":\"imap://x/user/a%40other.org\"}", "foreign"),
             ("{\"event\":\"ApplePushService\",\"user\":\"private\"}", "malformed"),
         ] {
-            let refusal = hints(json.as_bytes(), &source()).unwrap_err();
+            let refusal = hints(json).unwrap_err();
             assert_eq!(refusal.counted.map(|why| why.word()), Some(expected), "{json}");
             assert!(!format!("{refusal:?}").contains("private"), "{refusal:?}");
         }

@@ -7,8 +7,6 @@
 //!
 //! Who may write to the sockets is for their files to say.
 
-mod device;
-
 use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
@@ -20,17 +18,16 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-pub use self::device::CyrusDevices;
-use self::device::DeviceRefusal;
 use super::NotRecorded;
 use super::answer::IntakeContext;
 use super::cyrus::event::{self, CyrusNews};
 use super::cyrus::notification::{self, LONGEST, Notification, Parsed};
+use super::device::{self, DeviceRefusal};
 use super::source::KnownSource;
 use crate::config::CyrusEventsConfig;
 use crate::metrics::{EventRefusal, SourceMetrics};
@@ -44,9 +41,6 @@ const QUEUE: usize = 1024;
 
 /// Connections that are served at once. The kernel keeps further ones.
 const CONNECTIONS: usize = 256;
-
-/// Registrations under way at once.
-const REGISTRATIONS: usize = 64;
 
 /// Bytes that are read at once.
 const CHUNK: usize = 8 * 1024;
@@ -64,15 +58,12 @@ pub struct CyrusEvents {
     datagrams: Option<(UnixDatagram, SocketFile)>,
     connections: Option<(UnixListener, SocketFile)>,
     source: KnownSource,
-    devices: Option<CyrusDevices>,
 }
 
 /// What the tasks of both sockets share.
 struct CyrusIntake {
     context: Arc<IntakeContext>,
     source: KnownSource,
-    devices: Option<CyrusDevices>,
-    registrations: Arc<Semaphore>,
 }
 
 /// Ends the thread that reads when this is dropped.
@@ -100,20 +91,13 @@ impl CyrusEvents {
         let connections =
             connections.transpose().map_err(|error| ("[events] cyrus_stream", error))?;
         let source = KnownSource::without_secret(&config.source, metrics);
-        Ok(Self { datagrams, connections, source, devices: None })
-    }
-
-    /// Registers devices of which Cyrus tells. Without this nothing follows from their events.
-    #[must_use]
-    pub fn registering(self, devices: CyrusDevices) -> Self {
-        Self { devices: Some(devices), ..self }
+        Ok(Self { datagrams, connections, source })
     }
 
     /// Takes events until `stop`, and those that have come by then.
     pub(super) async fn run(self, context: Arc<IntakeContext>, stop: CancellationToken) {
-        let Self { datagrams, connections, source, devices } = self;
-        let registrations = Arc::new(Semaphore::new(REGISTRATIONS));
-        let intake = Arc::new(CyrusIntake { context, source, devices, registrations });
+        let Self { datagrams, connections, source } = self;
+        let intake = Arc::new(CyrusIntake { context, source });
         let datagrams = async {
             if let Some((socket, file)) = datagrams {
                 match DatagramReader::start(socket, Arc::clone(&intake)) {
@@ -163,12 +147,9 @@ impl CyrusIntake {
                 }
             },
             CyrusNews::Device(account, request) => {
-                let Some(devices) = self.devices.clone() else { return Ok(()) };
-                let Ok(_place) = self.registrations.try_acquire() else {
-                    return Err(DeviceRefusal::busy().tell(&account, &self.context));
-                };
-                let registering = devices.register(account.clone(), *request, &self.context);
-                registering.await.map_err(|refusal| refusal.tell(&account, &self.context))
+                let (context, route) = (Arc::clone(&self.context), self.source.route());
+                let registered = device::register(context, route, account, *request).await;
+                registered.map_err(|refusal| refusal.counted())
             }
         }
     }

@@ -2,11 +2,16 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mailchime::model::Timestamp;
+use mailchime::model::{Account, Timestamp};
 use mailchime::net::webhook_signature::{WebhookSecret, signature};
 
-use super::{IntakeWorld, SIGNING, TOKEN};
+use tracing::Level;
+
+use super::{ALICE, CAROL, IntakeWorld, SIGNING, TOKEN};
 use crate::support::limited;
+use crate::support::log::Log;
+use crate::support::servers::pki;
+use crate::support::world::{ACCOUNT_ID, TOKEN as DEVICE};
 
 const EVENT: &str = r#"{"user":"alice","changes":[{"mailbox":"INBOX","events":["MessageNew"]}]}"#;
 const OX: &str = r#"{"user":"alice@example.org","event":"messageNew","folder":"INBOX","imap-uid":2,
@@ -81,6 +86,63 @@ async fn each_request_has_its_answer() {
                 r#"_total{source="script",what="unwatched"} 1"#,
             ]
         );
+    })
+    .await;
+}
+
+/// What Cyrus says of a device that this user has registered there.
+fn device(user: &str) -> String {
+    format!(
+        r#"{{"event":"ApplePushService","pid":20368,"user":"{user}","apsVersion":2,
+        "apsAccountId":"{ACCOUNT_ID}","apsDeviceToken":"{DEVICE}","apsSubtopic":"com.apple.mobilemail",
+        "mailboxes":["INBOX","Team"]}}"#
+    )
+}
+
+/// A source that has no route of Cyrus, as most, may register nobody.
+#[tokio::test]
+async fn a_device_of_cyrus_is_registered_by_a_source_that_may_and_refused_to_others() {
+    let log = Log::default();
+    let _logs = tracing::subscriber::set_default(log.subscriber(Level::WARN));
+    limited(async {
+        let intake = IntakeWorld::with(|config| {
+            config.events.sources[0].route = Some(pki().topic.clone());
+        })
+        .await;
+        let (dovecot, script) = (TOKEN, SIGNING);
+        let ask = async |secret: &str, body: &str| {
+            let head = format!("POST /v1/events/cyrus\nAuthorization: Bearer {secret}");
+            intake.ask(&format!("{head}\n\n{body}")).await.error()
+        };
+        let devices = async |login: &str| {
+            let account = Account::from_login(login);
+            intake.world.mailchime.store.all_targets(&account).await.unwrap().len()
+        };
+        let refused = (422, "device_refused".to_owned());
+        assert_eq!(ask(script, &device(ALICE)).await, refused);
+        let said = "mailchime does not push to it";
+        assert_eq!(log.count(said), 1, "{}", log.text());
+        assert!(log.text().contains("cyrus_route is not set"), "{}", log.text());
+        let foreign = (403, "foreign_domain".to_owned());
+        assert_eq!(ask(dovecot, &device(CAROL)).await, foreign);
+        let other = device("alice").replace("com.apple.mobilemail", "org.example.other");
+        assert_eq!(ask(dovecot, &other).await, refused);
+        let none = device("alice").replace(r#"["INBOX","Team"]"#, "[]");
+        assert_eq!(ask(dovecot, &none).await, refused);
+        let broken = device("alice").replace(DEVICE, "private");
+        assert_eq!(ask(dovecot, &broken).await, (422, "invalid".to_owned()));
+        assert_eq!((devices(ALICE).await, devices(CAROL).await), (0, 0));
+        assert_eq!(ask(dovecot, &device("alice")).await, (204, String::new()));
+        assert_eq!(devices(ALICE).await, 1);
+        assert_eq!(
+            intake.counted().await,
+            [
+                r#"_refused_total{source="dovecot",why="foreign"} 2"#,
+                r#"_refused_total{source="dovecot",why="malformed"} 2"#,
+                r#"_refused_total{source="script",why="foreign"} 1"#,
+            ]
+        );
+        assert!(!log.text().contains("private"), "{}", log.text());
     })
     .await;
 }

@@ -300,13 +300,14 @@ async fn a_script_sends_an_event_by_the_program() {
         let file = world.file("events.secret").display().to_string();
         let by_url = ["--source", "dovecot", "--url", &url, "--secret-file", &file];
         assert_eq!(event(&world, &by_url, EVENT), (true, String::new()));
-        // As Cyrus gives it to a program.
+        // As Cyrus gives it to a program, which may say so.
         let of_cyrus =
             r#"{"event":"MessageNew","uri":"imap://localhost/user/alice;UIDVALIDITY=7"}"#;
-        world.deliver();
-        let well = event(&world, &["--source", "dovecot", "--cyrus"], of_cyrus);
-        assert_eq!(well, (true, String::new()));
-        world.push().await;
+        for arguments in [dovecot, &["--source", "dovecot", "--cyrus"]] {
+            world.deliver();
+            assert_eq!(event(&world, arguments, of_cyrus), (true, String::new()));
+            world.push().await;
+        }
         for (arguments, body, expected) in [
             (dovecot, "{", "422 Unprocessable Entity: {\\\"error\\\":\\\"invalid\\\""),
             (&["--source", "nobody"], EVENT, "no [[events.source]] with the name \"nobody\""),

@@ -107,6 +107,7 @@ impl CyrusSide {
             sources: KnownSources::new(Vec::new()),
             udp: None,
             cyrus: Some(cyrus),
+            devices: None,
             backends: backends(),
             recorder,
             request_timeout: Duration::from_secs(60),
@@ -322,7 +323,9 @@ async fn a_device_that_registers_at_cyrus_is_pushed_to_by_mailchime() {
         let route = crate::support::servers::pki().topic.clone();
         let world = InProcess::pushing(cyrus.plain, |config| {
             config.watch.connection = WatchConnection::OnDemand;
-            config.events.cyrus = Some(CyrusEventsConfig { route: Some(route), ..folder.config() });
+            let mut events = folder.config();
+            events.source.route = Some(route);
+            config.events.cyrus = Some(events);
             config.credentials = CredentialsMode::Master;
             config.backend.master = Some(MasterUser {
                 name: ADMIN.0.to_owned(),

@@ -4,7 +4,9 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
-use mailchime::config::{CyrusEventsConfig, EventSourceConfig, WatchConnection};
+use mailchime::config::{
+    CredentialsMode, CyrusEventsConfig, EventSourceConfig, MasterUser, WatchConnection,
+};
 use mailchime::model::Account;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
@@ -13,8 +15,9 @@ use super::TOKEN;
 use super::cyrus::{EVENTS, GROUP};
 use crate::support::in_process::{InProcess, loopback};
 use crate::support::servers::client::Client;
-use crate::support::servers::cyrus::Cyrus;
-use crate::support::servers::{ALICE, User, mail};
+use crate::support::servers::cyrus::{ADMIN, Cyrus};
+use crate::support::servers::{ALICE, User, mail, pki};
+use crate::support::world::registration;
 use crate::support::{limited, soon, until};
 
 /// Of a virtual domain.
@@ -141,6 +144,48 @@ fn program(folder: &TempDir, url: &str) {
     assert!(text.contains(url) && !text.contains("/etc/"), "{text}");
     fs::write(file("notify"), text).unwrap();
     fs::set_permissions(file("notify"), Permissions::from_mode(0o755)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_registers_at_cyrus_comes_by_notifyd() {
+    limited(async {
+        let test = "intake::cyrus_layouts::a_device_that_registers_at_cyrus_comes_by_notifyd";
+        let folder = open_folder();
+        let notify = folder.path().join("notify").display().to_string();
+        let lines =
+            format!("{EVENTS}event_notifier: external\nnotify_external: {notify}\n");
+        let Some(cyrus) = Cyrus::with_events(test, &lines) else { return };
+        let file = |name: &str, text: &str| {
+            let file = folder.path().join(name);
+            fs::write(&file, text).unwrap();
+            fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+            file
+        };
+        let (secret, password) = (file("known.secret", TOKEN), file("password", ADMIN.1));
+        let world = InProcess::pushing(cyrus.plain, |config| {
+            config.watch.connection = WatchConnection::OnDemand;
+            config.events.address = Some(loopback());
+            let source = EventSourceConfig::new("cyrus", secret);
+            let route = Some(pki().topic.clone());
+            config.events.sources = vec![EventSourceConfig { route, ..source }];
+            config.credentials = CredentialsMode::Master;
+            let name = ADMIN.0.to_owned();
+            config.backend.master =
+                Some(MasterUser { name, password_file: password, login_template: None });
+        });
+        let world = world.await;
+        program(&folder, &format!("http://{}", world.mailchime.events.unwrap()));
+        let mut phone = Client::connect_tls(cyrus.tls);
+        assert!(phone.login(ALICE).starts_with("x OK"));
+        let answer = phone.ask(&registration());
+        assert!(answer.last().unwrap().starts_with("x OK"), "{answer:?}");
+        // Cyrus does not wait for the program.
+        let (store, alice) = (&world.mailchime.store, Account::from_login(ALICE.0));
+        until(async || store.all_targets(&alice).await.unwrap().len() == 1).await;
+        block_in_place(|| cyrus.deliver(ALICE.0, &mail("hello")));
+        soon("a push", world.push_of(&["INBOX"])).await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

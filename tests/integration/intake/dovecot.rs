@@ -133,6 +133,7 @@ async fn intake(folder: &Path) -> (SocketAddr, mpsc::UnboundedReceiver<String>) 
         ]),
         udp: None,
         cyrus: None,
+        devices: None,
         backends: backends(),
         recorder: Arc::new(Heard(sender)),
         request_timeout: limit,

@@ -1,8 +1,11 @@
 //! Devices that have registered at Cyrus itself: from here on they are mailchime's.
 
-use tokio::sync::watch as cell;
+use std::sync::Arc;
 
-use super::super::answer::IntakeContext;
+use tokio::sync::{Semaphore, watch as cell};
+
+use super::answer::IntakeContext;
+use super::refusal::IntakeRefusal;
 use crate::imap::contract::PushOffer;
 use crate::imap::mailbox;
 use crate::imap::registration::xapple::{CheckedRegistration, XAppleRegistration};
@@ -10,21 +13,21 @@ use crate::metrics::EventRefusal;
 use crate::model::{AcceptedLogin, Account, Mailbox, RegistrationResult, Snapshot, Timestamp};
 use crate::registrar::Registrar;
 
+/// Registrations under way at once.
+const REGISTRATIONS: usize = 64;
+
 /// Registers devices of which Cyrus tells.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct CyrusDevices {
-    /// Stores the registrations.
-    pub registrar: Registrar,
-    /// Push as it is offered at the moment.
-    pub offered: cell::Receiver<Option<PushOffer>>,
-    /// Which one Cyrus names to devices (its `aps_topic`): by another one nothing would reach them.
-    pub route: String,
+    registrar: Registrar,
+    offered: cell::Receiver<Option<PushOffer>>,
+    places: Semaphore,
 }
 
 /// Why a device is not registered.
 #[derive(Debug)]
 pub(super) struct DeviceRefusal {
-    /// For the log.
+    /// For the log, and who asked.
     why: &'static str,
     counted: EventRefusal,
 }
@@ -32,6 +35,11 @@ pub(super) struct DeviceRefusal {
 impl DeviceRefusal {
     fn new(why: &'static str, counted: EventRefusal) -> Self {
         Self { why, counted }
+    }
+
+    /// How it is counted.
+    pub(super) fn counted(&self) -> EventRefusal {
+        self.counted
     }
 
     /// Others are registering.
@@ -45,8 +53,8 @@ impl DeviceRefusal {
     }
 
     /// Says so to the log, once in a while.
-    pub(super) fn tell(self, account: &Account, context: &IntakeContext) -> EventRefusal {
-        let Self { why, counted } = self;
+    pub(super) fn tell(&self, account: &Account, context: &IntakeContext) -> EventRefusal {
+        let Self { why, counted } = *self;
         if let Some(left_out) = context.counters.events_refused.due(&format!("cyrus {why}")) {
             tracing::warn!(
                 target: "mailchime::intake::device_refused",
@@ -58,11 +66,43 @@ impl DeviceRefusal {
     }
 }
 
+impl From<DeviceRefusal> for IntakeRefusal {
+    fn from(refusal: DeviceRefusal) -> Self {
+        let why = format!("mailchime does not push to the device: {}.", refusal.why);
+        Self::device(why, refusal.counted)
+    }
+}
+
+/// Stores what a device has registered at Cyrus, by a source for which Cyrus names this route to devices. Why it is
+/// not stored is told to the log. To be waited for to the end.
+pub(super) async fn register(
+    context: Arc<IntakeContext>,
+    route: Option<String>,
+    account: Account,
+    request: XAppleRegistration,
+) -> Result<(), DeviceRefusal> {
+    let registered = match (&context.devices, route) {
+        (Some(devices), Some(route)) => match devices.places.try_acquire() {
+            Ok(_place) => devices.register(&route, account.clone(), request, &context).await,
+            Err(_) => Err(DeviceRefusal::busy()),
+        },
+        _ => Err(DeviceRefusal::new("cyrus_route is not set", EventRefusal::Foreign)),
+    };
+    registered.inspect_err(|refusal| drop(refusal.tell(&account, &context)))
+}
+
 impl CyrusDevices {
+    /// `offered` is push as it is offered at the moment.
+    pub fn new(registrar: Registrar, offered: cell::Receiver<Option<PushOffer>>) -> Self {
+        Self { registrar, offered, places: Semaphore::new(REGISTRATIONS) }
+    }
+
     /// Stores what a device has registered at Cyrus, which has shown that its user can read these mailboxes.
-    /// Their state is not known. To be waited for to the end.
-    pub(super) async fn register(
-        self,
+    /// Their state is not known. `named` is the route that Cyrus names to devices (its `aps_topic`): by another
+    /// one nothing would reach them.
+    async fn register(
+        &self,
+        named: &str,
         account: Account,
         mut request: XAppleRegistration,
         context: &IntakeContext,
@@ -75,7 +115,7 @@ impl CyrusDevices {
             if !offer.serves(request.app()) {
                 return Err(foreign("[push] clients does not name this mail client"));
             }
-            let route = offer.route(&account).filter(|route| *route == self.route);
+            let route = offer.route(&account).filter(|route| *route == named);
             let Some(route) = route else {
                 return Err(foreign("cyrus_route is not that of the account's certificate"));
             };
@@ -95,7 +135,7 @@ impl CyrusDevices {
             names_ignore_case: backend.names_ignore_case(),
         };
         let checked = CheckedRegistration { account, request, mailboxes };
-        match self.registrar.register(checked.under(&route), login).await {
+        match self.registrar.clone().register(checked.under(&route), login).await {
             RegistrationResult::Stored { .. } => Ok(()),
             RegistrationResult::Unavailable => Err(DeviceRefusal::new(
                 "the database did not take it, or the account's backend has changed",
