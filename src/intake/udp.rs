@@ -113,6 +113,7 @@ impl UdpEvents {
                 match context.record_hints(vec![hint]).await {
                     Ok(known) => metrics.recorded(&known),
                     Err(error) => {
+                        context.recorder.missed();
                         metrics.missed(1);
                         let why = context.tell_of("udp", &error);
                         context.refuse(Some("udp"), &metrics, why);

@@ -11,7 +11,8 @@
 use nom::branch::alt;
 use nom::bytes::streaming::{tag, tag_no_case, take, take_while1};
 use nom::character::streaming::{char, u32 as number};
-use nom::combinator::{map, opt, value, verify};
+use nom::combinator::{map, opt, value};
+use nom::error::{Error, ErrorKind};
 use nom::multi::separated_list0;
 use nom::sequence::{delimited, pair, preceded, separated_pair, terminated};
 use nom::{Err, IResult};
@@ -39,6 +40,8 @@ pub(in crate::intake) enum Parsed {
     Whole(Notification),
     /// More is to come.
     Incomplete,
+    /// It has at least [`LONGEST`] bytes, or says that it will have.
+    TooLarge,
     Malformed,
 }
 
@@ -66,6 +69,8 @@ pub(in crate::intake) fn of_stream(bytes: &[u8]) -> Parsed {
     match notify(bytes) {
         Ok((_, notification)) => Parsed::Whole(notification),
         Err(Err::Incomplete(_)) if bytes.len() < LONGEST => Parsed::Incomplete,
+        Err(Err::Incomplete(_)) => Parsed::TooLarge,
+        Err(Err::Failure(error)) if error.code == ErrorKind::TooLarge => Parsed::TooLarge,
         Err(_) => Parsed::Malformed,
     }
 }
@@ -107,9 +112,11 @@ fn atom(bytes: &[u8]) -> IResult<&[u8], &[u8]> {
 
 fn literal(bytes: &[u8]) -> IResult<&[u8], &[u8]> {
     let most = u32::try_from(LONGEST).unwrap_or(u32::MAX);
-    let length = verify(number, |length| *length < most);
-    let mut head = delimited(char('{'), length, tag("+}\r\n"));
+    let mut head = delimited(char('{'), number, tag("+}\r\n"));
     let (rest, length) = head(bytes)?;
+    if length >= most {
+        return Err(Err::Failure(Error::new(bytes, ErrorKind::TooLarge)));
+    }
     take(length)(rest)
 }
 
@@ -184,20 +191,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_notification_is_malformed_and_none_is_endless() {
+    fn what_is_no_notification_is_malformed_and_what_is_too_long_is_known_by_then() {
         for bad in [
             "GET / HTTP/1.1\r\n",
             "\u{16}\u{3}\u{1}",
             "NOTIFY (CLASS EVENT)\r\n",
             "NOTIFY %(CLASS)\r\n",
             "NOTIFY %(CLASS ((((((a",
-            "NOTIFY %(MESSAGE {99999+}\r\n",
             "NOTIFY %(MESSAGE {99999999999+}\r\n",
             "NOTIFY %(CLASS EVENT)x",
         ] {
             assert_eq!(of_stream(bad.as_bytes()), Parsed::Malformed, "{bad}");
         }
         let endless = [&b"NOTIFY %(CLASS "[..], &vec![b'a'; LONGEST]].concat();
-        assert_eq!(of_stream(&endless), Parsed::Malformed);
+        assert_eq!(of_stream(&endless), Parsed::TooLarge);
+        assert_eq!(of_stream(b"NOTIFY %(MESSAGE {99999+}\r\n"), Parsed::TooLarge);
     }
 }

@@ -72,6 +72,18 @@ struct DatagramReader {
     ended: Arc<AtomicBool>,
 }
 
+/// A connection that brings no notification.
+#[derive(Clone, Copy)]
+enum Unread {
+    /// It has said nothing.
+    Nothing,
+    /// It ended in the middle.
+    BrokeOff,
+    Late,
+    TooLarge,
+    Malformed,
+}
+
 /// What was read from datagrams.
 type ReadNews = mpsc::Receiver<CyrusNews>;
 
@@ -121,6 +133,12 @@ impl CyrusEvents {
 }
 
 impl CyrusIntake {
+    /// An event came that nothing is known of, or that is not recorded: a sweep follows.
+    fn missed(&self) {
+        self.context.recorder.missed();
+        self.source.metrics.missed(1);
+    }
+
     fn refuse(&self, why: EventRefusal) {
         self.context.refuse(Some(self.source.name()), &self.source.metrics, why);
     }
@@ -142,7 +160,7 @@ impl CyrusIntake {
                     Ok(())
                 }
                 Err(error) => {
-                    self.source.metrics.missed(1);
+                    self.missed();
                     Err(self.context.tell_of(self.source.name(), &error))
                 }
             },
@@ -154,14 +172,27 @@ impl CyrusIntake {
         }
     }
 
+    /// Counts a connection that brings no notification.
+    fn not_read(&self, unread: Unread) {
+        if matches!(unread, Unread::BrokeOff | Unread::Late | Unread::TooLarge) {
+            self.missed();
+        }
+        match unread {
+            Unread::Nothing => {}
+            Unread::BrokeOff | Unread::Malformed => self.refuse(EventRefusal::Malformed),
+            Unread::Late => self.refuse(EventRefusal::Timeout),
+            Unread::TooLarge => self.refuse(EventRefusal::TooLarge),
+        }
+    }
+
     /// Reads one notification and answers it.
     async fn serve(self: Arc<Self>, mut stream: UnixStream) {
         let limit = self.context.request_timeout;
         let read = timeout(limit, notification_of(&mut stream)).await;
-        let notification = match read.unwrap_or(Err(Some(EventRefusal::Timeout))) {
+        let notification = match read.unwrap_or(Err(Unread::Late)) {
             Ok(notification) => notification,
             // It is closed without an answer.
-            Err(why) => return why.into_iter().for_each(|why| self.refuse(why)),
+            Err(unread) => return self.not_read(unread),
         };
         let taken = match self.news(&notification) {
             Ok(news) => {
@@ -190,24 +221,22 @@ impl CyrusIntake {
     }
 }
 
-/// The notification of a connection. An error without a reason is a connection that says nothing.
-async fn notification_of(stream: &mut UnixStream) -> Result<Notification, Option<EventRefusal>> {
+/// The notification of a connection.
+async fn notification_of(stream: &mut UnixStream) -> Result<Notification, Unread> {
     let mut bytes = Vec::new();
     let mut chunk = vec![0; CHUNK];
     loop {
         let read = match stream.read(&mut chunk).await {
-            Ok(0) | Err(_) if bytes.is_empty() => return Err(None),
-            Ok(0) | Err(_) => return Err(Some(EventRefusal::Malformed)),
+            Ok(0) | Err(_) if bytes.is_empty() => return Err(Unread::Nothing),
+            Ok(0) | Err(_) => return Err(Unread::BrokeOff),
             Ok(read) => read,
         };
         bytes.extend_from_slice(&chunk[..read]);
         match notification::of_stream(&bytes) {
             Parsed::Whole(notification) => return Ok(notification),
             Parsed::Incomplete => {}
-            Parsed::Malformed if bytes.len() >= LONGEST => {
-                return Err(Some(EventRefusal::TooLarge));
-            }
-            Parsed::Malformed => return Err(Some(EventRefusal::Malformed)),
+            Parsed::TooLarge => return Err(Unread::TooLarge),
+            Parsed::Malformed => return Err(Unread::Malformed),
         }
     }
 }
@@ -307,7 +336,10 @@ fn read_datagrams(
         };
         let read = match notification::of_datagram(&bytes[..length]) {
             // The rest of a longer one is gone.
-            None if length == LONGEST => Err(EventRefusal::TooLarge),
+            None if length == LONGEST => {
+                intake.missed();
+                Err(EventRefusal::TooLarge)
+            }
             None => Err(EventRefusal::Malformed),
             Some(notification) => intake.news(&notification),
         };
@@ -316,8 +348,7 @@ fn read_datagrams(
             news => sender.try_send(news).map_err(|error| match error.into_inner().device() {
                 Some(account) => DeviceRefusal::busy().tell(account, &intake.context),
                 None => {
-                    intake.context.recorder.missed();
-                    intake.source.metrics.missed(1);
+                    intake.missed();
                     intake.context.tell_of(intake.source.name(), &NotRecorded::Full)
                 }
             }),

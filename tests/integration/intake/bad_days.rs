@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::Stdio;
 
 use mailchime::config::UdpEventsConfig;
@@ -63,6 +63,27 @@ async fn the_mail_of_an_event_that_breaks_off_is_found() {
         send_and_go(&intake, &whole[..whole.len() - 1]).await;
         // A sweep follows.
         soon("a push", intake.world.push_of(&["INBOX"])).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_mail_of_an_event_of_cyrus_that_breaks_off_is_found() {
+    limited(async {
+        let folder = SocketFolder::new();
+        let intake = IntakeWorld::with(|config| config.events.cyrus = Some(folder.config())).await;
+        intake.registered().await;
+        intake.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
+        let whole = notify("alice");
+        let mut stream = UnixStream::connect(folder.stream()).unwrap();
+        stream.write_all(&whole.as_bytes()[..whole.len() - 1]).unwrap();
+        drop(stream);
+        soon("a push", intake.world.push_of(&["INBOX"])).await;
+        let counted = [
+            r#"_missed_total{source="cyrus"} 1"#,
+            r#"_refused_total{source="cyrus",why="malformed"} 1"#,
+        ];
+        assert_eq!(intake.counted().await, counted);
     })
     .await;
 }

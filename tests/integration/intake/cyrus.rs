@@ -58,6 +58,10 @@ struct SlowDisk {
     may_write: Semaphore,
 }
 
+/// Hears how often events are missed.
+#[derive(Debug)]
+struct Missed(mpsc::UnboundedSender<()>);
+
 impl SocketFolder {
     pub(super) fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("mc-").tempdir().unwrap();
@@ -101,6 +105,15 @@ impl SocketFolder {
 
 impl CyrusSide {
     fn start(config: &CyrusEventsConfig, recorder: Arc<dyn HintRecorder>) -> Self {
+        Self::waiting(config, recorder, Duration::from_secs(60))
+    }
+
+    /// One that waits so long for an event.
+    fn waiting(
+        config: &CyrusEventsConfig,
+        recorder: Arc<dyn HintRecorder>,
+        request_timeout: Duration,
+    ) -> Self {
         let metrics = Metrics::default();
         let cyrus = CyrusEvents::bind(config, metrics.source("cyrus")).unwrap();
         let parts = IntakeParts {
@@ -110,7 +123,7 @@ impl CyrusSide {
             devices: None,
             backends: backends(),
             recorder,
-            request_timeout: Duration::from_secs(60),
+            request_timeout,
             body_size: 64 * 1024,
             counters: Arc::new(LimitCounters::default()),
             strangers: metrics.source(""),
@@ -141,6 +154,16 @@ impl HintRecorder for SlowDisk {
     }
 
     fn missed(&self) {}
+}
+
+impl HintRecorder for Missed {
+    fn record(&self, hints: Vec<Hint>) -> RecordingHints<'_> {
+        Box::pin(async move { panic!("an event was taken: {hints:?}") })
+    }
+
+    fn missed(&self) {
+        let _ = self.0.send(());
+    }
 }
 
 impl CyrusSession {
@@ -410,6 +433,48 @@ async fn a_connection_is_answered_when_the_event_is_on_disk_and_garbage_is_not()
         let mut answer = String::new();
         block_in_place(|| alice.read_to_string(&mut answer)).unwrap();
         assert_eq!(answer, "OK ()\r\n");
+        side.stop().await;
+    })
+    .await;
+}
+
+/// Of what it would have told nothing is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_breaks_off_or_is_late_or_too_long_is_missed() {
+    limited(async {
+        let folder = SocketFolder::new();
+        let (sender, mut missed) = mpsc::unbounded_channel();
+        let missing = Arc::new(Missed(sender));
+        let side = CyrusSide::start(&folder.config(), Arc::clone(&missing) as Arc<dyn HintRecorder>);
+        let path = folder.stream();
+        let event = notify("alice");
+        let write = |text: &str| {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.write_all(text.as_bytes()).unwrap();
+            stream
+        };
+        drop(write(&event[..event.len() - 1]));
+        soon("that it broke off", missed.recv()).await.unwrap();
+        let long = format!("NOTIFY %(A {}", "a".repeat(200_000));
+        assert_eq!(said(&path, long).await, "");
+        soon("that it is too long", missed.recv()).await.unwrap();
+        assert_eq!(said(&path, event.replace("MESSAGE {", "MESSAGE {9999")).await, "");
+        soon("that it would be too long", missed.recv()).await.unwrap();
+        let datagrams = UnixDatagram::unbound().unwrap();
+        let long = datagram("alice").replace("alice", &"a".repeat(100_000));
+        datagrams.send_to(long.as_bytes(), folder.datagrams()).unwrap();
+        soon("that the datagram is too long", missed.recv()).await.unwrap();
+        // These are no events.
+        assert_eq!(said(&path, "GET / HTTP/1.1\r\n\r\n".to_owned()).await, "");
+        drop(UnixStream::connect(&path).unwrap());
+        datagrams.send_to(b"garbage", folder.datagrams()).unwrap();
+        side.stop().await;
+        assert!(missed.try_recv().is_err());
+
+        let second = Duration::from_secs(1);
+        let side = CyrusSide::waiting(&folder.config(), missing, second);
+        let _waits = write(&event[..event.len() - 1]);
+        soon("that it is late", missed.recv()).await.unwrap();
         side.stop().await;
     })
     .await;
