@@ -9,13 +9,13 @@ use hyper::header::CONTENT_TYPE;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::time::timeout;
 
-use super::refusal::{IntakeRefusal, IntakeResponse};
-use super::source::{KnownSource, KnownSources, SourceProof};
 use super::cyrus::event::{CyrusNews, event_news};
 use super::device::{self, CyrusDevices, DeviceRefusal};
+use super::refusal::{IntakeRefusal, IntakeResponse};
+use super::source::{KnownSource, KnownSources, SourceProof};
 use super::{HintRecorder, NotRecorded, ox, report};
-use crate::metrics::{EventRefusal, SourceMetrics};
 use crate::imap::registration::xapple::XAppleRegistration;
+use crate::metrics::{EventRefusal, SourceMetrics};
 use crate::model::{Account, Hint, Timestamp};
 use crate::net::backends::Backends;
 use crate::net::counters::LimitCounters;

@@ -88,7 +88,9 @@ pub(super) async fn register(
         },
         _ => Err(DeviceRefusal::new("cyrus_route is not set", EventRefusal::Foreign)),
     };
-    registered.inspect_err(|refusal| drop(refusal.tell(&account, &context)))
+    registered.inspect_err(|refusal| {
+        refusal.tell(&account, &context);
+    })
 }
 
 impl CyrusDevices {

@@ -25,7 +25,7 @@ use serde::Deserialize;
 use super::super::refusal::IntakeRefusal;
 use super::super::report::{OF_NO_MATTER, account, mailbox, number, read};
 use super::super::source::KnownSource;
-use super::notification::Notification;
+use super::notification::{self, Notification};
 use crate::imap::registration::xapple::XAppleRegistration;
 use crate::imap::registration::xapple_cyrus::CyrusRegistration;
 use crate::model::{Account, Hint, Mailbox, MailboxEvent, Snapshot};
@@ -88,7 +88,7 @@ pub(in crate::intake) fn news(
     source: &KnownSource,
 ) -> Result<CyrusNews, IntakeRefusal> {
     match notification.class.as_slice() {
-        b"EVENT" => event_news(&notification.message, source),
+        notification::EVENT => event_news(&notification.message, source),
         b"MAIL" => delivery(notification, source).map(CyrusNews::Hints),
         // Of Sieve, for example.
         _ => Ok(CyrusNews::Hints(Vec::new())),
@@ -96,7 +96,10 @@ pub(in crate::intake) fn news(
 }
 
 /// What an event says.
-pub(in crate::intake) fn event_news(json: &[u8], source: &KnownSource) -> Result<CyrusNews, IntakeRefusal> {
+pub(in crate::intake) fn event_news(
+    json: &[u8],
+    source: &KnownSource,
+) -> Result<CyrusNews, IntakeRefusal> {
     let event: CyrusEvent = read(json)?;
     if event.event == DEVICE {
         let device = CyrusRegistration::of_event(json);

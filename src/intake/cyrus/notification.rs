@@ -7,6 +7,9 @@
 //!
 //! The first is a datagram, the second goes over a connection (`dlist:`), where values come as atoms, quoted or
 //! as literals. Both are Cyrus's own: imap/notify.c and imap/dlist.c.
+//!
+//! The message of the class `MAIL` is the sender and the subject of a mail. Of a class other than `EVENT` it is not
+//! copied.
 
 use nom::branch::alt;
 use nom::bytes::streaming::{tag, tag_no_case, take, take_while1};
@@ -15,13 +18,16 @@ use nom::combinator::{map, opt, value};
 use nom::error::{Error, ErrorKind};
 use nom::multi::separated_list0;
 use nom::sequence::{delimited, pair, preceded, separated_pair, terminated};
-use nom::{Err, IResult};
+use nom::{Err, IResult, Needed};
 
 /// The longest notification, in bytes. Cyrus sends at most 64 KiB.
 pub(in crate::intake) const LONGEST: usize = 96 * 1024;
 
 /// Most options of a notification.
 const MOST_OPTIONS: usize = 64;
+
+/// The class whose message is JSON.
+pub(in crate::intake) const EVENT: &[u8] = b"EVENT";
 
 /// What is kept of a notification.
 #[derive(Default, PartialEq, Eq)]
@@ -31,6 +37,7 @@ pub(in crate::intake) struct Notification {
     pub(in crate::intake) class: Vec<u8>,
     pub(in crate::intake) user: Vec<u8>,
     pub(in crate::intake) mailbox: Vec<u8>,
+    /// Of an `EVENT`; empty of any other class.
     pub(in crate::intake) message: Vec<u8>,
 }
 
@@ -56,11 +63,12 @@ pub(in crate::intake) fn of_datagram(datagram: &[u8]) -> Option<Notification> {
     let message = fields.nth(options)?;
     // Without a NUL behind it the message may have been cut off.
     fields.next()?;
+    let class = class?;
     Some(Notification {
-        class: class?.to_vec(),
+        class: class.to_vec(),
         user: user?.to_vec(),
         mailbox: mailbox?.to_vec(),
-        message: message.to_vec(),
+        message: if class == EVENT { message.to_vec() } else { Vec::new() },
     })
 }
 
@@ -81,29 +89,62 @@ fn notify(bytes: &[u8]) -> IResult<&[u8], Notification> {
     let line = terminated(fields, pair(opt(char('\r')), char('\n')));
     map(preceded(tag_no_case("NOTIFY "), line), |fields| {
         let mut notification = Notification::default();
+        let mut message = FieldValue::None;
         for (key, value) in fields {
-            let place = match key {
-                b"CLASS" => &mut notification.class,
-                b"USER" => &mut notification.user,
-                b"MAILBOX" => &mut notification.mailbox,
-                b"MESSAGE" => &mut notification.message,
-                _ => continue,
-            };
-            *place = value;
+            match key {
+                b"CLASS" => notification.class = value.copied(),
+                b"USER" => notification.user = value.copied(),
+                b"MAILBOX" => notification.mailbox = value.copied(),
+                b"MESSAGE" => message = value,
+                _ => {}
+            }
+        }
+        if notification.class == EVENT {
+            notification.message = message.copied();
         }
         notification
     })(bytes)
 }
 
-/// A string, or a list, of which nothing is kept. NIL is empty.
-fn field_value(bytes: &[u8]) -> IResult<&[u8], Vec<u8>> {
-    let list = delimited(char('('), separated_list0(char(' '), string), char(')'));
-    alt((string, value(Vec::new(), list)))(bytes)
+/// A value where it was written.
+#[derive(Clone, Copy)]
+enum FieldValue<'a> {
+    /// NIL, or a list.
+    None,
+    Plain(&'a [u8]),
+    /// What stands between the quotes.
+    Quoted(&'a [u8]),
 }
 
-fn string(bytes: &[u8]) -> IResult<&[u8], Vec<u8>> {
-    let of_atom = |atom: &[u8]| if atom == b"NIL" { Vec::new() } else { atom.to_vec() };
-    alt((map(literal, <[u8]>::to_vec), quoted, map(atom, of_atom)))(bytes)
+impl FieldValue<'_> {
+    fn copied(self) -> Vec<u8> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Plain(text) => text.to_vec(),
+            Self::Quoted(text) => {
+                let (mut copied, mut bytes) = (Vec::new(), text.iter());
+                while let Some(byte) = bytes.next() {
+                    copied.extend(if *byte == b'\\' { bytes.next() } else { Some(byte) });
+                }
+                copied
+            }
+        }
+    }
+}
+
+fn field_value(bytes: &[u8]) -> IResult<&[u8], FieldValue<'_>> {
+    let list = delimited(char('('), separated_list0(char(' '), string), char(')'));
+    alt((string, value(FieldValue::None, list)))(bytes)
+}
+
+fn string(bytes: &[u8]) -> IResult<&[u8], FieldValue<'_>> {
+    alt((map(literal, FieldValue::Plain), map(quoted, FieldValue::Quoted), map(atom, of_atom)))(
+        bytes,
+    )
+}
+
+fn of_atom(atom: &[u8]) -> FieldValue<'_> {
+    if atom == b"NIL" { FieldValue::None } else { FieldValue::Plain(atom) }
 }
 
 fn atom(bytes: &[u8]) -> IResult<&[u8], &[u8]> {
@@ -120,22 +161,17 @@ fn literal(bytes: &[u8]) -> IResult<&[u8], &[u8]> {
     take(length)(rest)
 }
 
-fn quoted(bytes: &[u8]) -> IResult<&[u8], Vec<u8>> {
-    let (mut rest, _) = char('"')(bytes)?;
-    let mut text = Vec::new();
-    loop {
-        let (after, byte) = take(1_usize)(rest)?;
-        rest = after;
+/// What stands between quotes, with the backslashes.
+fn quoted(bytes: &[u8]) -> IResult<&[u8], &[u8]> {
+    let (text, _) = char('"')(bytes)?;
+    let mut escaped = false;
+    for (at, byte) in text.iter().enumerate() {
         match byte {
-            b"\"" => return Ok((rest, text)),
-            b"\\" => {
-                let (after, escaped) = take(1_usize)(rest)?;
-                rest = after;
-                text.extend_from_slice(escaped);
-            }
-            plain => text.extend_from_slice(plain),
+            b'"' if !escaped => return Ok((&text[at + 1..], &text[..at])),
+            byte => escaped = !escaped && *byte == b'\\',
         }
     }
+    Err(Err::Incomplete(Needed::new(1)))
 }
 
 #[cfg(test)]
@@ -166,6 +202,33 @@ mod tests {
             b"external\0EVENT\0\0\0\0\xff\0{}\0",
         ] {
             assert_eq!(of_datagram(bad), None, "{bad:?}");
+        }
+    }
+
+    /// It is the sender and the subject of a mail.
+    #[test]
+    fn the_message_of_another_class_is_not_kept() {
+        let mail = Notification {
+            class: b"MAIL".into(),
+            user: b"alice".into(),
+            mailbox: b"INBOX".into(),
+            message: Vec::new(),
+        };
+        let of_datagram = of_datagram(b"log\0MAIL\0\0alice\0INBOX\x000\0From: private\n\0");
+        assert_eq!(of_datagram.as_ref(), Some(&mail));
+        for message in ["{15+}\r\nFrom: private\r\n", "\"From: \\\"private\\\"\"", "private"] {
+            // Whichever comes first.
+            for fields in [
+                format!("CLASS MAIL USER alice MAILBOX INBOX MESSAGE {message}"),
+                format!("MESSAGE {message} USER alice MAILBOX INBOX CLASS MAIL"),
+            ] {
+                let Parsed::Whole(notification) =
+                    of_stream(format!("NOTIFY %({fields})\r\n").as_bytes())
+                else {
+                    panic!("{fields}")
+                };
+                assert_eq!(notification, mail, "{fields}");
+            }
         }
     }
 

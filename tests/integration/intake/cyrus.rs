@@ -445,7 +445,8 @@ async fn an_event_that_breaks_off_or_is_late_or_too_long_is_missed() {
         let folder = SocketFolder::new();
         let (sender, mut missed) = mpsc::unbounded_channel();
         let missing = Arc::new(Missed(sender));
-        let side = CyrusSide::start(&folder.config(), Arc::clone(&missing) as Arc<dyn HintRecorder>);
+        let side =
+            CyrusSide::start(&folder.config(), Arc::clone(&missing) as Arc<dyn HintRecorder>);
         let path = folder.stream();
         let event = notify("alice");
         let write = |text: &str| {

@@ -152,8 +152,7 @@ async fn a_device_that_registers_at_cyrus_comes_by_notifyd() {
         let test = "intake::cyrus_layouts::a_device_that_registers_at_cyrus_comes_by_notifyd";
         let folder = open_folder();
         let notify = folder.path().join("notify").display().to_string();
-        let lines =
-            format!("{EVENTS}event_notifier: external\nnotify_external: {notify}\n");
+        let lines = format!("{EVENTS}event_notifier: external\nnotify_external: {notify}\n");
         let Some(cyrus) = Cyrus::with_events(test, &lines) else { return };
         let file = |name: &str, text: &str| {
             let file = folder.path().join(name);
