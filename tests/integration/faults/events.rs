@@ -1,9 +1,14 @@
 //! Events of mail servers, by each way that they come: what is lost, refused or wrong is found by a look.
 
+use std::fs::{self, Permissions};
+use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
+use rustix::fs::{Gid, Uid};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use sqlx::{Executor, SqliteConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket, UnixStream};
@@ -12,8 +17,12 @@ use tokio::task::JoinSet;
 use super::Fault;
 use super::scene::Scene;
 use crate::intake::{TOKEN, ask};
+use crate::support::servers::NOBODY;
 use crate::support::soon;
 use crate::support::world::Server;
+
+/// A group that nobody is in.
+const GROUP: u32 = 54_321;
 
 /// The ways that events come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +31,8 @@ enum Way {
     Http,
     /// Dovecot's driver `ox`.
     Ox,
+    /// What the program of Cyrus's `notifyd` posts.
+    CyrusHttp,
     CyrusStream,
     CyrusDatagram,
     Udp,
@@ -61,67 +72,67 @@ macro_rules! by {
 pub(super) fn faults() -> Vec<Fault> {
     [
         by!(
-            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
             away,
             "mailchime is away",
             "the next start finds the mail"
         ),
         by!(
-            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
             killed_when_on_disk,
             "SIGKILL when it is answered, or read",
             "it is on disk, and the next start pushes"
         ),
         by!(
-            [Http "HTTP", Ox "OX", CyrusStream "Cyrus"],
+            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus"],
             killed_before_the_answer,
             "SIGKILL before it is answered",
             "there is no answer, and the next start pushes"
         ),
         by!(
-            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
             database_away,
             "the database is away",
             "it is refused, and a sweep finds the mail"
         ),
         by!(
-            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
             flood,
             "others flood",
             "it is refused, and a sweep finds the mail"
         ),
         by!(
-            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
             doubled,
             "it comes twice",
             "there is one push"
         ),
         by!(
-            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram"],
+            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram"],
             late,
             "it comes behind a later one",
             "the mailbox is looked at, and there is no second push"
         ),
         by!(
-            [Http "HTTP", Ox "OX", Udp "UDP"],
+            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
             forged,
             "it is forged",
             "nothing is pushed, and the true one is"
         ),
         by!(
-            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
             foreign,
             "its source may not speak for the user",
             "nothing is due or pushed, and the next start finds the mail"
         ),
         by!(
-            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
             truncated,
             "it is cut off",
             "nothing is pushed, and the whole one is"
         ),
         by!(
-            [Http "HTTP", Ox "OX", CyrusStream "Cyrus", CyrusDatagram "datagram"],
+            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram"],
             lies,
             "its numbers lie",
             "the next sweep heals them, and what comes then is pushed"
@@ -133,7 +144,7 @@ pub(super) fn faults() -> Vec<Fault> {
 impl Way {
     /// Whether the source gets an answer.
     fn answers(self) -> bool {
-        matches!(self, Self::Http | Self::Ox | Self::CyrusStream)
+        matches!(self, Self::Http | Self::Ox | Self::CyrusHttp | Self::CyrusStream)
     }
 
     /// An event of new mail in the INBOX of this user.
@@ -154,12 +165,13 @@ impl Way {
                 let uid = uid.unwrap_or_default();
                 format!(r#"{{"user":"{user}","event":"messageNew","folder":"INBOX"{uid}}}"#)
             }
-            Self::CyrusStream | Self::CyrusDatagram => {
+            Self::CyrusHttp | Self::CyrusStream | Self::CyrusDatagram => {
                 let numbers: String = said(["uidnext", "messages", "vnd.cmu.unseenMessages"]);
                 let json = format!(
                     r#"{{"event":"MessageNew","uri":"imap://localhost/user/{user};UIDVALIDITY=1/"{numbers}}}"#
                 );
                 match self {
+                    Self::CyrusHttp => json,
                     Self::CyrusDatagram => format!("external\0EVENT\0\0\0\x000\0{json}\0"),
                     _ => format!(
                         "NOTIFY %(METHOD m CLASS EVENT PRIORITY NIL USER NIL MAILBOX NIL OPTIONS () \
@@ -181,6 +193,7 @@ impl Way {
         let first = match self {
             Self::Http => "POST /v1/events",
             Self::Ox => "PUT /v1/events/ox",
+            Self::CyrusHttp => "POST /v1/events/cyrus",
             Self::CyrusStream => return by_stream(scene, event).await,
             Self::CyrusDatagram => {
                 // Cyrus goes on where nobody listens.
@@ -265,11 +278,9 @@ async fn by_stream(scene: &Scene, event: &str) -> Told {
 
 /// Events come by all ways, for accounts without a connection.
 fn configure(scene: &Scene) {
-    use std::os::unix::fs::PermissionsExt;
-
     let secret = scene.file("events.secret");
-    std::fs::write(&secret, TOKEN).unwrap();
-    std::fs::set_permissions(secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&secret, TOKEN).unwrap();
+    fs::set_permissions(secret, Permissions::from_mode(0o600)).unwrap();
     // Nobody is asked for after a session, either.
     let watch = "[watch]\nconnection = \"on_demand\"\npoll_interval = \"1h\"\npoll_max = \"1h\"\n";
     scene.configure("[watch]\n", watch);
@@ -454,8 +465,31 @@ async fn the_next_is_pushed(scene: &Scene, way: Way, doors: &Doors, push: u64) {
     assert_eq!(scene.apns.received(), push);
 }
 
+/// A user of the machine who is in this group alone reaches the socket of Cyrus, or why not.
+fn reaches(scene: &Scene, way: Way, group: u32) -> io::Result<()> {
+    let (stream, datagrams) = (scene.file("cyrus-stream"), scene.file("cyrus"));
+    let as_user = move || {
+        let group = Gid::from_raw(group);
+        set_thread_groups(&[]).and_then(|()| set_thread_gid(group)).unwrap();
+        set_thread_uid(Uid::from_raw(NOBODY)).unwrap();
+        match way {
+            Way::CyrusStream => std::os::unix::net::UnixStream::connect(stream).map(drop),
+            _ => UnixDatagram::unbound()?.connect(datagrams),
+        }
+    };
+    std::thread::spawn(as_user).join().unwrap()
+}
+
 async fn forged(scene: Scene, way: Way) {
+    let by_socket = matches!(way, Way::CyrusStream | Way::CyrusDatagram);
+    if by_socket && !rustix::process::geteuid().is_root() {
+        return scene.skip("only root can write as another user");
+    }
     configure(&scene);
+    if by_socket {
+        let group = format!("cyrus_group = \"{GROUP}\"\n");
+        scene.configure("cyrus_socket =", &format!("{group}cyrus_socket ="));
+    }
     let (_server, doors) = registered(&scene).await;
     scene.fault();
     let event = way.event("alice", Some([900, 800, 700]));
@@ -465,6 +499,13 @@ async fn forged(scene: Scene, way: Way) {
         Way::Udp => {
             way.send(&scene, &doors, &event).await;
             looked(&scene, visits).await;
+        }
+        // Nobody who is not in the group can say anything.
+        Way::CyrusStream | Way::CyrusDatagram => {
+            fs::set_permissions(scene.folder(), Permissions::from_mode(0o755)).unwrap();
+            let refused = reaches(&scene, way, GROUP - 1).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+            reaches(&scene, way, GROUP).unwrap();
         }
         _ => {
             let told = way.send_as(&scene, &doors, &event, &format!("{TOKEN}1")).await;

@@ -6,11 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use mailchime::config::{EventSourceConfig, WatchConnection};
 use mailchime::intake::{
-    self, HintRecorder, IntakeParts, KnownSource, KnownSources, RecordingHints,
+    self, HintRecorder, IntakeParts, KnownSource, KnownSources, NotRecorded, RecordingHints,
 };
 use mailchime::metrics::Metrics;
 use mailchime::model::Hint;
@@ -20,6 +21,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 
 use super::TOKEN;
@@ -109,6 +111,11 @@ impl HintRecorder for Heard {
 /// An intake of events without a mailchime behind it.
 async fn intake(folder: &Path) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
     let (sender, heard) = mpsc::unbounded_channel();
+    (intake_with(&folder.join("mailchime.token"), Arc::new(Heard(sender))).await, heard)
+}
+
+/// One whose source `dovecot` has the secret of this file.
+async fn intake_with(secret: &Path, recorder: Arc<dyn HintRecorder>) -> SocketAddr {
     let listener = listener().await;
     let address = listener.local_addr().unwrap();
     let limit = Duration::from_secs(60);
@@ -125,7 +132,7 @@ async fn intake(folder: &Path) -> (SocketAddr, mpsc::UnboundedReceiver<String>) 
         table: "[events]",
         counters: Arc::default(),
     };
-    let config = EventSourceConfig::new("dovecot", folder.join("mailchime.token"));
+    let config = EventSourceConfig::new("dovecot", secret);
     let metrics = Metrics::default();
     let parts = IntakeParts {
         sources: KnownSources::new(vec![
@@ -135,14 +142,122 @@ async fn intake(folder: &Path) -> (SocketAddr, mpsc::UnboundedReceiver<String>) 
         cyrus: None,
         devices: None,
         backends: backends(),
-        recorder: Arc::new(Heard(sender)),
+        recorder,
         request_timeout: limit,
         body_size: 64 * 1024,
         counters: Arc::new(LimitCounters::default()),
         strangers: metrics.source(""),
     };
     tokio::spawn(intake::serve(Some(server), parts, CancellationToken::new()));
-    (address, heard)
+    address
+}
+
+/// Has no place for any event, and counts how often it is asked.
+#[derive(Debug, Default)]
+struct Overloaded(AtomicUsize);
+
+impl HintRecorder for Overloaded {
+    fn record(&self, _: Vec<Hint>) -> RecordingHints<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Err(NotRecorded::Full) })
+    }
+
+    fn missed(&self) {}
+}
+
+/// What listens at the address of mailchime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Listens {
+    /// Nobody.
+    None,
+    /// Somebody who takes connections and says nothing.
+    Silent,
+    /// Somebody who takes a request's head and does not come to an answer.
+    Slow,
+    /// A mailchime that knows another secret, and answers 401.
+    Refusing,
+    /// A mailchime that has too much to do, and answers 503 with Retry-After.
+    Busy,
+}
+
+/// Stands where mailchime should.
+pub(super) struct NotTaking {
+    pub(super) address: SocketAddr,
+    requests: Requests,
+}
+
+enum Requests {
+    Uncounted,
+    Connections(Arc<AtomicUsize>),
+    Recorder(Arc<Overloaded>),
+}
+
+impl NotTaking {
+    pub(super) async fn start(listens: Listens, folder: &Path) -> Self {
+        let secret = |name: &str, secret: &str| {
+            let file = folder.join(name);
+            fs::write(&file, secret).unwrap();
+            file
+        };
+        match listens {
+            Listens::Refusing => {
+                let other = secret("other.token", &format!("{TOKEN}-of-another"));
+                let (sender, _) = mpsc::unbounded_channel();
+                let address = intake_with(&other, Arc::new(Heard(sender))).await;
+                Self { address, requests: Requests::Uncounted }
+            }
+            Listens::Busy => {
+                let recorder = Arc::new(Overloaded::default());
+                let known = secret("known.token", TOKEN);
+                let address = intake_with(&known, Arc::clone(&recorder) as _).await;
+                Self { address, requests: Requests::Recorder(recorder) }
+            }
+            Listens::None | Listens::Silent | Listens::Slow => {
+                let socket = TcpListener::bind(loopback()).await.unwrap();
+                let address = socket.local_addr().unwrap();
+                if listens == Listens::None {
+                    return Self { address, requests: Requests::Uncounted };
+                }
+                let says: &[u8] = match listens {
+                    Listens::Slow => b"HTTP/1.1 100 Continue\r\n\r\n",
+                    _ => b"",
+                };
+                let connections = Arc::new(AtomicUsize::new(0));
+                let requests = Requests::Connections(Arc::clone(&connections));
+                tokio::spawn(async move {
+                    let mut kept = Vec::new();
+                    while let Ok((mut stream, _)) = socket.accept().await {
+                        connections.fetch_add(1, Ordering::Relaxed);
+                        stream.write_all(says).await.unwrap();
+                        kept.push(stream);
+                    }
+                });
+                Self { address, requests }
+            }
+        }
+    }
+
+    /// How many requests, or connections where none is read, have come.
+    pub(super) fn requests(&self) -> usize {
+        match &self.requests {
+            Requests::Uncounted => 0,
+            Requests::Connections(count) => count.load(Ordering::Relaxed),
+            Requests::Recorder(recorder) => recorder.0.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What a machine with much else to do takes for a delivery or a command, besides what that waits for. It is less
+/// than Dovecot's own limits, such as a minute for a request.
+const BUSY_MACHINE: Duration = Duration::from_secs(30);
+
+/// Does what may wait so long for mailchime.
+pub(super) fn held_up_at_most<T>(wait: Duration, doing: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let done = block_in_place(doing);
+    let took = began.elapsed();
+    assert!(took < wait + BUSY_MACHINE, "it takes {took:?}, and may wait for {wait:?}");
+    done
 }
 
 /// Alice's session, and what is heard of her mailboxes.
@@ -177,7 +292,7 @@ impl HeardSession {
 }
 
 /// Delivers by Dovecot's program for that, as an MTA does.
-fn deliver_by_lda(dovecot: &Dovecot, mailbox: &str) {
+pub(super) fn deliver_by_lda(dovecot: &Dovecot, mailbox: &str) {
     let run = dovecot.lmtp();
     let config = run.ancestors().nth(2).unwrap().join("dovecot.conf");
     let mut command = Command::new("/usr/lib/dovecot/dovecot-lda");
@@ -246,66 +361,48 @@ async fn each_change_of_a_mailbox_comes_with_its_numbers() {
     .await;
 }
 
-/// What listens at the address of mailchime.
-enum Listens {
-    /// Nobody.
-    None,
-    /// Somebody who takes connections and says nothing.
-    Silent,
-    /// Somebody who takes a request's head and does not come to an answer.
-    Slow,
-}
-
-/// Three mails come and are read; what Dovecot's log says of it.
-async fn mail_goes_on(test: &str, listens: &Listens) -> Option<String> {
+/// Four mails come and three are read; what Dovecot's log says of it, and how many requests came.
+async fn mail_goes_on(test: &str, listens: Listens) -> Option<(String, usize)> {
     let folder = ScriptFolder::new();
-    let socket = TcpListener::bind(loopback()).await.unwrap();
-    folder.tell_by("http", socket.local_addr().unwrap(), TIMEOUT);
-    let silent = match listens {
-        Listens::None => None,
-        Listens::Silent | Listens::Slow => {
-            let says: &[u8] = match listens {
-                Listens::Slow => b"HTTP/1.1 100 Continue\r\n\r\n",
-                _ => b"",
-            };
-            Some(tokio::spawn(async move {
-                let mut kept = Vec::new();
-                while let Ok((mut stream, _)) = socket.accept().await {
-                    stream.write_all(says).await.unwrap();
-                    kept.push(stream);
-                }
-            }))
-        }
+    let mailchime = NotTaking::start(listens, folder.0.path()).await;
+    // An answer that comes at all is waited for.
+    let (timeout, wait) = match listens {
+        Listens::Silent | Listens::Slow => (TIMEOUT, Duration::from_millis(500)),
+        Listens::None | Listens::Refusing | Listens::Busy => (PATIENT, Duration::ZERO),
     };
+    folder.tell_by("http", mailchime.address, timeout);
     let dovecot = folder.dovecot(test)?;
     let mut client = Client::connect(dovecot.plain);
     assert!(client.login(ALICE).starts_with("x OK"));
     for _ in 0..3 {
-        dovecot.deliver_by_lmtp(ALICE.0, &mail("all the same"));
+        held_up_at_most(wait, || dovecot.deliver_by_lmtp(ALICE.0, &mail("all the same")));
     }
+    held_up_at_most(wait, || deliver_by_lda(&dovecot, "INBOX"));
     client.ask("SELECT INBOX");
     for number in 1..=3 {
-        let answer = client.ask(&format!("STORE {number} +FLAGS (\\Seen)")).pop().unwrap();
+        let read = format!("STORE {number} +FLAGS (\\Seen)");
+        let answer = held_up_at_most(wait, || client.ask(&read)).pop().unwrap();
         assert!(answer.starts_with("x OK"), "{answer}");
     }
-    assert_eq!(client.messages("INBOX"), 3);
-    if let Some(silent) = silent {
-        silent.abort();
-    }
-    Some(dovecot.log())
+    assert_eq!(client.messages("INBOX"), 4);
+    Some((dovecot.log(), mailchime.requests()))
+}
+
+/// The script has said this of each request in vain that it has told of.
+fn waits_end_with(log: &str, expected: &str) {
+    let waits: Vec<_> = log.lines().filter(|line| line.contains("mailchime: http://")).collect();
+    assert!(!waits.is_empty() && waits.iter().all(|line| line.contains(expected)), "{log}");
 }
 
 /// What ended each wait was the time that the script gives for all of it.
-fn waits_for_half_a_second(log: &str) {
-    let waits: Vec<_> = log.lines().filter(|line| line.contains("mailchime: http://")).collect();
-    let ended = |line: &&str| line.contains(": 9008 Absolute request timeout expired ");
-    assert!(!waits.is_empty() && waits.iter().all(ended), "{log}");
-}
+const TIME_IS_UP: &str = ": 9008 Absolute request timeout expired ";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mail_goes_on_where_nobody_listens() {
     limited(async {
-        mail_goes_on("intake::mail_goes_on_where_nobody_listens", &Listens::None).await;
+        let test = "intake::mail_goes_on_where_nobody_listens";
+        let Some((log, _)) = mail_goes_on(test, Listens::None).await else { return };
+        waits_end_with(&log, ": 9003 ");
     })
     .await;
 }
@@ -314,8 +411,8 @@ async fn mail_goes_on_where_nobody_listens() {
 async fn mail_goes_on_where_mailchime_is_slow() {
     limited(async {
         let test = "intake::mail_goes_on_where_mailchime_is_slow";
-        let Some(log) = mail_goes_on(test, &Listens::Slow).await else { return };
-        waits_for_half_a_second(&log);
+        let Some((log, _)) = mail_goes_on(test, Listens::Slow).await else { return };
+        waits_end_with(&log, TIME_IS_UP);
     })
     .await;
 }
@@ -325,8 +422,30 @@ async fn mail_goes_on_where_mailchime_is_slow() {
 async fn mail_goes_on_where_mailchime_says_nothing() {
     limited(async {
         let test = "intake::mail_goes_on_where_mailchime_says_nothing";
-        let Some(log) = mail_goes_on(test, &Listens::Silent).await else { return };
-        waits_for_half_a_second(&log);
+        let Some((log, _)) = mail_goes_on(test, Listens::Silent).await else { return };
+        waits_end_with(&log, TIME_IS_UP);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_on_where_mailchime_refuses() {
+    limited(async {
+        let test = "intake::mail_goes_on_where_mailchime_refuses";
+        let Some((log, _)) = mail_goes_on(test, Listens::Refusing).await else { return };
+        waits_end_with(&log, ": 401 Unauthorized");
+    })
+    .await;
+}
+
+/// The script asks once for each delivery and each command.
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_on_where_mailchime_has_too_much_to_do() {
+    limited(async {
+        let test = "intake::mail_goes_on_where_mailchime_has_too_much_to_do";
+        let Some((log, requests)) = mail_goes_on(test, Listens::Busy).await else { return };
+        waits_end_with(&log, ": 503 Service Unavailable");
+        assert_eq!(requests, 7);
     })
     .await;
 }

@@ -4,6 +4,7 @@
 use std::fs::{self, Permissions};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use mailchime::app;
 use mailchime::config::{Config, CredentialsMode, EventSourceConfig, WatchConnection};
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 use tracing::Level;
 
 use super::TOKEN;
+use super::dovecot::{Listens, NotTaking, deliver_by_lda, held_up_at_most};
 use crate::support::in_process::{InProcess, loopback};
 use crate::support::log::Log;
 use crate::support::servers::client::Client;
@@ -204,6 +206,59 @@ async fn an_entry_of_another_program_stays() {
         world.mailchime.stop().await;
         assert_eq!(site.entry(BOB), "user=3@7");
         assert_eq!(log.count(said), 1);
+    })
+    .await;
+}
+
+/// Two mails come, by LMTP and by lda, and each delivery waits so long at most. How many requests have come, and what
+/// Dovecot's log says.
+async fn mail_goes_on(test: &str, listens: Listens, wait: Duration) -> Option<(usize, String)> {
+    let mut site = OxSite::start(test)?;
+    let mailchime = NotTaking::start(listens, site.folder.path()).await;
+    site.tell(mailchime.address);
+    let mut client = Client::connect(site.dovecot.plain);
+    assert!(client.login(ALICE).starts_with("x OK"));
+    let set = client.ask(&format!("SETMETADATA \"\" ({ENTRY} \"user=alice\")"));
+    assert!(set[0].starts_with("x OK"), "{set:?}");
+    held_up_at_most(wait, || site.dovecot.deliver_by_lmtp(ALICE.0, &mail("by LMTP")));
+    held_up_at_most(wait, || deliver_by_lda(&site.dovecot, "INBOX"));
+    assert_eq!(client.messages("INBOX"), 2);
+    Some((mailchime.requests(), site.dovecot.log()))
+}
+
+/// Two seconds, twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_on_where_mailchime_says_nothing() {
+    limited(async {
+        let test = "intake::ox::mail_goes_on_where_mailchime_says_nothing";
+        let waits = Duration::from_secs(4);
+        let Some((requests, log)) = mail_goes_on(test, Listens::Silent, waits).await else {
+            return;
+        };
+        assert_eq!(requests, 4, "{log}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_on_where_mailchime_refuses() {
+    limited(async {
+        let test = "intake::ox::mail_goes_on_where_mailchime_refuses";
+        let waits = Duration::ZERO;
+        let Some((_, log)) = mail_goes_on(test, Listens::Refusing, waits).await else { return };
+        assert_eq!(log.matches("401 Unauthorized").count(), 2, "{log}");
+    })
+    .await;
+}
+
+/// It is asked once more, after the second that it names.
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_on_where_mailchime_has_too_much_to_do() {
+    limited(async {
+        let test = "intake::ox::mail_goes_on_where_mailchime_has_too_much_to_do";
+        let waits = Duration::from_secs(1);
+        let Some((requests, log)) = mail_goes_on(test, Listens::Busy, waits).await else { return };
+        assert_eq!(requests, 4, "{log}");
     })
     .await;
 }
