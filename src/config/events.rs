@@ -49,6 +49,8 @@ pub struct UdpEventsConfig {
     pub interface: Option<Ipv4Addr>,
     /// Whose datagrams are heard.
     pub networks: Vec<Network>,
+    /// The domains of the accounts that datagrams may speak of, in lower case; empty: all accounts.
+    pub domains: Vec<String>,
     /// The domain of users whose name comes without one, in lower case.
     pub default_domain: Option<String>,
 }
@@ -97,12 +99,14 @@ table!(RawEvents {
     udp_address: Option<String>,
     udp_interface: Option<String>,
     udp_networks: Vec<String>,
+    udp_domains: Vec<String>,
     udp_default_domain: Option<String>,
     cyrus_socket: Option<String>,
     cyrus_stream: Option<String>,
     cyrus_group: Option<String>,
     cyrus_domains: Vec<String>,
     cyrus_default_domain: Option<String>,
+    cyrus_events_per_second: Option<i64>,
     cyrus_route: Option<String>,
     source: Vec<RawEventSource>,
 });
@@ -164,9 +168,21 @@ impl EventSourceConfig {
 
     /// Whether it may speak for this account.
     pub fn covers(&self, account: &Account) -> bool {
-        let is = |domain: &str| self.domains.iter().any(|ours| ours == domain);
-        self.domains.is_empty() || account.domain().is_some_and(is)
+        covers(&self.domains, account)
     }
+}
+
+impl UdpEventsConfig {
+    /// Whether datagrams may speak of this account.
+    pub fn covers(&self, account: &Account) -> bool {
+        covers(&self.domains, account)
+    }
+}
+
+/// Whether the account is of one of these domains, or there are none.
+fn covers(domains: &[String], account: &Account) -> bool {
+    let is = |domain: &str| domains.iter().any(|ours| ours == domain);
+    domains.is_empty() || account.domain().is_some_and(is)
 }
 
 impl CyrusEventsConfig {
@@ -202,7 +218,7 @@ impl Check<'_> {
             }
             events.sources.push(source);
         }
-        events.udp = self.udp_events(raw.udp_address, raw.udp_interface, &raw.udp_networks, raw.udp_default_domain.as_ref())?;
+        events.udp = self.udp_events(raw.udp_address, raw.udp_interface, &raw.udp_networks, (&raw.udp_domains, raw.udp_default_domain.as_ref()))?;
         if events.address.is_some() && events.sources.is_empty() {
             let problem = "nobody may send events there; add an [[events.source]], or remove the address";
             return Err(self.refusal(ADDRESS, problem));
@@ -236,7 +252,7 @@ impl Check<'_> {
         address: Option<String>,
         interface: Option<String>,
         networks: &[String],
-        default_domain: Option<&String>,
+        (domains, default_domain): (&[String], Option<&String>),
     ) -> CheckResult<Option<UdpEventsConfig>> {
         const NETWORKS: &str = "[events] udp_networks";
         let Some(text) = address else { return Ok(None) };
@@ -262,17 +278,21 @@ impl Check<'_> {
                 "missing; name the networks that may send datagrams, such as \"127.0.0.1\"";
             return Err(self.refusal(NETWORKS, problem));
         }
-        let default_domain = default_domain.map(|text| {
+        let checked = |key: &str, text: &String| {
             domain(text).ok_or_else(|| {
                 let problem =
                     format!("{text:?} is no domain; allowed is, for example, \"example.org\"");
-                self.refusal("[events] udp_default_domain", problem)
+                self.refusal(key, problem)
             })
-        });
+        };
+        let domains = domains.iter().map(|text| checked("[events] udp_domains", text));
+        let default_domain =
+            default_domain.map(|text| checked("[events] udp_default_domain", text));
         Ok(Some(UdpEventsConfig {
             address,
             interface: interface.transpose()?,
             networks,
+            domains: domains.collect::<CheckResult<_>>()?,
             default_domain: default_domain.transpose()?,
         }))
     }
@@ -312,6 +332,9 @@ impl Check<'_> {
         let default = raw.cyrus_default_domain.as_ref();
         let default = default.map(|text| checked("[events] cyrus_default_domain", text));
         cyrus.source.default_domain = default.transpose()?;
+        let key = "[events] cyrus_events_per_second";
+        let rate = &mut cyrus.source.events_per_second;
+        self.number(key, raw.cyrus_events_per_second, 1..=1_000_000, rate)?;
         cyrus.group.clone_from(&raw.cyrus_group);
         cyrus.source.route.clone_from(&raw.cyrus_route);
         Ok(Some(cyrus))
@@ -404,6 +427,14 @@ mod tests {
             (
                 "[events]\ncyrus_socket = \"/a\"\ncyrus_domains = [\"@a\"]",
                 "[events] cyrus_domains: \"@a\" is no domain; allowed is",
+            ),
+            (
+                "[events]\ncyrus_socket = \"/a\"\ncyrus_events_per_second = 0",
+                "[events] cyrus_events_per_second: 0 is out of range; allowed is 1 to 1000000",
+            ),
+            (
+                "[events]\nudp_address = \"127.0.0.1:1\"\nudp_networks = [\"127.0.0.1\"]\nudp_domains = [\"@a\"]",
+                "[events] udp_domains: \"@a\" is no domain; allowed is",
             ),
             (
                 "[[events.source]]\nname = \"udp\"",

@@ -132,7 +132,11 @@ impl UdpEvents {
         if !self.pace.lock().take(1, Instant::now()) {
             return Err(EventRefusal::TooMany);
         }
-        hint(datagram, self.config.default_domain.as_deref())
+        let hint = hint(datagram, self.config.default_domain.as_deref())?;
+        match hint.as_ref().is_none_or(|hint| self.config.covers(&hint.account)) {
+            true => Ok(hint),
+            false => Err(EventRefusal::Foreign),
+        }
     }
 }
 

@@ -153,6 +153,11 @@ impl CyrusIntake {
     async fn take(self: Arc<Self>, news: CyrusNews) -> Result<(), EventRefusal> {
         match news {
             CyrusNews::Hints(hints) if hints.is_empty() => Ok(()),
+            CyrusNews::Device(..) if !self.source.may_send(1) => Err(EventRefusal::TooMany),
+            CyrusNews::Hints(_) if !self.source.may_send(1) => {
+                self.missed();
+                Err(EventRefusal::TooMany)
+            }
             CyrusNews::Hints(hints) => match self.context.record_hints(hints).await {
                 // They are names of one mailbox.
                 Ok(known) => {

@@ -119,6 +119,7 @@ async fn what_udp_and_cyrus_told_while_the_database_was_away_is_counted_as_misse
                 address: loopback(),
                 interface: None,
                 networks: vec!["127.0.0.1".parse().unwrap()],
+                domains: Vec::new(),
                 default_domain: Some("example.org".to_owned()),
             });
             let mut cyrus = folder.config();
@@ -230,6 +231,32 @@ async fn a_source_that_sends_more_than_it_may_is_answered_503() {
         assert_eq!(intake.post(&many).await.status, 503);
         let missed = r#"_missed_total{source="dovecot"} 101"#.to_owned();
         assert!(intake.counted().await.contains(&missed));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cyrus_sends_more_than_it_may_is_missed() {
+    limited(async {
+        let folder = SocketFolder::new();
+        let intake = IntakeWorld::with(|config| {
+            let mut cyrus = folder.config();
+            cyrus.source.events_per_second = 1;
+            config.events.cyrus = Some(cyrus);
+        })
+        .await;
+        // A burst may have ten, and some more come by while it lasts.
+        let mut answer = String::new();
+        while answer != "NO ()\r\n" {
+            answer = said(&folder.stream(), notify("alice")).await;
+        }
+        let counted = intake.counted().await;
+        for line in [
+            r#"_missed_total{source="cyrus"} 1"#,
+            r#"_refused_total{source="cyrus",why="too_many"} 1"#,
+        ] {
+            assert!(counted.contains(&line.to_owned()), "{counted:?}");
+        }
     })
     .await;
 }

@@ -91,6 +91,7 @@ async fn a_datagram_has_the_mailbox_looked_at() {
                 address: loopback(),
                 interface: None,
                 networks: vec![named.parse().unwrap()],
+                domains: Vec::new(),
                 default_domain: Some("example.org".to_owned()),
             });
         });
@@ -122,6 +123,7 @@ async fn a_datagram_has_the_mailbox_looked_at() {
                 address: loopback(),
                 interface: None,
                 networks: vec![other.parse().unwrap()],
+                domains: Vec::new(),
                 default_domain: None,
             });
         });

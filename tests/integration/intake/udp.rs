@@ -17,12 +17,19 @@ pub(super) const DELIVERY: &[u8] =
 
 /// mailchime in the group, which hears this network.
 async fn in_group(network: &str) -> IntakeWorld {
+    in_group_for(network, &[]).await
+}
+
+/// For these domains alone.
+async fn in_group_for(network: &str, domains: &[&str]) -> IntakeWorld {
+    let domains = domains.iter().map(|domain| (*domain).to_owned()).collect();
     let networks = vec![network.parse().unwrap()];
     let intake = IntakeWorld::with(|config| {
         config.events.udp = Some(UdpEventsConfig {
             address: GROUP.parse().unwrap(),
             interface: Some("127.0.0.1".parse().unwrap()),
             networks,
+            domains,
             default_domain: Some("example.org".to_owned()),
         });
     });
@@ -108,6 +115,21 @@ async fn a_datagram_to_the_group_from_another_network_is_refused() {
         until(async || !intake.counted().await.is_empty()).await;
         let refused = [r#"_refused_total{source="udp",why="unauthorized"} 1"#];
         assert_eq!(intake.counted().await, refused);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_datagram_about_a_user_of_another_domain_is_refused() {
+    limited(async {
+        let intake = in_group_for("127.0.0.1", &["example.org"]).await;
+        let group = intake.world.mailchime.udp_events.unwrap();
+        let socket = UdpSocket::bind(loopback()).await.unwrap();
+        let count = async |line: &str| intake.counted().await.iter().any(|it| it == line);
+        socket.send_to(b"log\0MAIL\0\0carol@example.com\0INBOX\0", group).await.unwrap();
+        until(async || count(r#"_refused_total{source="udp",why="foreign"} 1"#).await).await;
+        socket.send_to(DELIVERY, group).await.unwrap();
+        until(async || count(r#"_total{source="udp",what="unwatched"} 1"#).await).await;
     })
     .await;
 }
