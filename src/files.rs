@@ -60,7 +60,10 @@ pub fn to_be_made(path: &Path) -> Result<String, String> {
 /// # Errors
 /// As the system says, where it cannot.
 pub fn takes_new_files(folder: &Path) -> io::Result<()> {
-    Ok(rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)?)
+    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)?;
+    // The mode counts for nothing with root, who can make no file in /proc all the same. This one has no name, and
+    // so goes away whatever happens.
+    tempfile::tempfile_in(folder).map(drop)
 }
 
 /// Opens a regular file for reading.

@@ -65,15 +65,16 @@ pub(super) fn run(options: &CheckOptions) -> Result<(), CommandFailure> {
     for warning in &config.warnings {
         report.warning("configuration", warning);
     }
-    // Ports are root's matter or the unit's, which gives the right to use them.
+    // Ports are root's matter or the unit's, which gives the right to use them; Unix sockets are files.
     let as_caller = runtime()?;
-    as_caller.block_on(ports::listeners(&config, &mut report));
+    let running = as_caller.block_on(ports::listeners(&config, &mut report));
     as_caller.shutdown_background();
     if let Some(user) = user::become_service(options.user.as_deref(), &options.configured.config)? {
         report.ok("user", format_args!("files are looked at as {} does", user.escape_debug()));
         // The file itself, too.
         configuration(&options.configured)?;
     }
+    ports::sockets(&config, running, &mut report);
     let runtime = runtime()?;
     runtime.block_on(check(&config, options.login.as_deref(), password, &mut report));
     // The look-up of a name cannot be ended, and is not waited for.

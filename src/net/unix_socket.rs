@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::UnixListener;
 
+use crate::files;
+
 /// The file of a Unix socket, which goes when this is dropped, unless another has its place.
 #[derive(Debug)]
 pub struct SocketFile {
@@ -34,10 +36,10 @@ pub fn datagrams(path: &Path, group: Option<&str>) -> io::Result<(UnixDatagram, 
     place(path, group, |made| UnixDatagram::bind(made))
 }
 
-/// Whether a socket could be made here, as far as that can be known without making it.
+/// Whether this user could make a socket here, as far as that can be known without making it.
 ///
 /// # Errors
-/// As [`listen`]; `NotFound` where its folder is missing.
+/// As [`listen`]; `NotFound` where its folder is missing, and `Other` where that takes no new files.
 pub fn examine(path: &Path) -> io::Result<()> {
     is_free(path)?;
     let folder = folder_of(path);
@@ -45,7 +47,12 @@ pub fn examine(path: &Path) -> io::Result<()> {
         let problem = format!("{} is no folder; make it", folder.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, problem));
     }
-    Ok(())
+    files::takes_new_files(folder).map_err(|error| {
+        io::Error::other(format!(
+            "{} takes no new files ({error}); make it writable for the user that mailchime runs as",
+            folder.display()
+        ))
+    })
 }
 
 /// Whether this machine has this group, by its name or number.

@@ -27,14 +27,14 @@ const OURS: &[u8] = b"] mailchime ready\r\n";
 
 /// Whether a mailchime with this configuration runs, by who is at the addresses of its listeners.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Running {
+pub(super) enum Running {
     Yes,
     No,
     Unknown,
 }
 
-/// Listens for a moment at each address of the configuration.
-pub(super) async fn listeners(config: &Config, report: &mut Report) {
+/// Listens for a moment at each port of the configuration, and says whether a mailchime runs.
+pub(super) async fn listeners(config: &Config, report: &mut Report) -> Running {
     let mut running = Running::Unknown;
     for listener in &config.listeners {
         let found = of_listener(listener, config, report).await;
@@ -42,21 +42,9 @@ pub(super) async fn listeners(config: &Config, report: &mut Report) {
             running = found;
         }
     }
-    match &config.admin.address {
-        Some(AdminAddress::Tcp(address)) => {
-            let bound = listen::bind(*address).map(drop);
-            beside("[admin] address", address, bound, running, report);
-        }
-        Some(AdminAddress::Unix { path, group }) => {
-            socket("[admin] address", path, group.as_deref(), running, report);
-        }
-        None => {}
-    }
-    if let Some(cyrus) = &config.events.cyrus {
-        let keys = [("cyrus_socket", &cyrus.socket), ("cyrus_stream", &cyrus.stream)];
-        for (key, path) in keys.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
-            socket(&format!("[events] {key}"), path, cyrus.group.as_deref(), running, report);
-        }
+    if let Some(AdminAddress::Tcp(address)) = &config.admin.address {
+        let bound = listen::bind(*address).map(drop);
+        beside("[admin] address", address, bound, running, report);
     }
     if let Some(address) = config.api.address {
         beside("[api]", &address, listen::bind(address).map(drop), running, report);
@@ -68,6 +56,19 @@ pub(super) async fn listeners(config: &Config, report: &mut Report) {
     if let Some(udp) = config.events.udp.as_ref().filter(|udp| !udp.address.ip().is_multicast()) {
         let bound = UdpSocket::bind(udp.address).await.map(drop);
         beside("[events] udp_address", &udp.address, bound, running, report);
+    }
+    running
+}
+
+/// Looks at the Unix sockets of the configuration, as the user that makes them.
+pub(super) fn sockets(config: &Config, running: Running, report: &mut Report) {
+    if let Some(AdminAddress::Unix { path, group }) = &config.admin.address {
+        socket("[admin] address", path, group.as_deref(), running, report);
+    }
+    let Some(cyrus) = &config.events.cyrus else { return };
+    let keys = [("cyrus_socket", &cyrus.socket), ("cyrus_stream", &cyrus.stream)];
+    for (key, path) in keys.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
+        socket(&format!("[events] {key}"), path, cyrus.group.as_deref(), running, report);
     }
 }
 

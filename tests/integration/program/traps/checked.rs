@@ -168,6 +168,23 @@ async fn files_that_the_user_of_the_service_cannot_read_are_not_ok() {
         let said = check().await;
         assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
 
+        // Unix sockets are files. Root can make them in a folder of root, and nobody cannot.
+        fs::create_dir(world.file("of-root")).unwrap();
+        let sockets = "[admin]\naddress = \"unix:of-root/admin.sock\"\n\
+                       [events]\ncyrus_socket = \"of-root/c.sock\"\ncyrus_stream = \"of-root/s.sock\"\n[log]";
+        world.configure("[log]", sockets);
+        let said = world.command(&["check"]).await;
+        assert_eq!(said.code, 0, "{}\n{}", said.stdout, said.stderr);
+        let said = check().await;
+        assert_eq!(said.code, 64, "{}\n{}", said.stdout, said.stderr);
+        for part in ["[admin] address", "[events] cyrus_socket", "[events] cyrus_stream"] {
+            let line = said.line(&format!("FAILED   {part}: "));
+            assert!(line.contains("of-root takes no new files (Permission denied"), "{line}");
+            assert!(!line.contains("1024"), "{line}");
+        }
+        chown(world.file("of-root"), Some(NOBODY), None).unwrap();
+        assert_eq!(check().await.code, 0);
+
         let said = world.command(&["check", "--user", "no-such-user"]).await;
         assert_eq!(said.code, 64);
         assert!(said.stderr.contains("no such user"), "{}", said.stderr);
@@ -295,6 +312,12 @@ async fn check_ends_with_the_status_of_serve() {
             ("[log]", &admin("unix:admin.sock", "group = \"no-such-group\"\n"), 64),
             ("[log]", &admin("unix:text.db", ""), 64),
             ("[log]", &admin("unix:used.sock", ""), 64),
+            // The mode of this folder stops nobody but root, and the system stops root.
+            ("[log]", &admin("unix:/proc/admin.sock", ""), 64),
+            ("[log]", "[events]\ncyrus_socket = \"/proc/c.sock\"\n[log]", 64),
+            ("[log]", "[events]\ncyrus_stream = \"/proc/c.sock\"\n[log]", 64),
+            ("[log]", "[credentials]\nkey_file = \"/proc/new.key\"\n[log]", 64),
+            ("[store]\n", "[store]\nurl = \"sqlite:///proc/new.db\"\n", 64),
         ] {
             let world = &folder;
             let before = fs::read_to_string(world.file("proxy.toml")).unwrap();
