@@ -1,9 +1,12 @@
 //! A process of the binary: its lines as they come, its signals, its end. Dropping it kills it.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use tokio::sync::mpsc;
 
 use super::soon;
@@ -46,6 +49,16 @@ fn cleared(mut command: Command) -> Command {
         command.env_remove(variable);
     }
     command
+}
+
+/// Both ends of a terminal: that of a person, and that of a program.
+pub(crate) fn terminal() -> (OwnedFd, OwnedFd) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap();
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    (ours, rustix::fs::open(name, flags, Mode::empty()).unwrap())
 }
 
 impl Process {

@@ -1,15 +1,12 @@
 //! `mailchime serve` is not silent about what nobody would notice for days, and harms nothing that is stored.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::process::{Command, Stdio};
 
 use mailchime::demo::pki::Pki;
-use rustix::fs::{Mode, OFlags};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-use crate::support::program::{Process, mailchime_after};
+use crate::support::program::{Process, mailchime_after, terminal};
 use crate::support::servers::NOBODY;
 use crate::support::skip;
 use crate::support::world::{Server, World};
@@ -148,16 +145,6 @@ async fn the_limit_of_open_files_is_raised_and_reported_where_it_is_below_the_se
         assert!(said.contains("warning  [limits] sessions: the system lets mailchime have 1000"), "{said}");
     })
     .await;
-}
-
-/// Both ends of a terminal.
-fn terminal() -> (OwnedFd, OwnedFd) {
-    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-    grantpt(&ours).unwrap();
-    unlockpt(&ours).unwrap();
-    let name = ptsname(&ours, Vec::new()).unwrap();
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    (ours, rustix::fs::open(name, flags, Mode::empty()).unwrap())
 }
 
 #[tokio::test]
