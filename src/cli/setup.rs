@@ -3,6 +3,7 @@
 
 mod advice;
 mod certificates;
+mod holder;
 mod probe;
 mod written;
 
@@ -13,6 +14,9 @@ use super::{CommandFailure, not_empty, runtime, say};
 
 /// The port of the pilot, beside the server's own.
 const PILOT: u16 = 1993;
+
+/// The port of mail over TLS (RFC 8314 section 7.3).
+const IMAPS: u16 = 993;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SetupOptions {
@@ -51,6 +55,14 @@ pub(super) struct SetupOptions {
     /// Look and write below this folder
     #[arg(long, value_name = "FOLDER", default_value = "/", hide = true)]
     root: PathBuf,
+
+    /// Look here for IMAP
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:143", hide = true)]
+    imap_at: String,
+
+    /// Look here for IMAP over TLS
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:993", hide = true)]
+    imaps_at: String,
 }
 
 /// What a mail server is, as far as its administration differs.
@@ -84,6 +96,8 @@ pub(super) enum WatchCredentials {
 struct SetupPlan {
     root: PathBuf,
     server: probe::FoundServer,
+    /// Who holds port 993 and is not the server.
+    other: Option<holder::PortHolder>,
     certificate: certificates::FoundCertificate,
     credentials: WatchCredentials,
     port: u16,
@@ -94,13 +108,14 @@ pub(super) fn run(options: &SetupOptions) -> Result<(), CommandFailure> {
     let certificate = certificate(options)?;
     say(format_args!("certificate: {certificate}"));
     let runtime = runtime()?;
-    let server = runtime.block_on(probe::find(options, &certificate.name))?;
+    let probe::Found { server, other } =
+        runtime.block_on(probe::find(options, &certificate.name))?;
     // The look-up of a name cannot be ended, and is not waited for.
     runtime.shutdown_background();
     say(format_args!("IMAP server: {server}"));
     let credentials = credentials(options, server.kind)?;
     let port = options.port.unwrap_or(PILOT);
-    let plan = SetupPlan { root: root.clone(), server, certificate, credentials, port };
+    let plan = SetupPlan { root: root.clone(), server, other, certificate, credentials, port };
     let files = written::files(&plan)?;
     if options.dry_run {
         for file in &files {
@@ -110,7 +125,7 @@ pub(super) fn run(options: &SetupOptions) -> Result<(), CommandFailure> {
             }
         }
     } else {
-        written::write(&files)?;
+        written::write(&files, root)?;
         say("");
         files.iter().for_each(|file| say(format_args!("wrote {}", file.path.display())));
     }
@@ -152,9 +167,6 @@ fn credentials(
             "--credentials master: Courier has no master user; use stored".to_owned(),
         ));
     }
-    if let Some(chosen) = options.credentials {
-        return Ok(chosen);
-    }
     let stored = "stored: the password of each user who has a phone, encrypted on this machine. It needs no \
                   change to the server; after a change of password the user logs in once";
     let master = "master: a master user of the server watches for all. No user's password is kept, and \
@@ -164,10 +176,25 @@ fn credentials(
         false => vec![stored.to_owned()],
     };
     let question = "With what does mailchime watch mailboxes?";
-    Ok(match choose(question, &labels, Some(0), "--credentials")? {
-        0 => WatchCredentials::Stored,
-        _ => WatchCredentials::Master,
-    })
+    let chosen = match options.credentials {
+        Some(chosen) => chosen,
+        None => match choose(question, &labels, Some(0), "--credentials")? {
+            0 => WatchCredentials::Stored,
+            _ => WatchCredentials::Master,
+        },
+    };
+    let (chosen_word, other, other_word) = match chosen {
+        WatchCredentials::Stored => (stored, "master", master),
+        WatchCredentials::Master => (master, "stored", stored),
+    };
+    say(format_args!("mailboxes are watched with {chosen_word}"));
+    match can_be_master {
+        true => {
+            say(format_args!("  with --credentials {other} they are watched with {other_word}"))
+        }
+        false => say("  Courier has no master user"),
+    }
+    Ok(chosen)
 }
 
 /// Which of these: asked where a person is there to answer, else the default one. Where there is none, `flag`

@@ -2,10 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{MailServerKind, SetupPlan, WatchCredentials, below};
-
-/// The port of mail over TLS (RFC 8314 section 7.3).
-const IMAPS: u16 = 993;
+use super::holder::PortHolder;
+use super::{IMAPS, MailServerKind, SetupPlan, WatchCredentials, below};
 
 /// Courier's service on that port.
 const COURIER_SSL: &str = "courier-imap-ssl";
@@ -13,6 +11,7 @@ const COURIER_SSL: &str = "courier-imap-ssl";
 /// All steps, numbered.
 pub(super) fn text(plan: &SetupPlan) -> String {
     let mut steps = vec![user(plan)];
+    steps.extend(unit(plan));
     if plan.credentials == WatchCredentials::Master {
         steps.push(master(plan));
     }
@@ -73,6 +72,35 @@ fn user(plan: &SetupPlan) -> String {
         state = path("var/lib/mailchime"),
         folder = path("etc/mailchime"),
     )
+}
+
+/// Where units are, below the root: a package's, and those of the administrator.
+const UNITS: [&str; 3] = ["etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
+
+/// What brings the unit, where no package has: from the folder of the sources or of a release's archive.
+fn unit(plan: &SetupPlan) -> Option<String> {
+    let path = |path: &str| below(&plan.root, path);
+    if UNITS.iter().any(|folder| path(folder).join("mailchime.service").exists()) {
+        return None;
+    }
+    // The unit starts the program that it finds there.
+    let is_installed =
+        ["usr/local/bin/mailchime", "usr/bin/mailchime"].map(path).iter().any(|it| it.exists());
+    let program = match std::env::current_exe() {
+        Ok(program) if !is_installed => format!(
+            "install -m 755 {} {}\n",
+            program.display(),
+            path("usr/local/bin/mailchime").display()
+        ),
+        _ => String::new(),
+    };
+    Some(format!(
+        "Give systemd the unit, which lies in the folder of the sources and in that of a release's archive. \
+         Run these there:\n\n\
+         {program}install -m 644 contrib/systemd/mailchime.service {}\n\
+         systemctl daemon-reload",
+        path(UNITS[0]).join("mailchime.service").display()
+    ))
 }
 
 fn master(plan: &SetupPlan) -> String {
@@ -149,8 +177,8 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
             "have your server listen for IMAP on 127.0.0.1, port 143, and no longer on port 993.".to_owned()
         }
     };
-    let backend = match plan.server.port {
-        IMAPS => {
+    let backend = match plan.server.is_imaps {
+        true => {
             let config = below(&plan.root, "etc/mailchime/proxy.toml");
             format!(
                 "\n\nIn {}, in place of the lines of [backend], since your server then listens on port 143 \
@@ -158,9 +186,26 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
                 config.display()
             )
         }
-        _ => String::new(),
+        false => String::new(),
     };
-    format!("{server}{backend}\n\nsystemctl restart {service}\n{begin}")
+    format!("{}{server}{backend}\n\nsystemctl restart {service}\n{begin}", give_up(plan))
+}
+
+/// What another program than the server is to do, where it holds the port; the text goes on behind it.
+fn give_up(plan: &SetupPlan) -> String {
+    let Some(holder) = &plan.other else { return String::new() };
+    format!(
+        "have {}, which is not your IMAP server, give up port {IMAPS} in its own configuration:\n\n{}\n\nThen ",
+        holder.program,
+        restart(holder)
+    )
+}
+
+fn restart(PortHolder { program, unit }: &PortHolder) -> String {
+    match unit {
+        Some(unit) => format!("systemctl restart {unit}"),
+        None => format!("# and restart {program}"),
+    }
 }
 
 /// The way back. mailchime gives up the port before the server is to have it.
@@ -175,9 +220,15 @@ fn back(plan: &SetupPlan) -> String {
         MailServerKind::Courier => format!("\nsystemctl enable --now {COURIER_SSL}"),
         _ => String::new(),
     };
+    let (also, other) = match &plan.other {
+        Some(holder) => {
+            (format!(" and that to {}", holder.program), format!("\n{}", restart(holder)))
+        }
+        None => Default::default(),
+    };
     format!(
-        "To go back: take the change to {service} back, and run\n\n\
-         systemctl disable --now mailchime\nsystemctl restart {service}{ssl}"
+        "To go back: take the change to {service}{also} back, and run\n\n\
+         systemctl disable --now mailchime\nsystemctl restart {service}{ssl}{other}"
     )
 }
 

@@ -1,14 +1,18 @@
 //! The IMAP server that is there: how it is reached, and what it is.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
 use super::certificates::files_of_dovecot;
-use super::{CommandFailure, MailServerKind, SetupOptions, below, say};
+use super::holder::{self, PortHolder};
+use super::{CommandFailure, IMAPS, MailServerKind, SetupOptions, below, say};
 use crate::config::{BackendConfig, BackendTls, TrustConfig};
 use crate::imap::responses::printable;
 use crate::net::backend::Backend;
@@ -21,19 +25,45 @@ const LONGEST: usize = 8 * 1024;
 /// How much of a greeting is shown, in characters.
 const SHOWN: usize = 100;
 
-/// Where it is looked for.
-const USUAL: [(&str, u16); 2] = [("127.0.0.1", 143), ("127.0.0.1", 993)];
+/// Where a server is looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    host: String,
+    port: u16,
+    /// The port is that of mail over TLS.
+    is_imaps: bool,
+}
+
+/// What was found on this machine.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) server: FoundServer,
+    /// Who holds the port of mail over TLS and is not the server.
+    pub(super) other: Option<PortHolder>,
+}
+
+/// What a look at a place has brought.
+struct Seen {
+    server: Result<FoundServer, String>,
+    holder: Option<PortHolder>,
+    /// Somebody takes connections there.
+    listens: bool,
+}
 
 /// A server that answers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FoundServer {
     pub(super) host: String,
     pub(super) port: u16,
+    /// The port is that of mail over TLS.
+    pub(super) is_imaps: bool,
     /// As `[backend] tls` has it.
     pub(super) tls: BackendTls,
     pub(super) kind: MailServerKind,
     /// Empty where it is not known.
     version: String,
+    /// Its first line, cut off.
+    greeting: String,
 }
 
 impl FoundServer {
@@ -69,7 +99,8 @@ impl fmt::Display for FoundServer {
             MailServerKind::Dovecot23 | MailServerKind::Dovecot24 => "Dovecot",
             MailServerKind::DovecotUnknown => "Dovecot of an unknown version",
             MailServerKind::Cyrus => "Cyrus",
-            MailServerKind::Courier => "Courier",
+            // Nothing of it says a version.
+            MailServerKind::Courier => "Courier of an unknown version",
             MailServerKind::Other => "a server of another kind",
         };
         let tls = match self.tls {
@@ -85,56 +116,110 @@ impl fmt::Display for FoundServer {
     }
 }
 
-/// The server of the options, or the first that answers where one is as a rule. `name` is one of this machine
-/// in its certificate.
-pub(super) async fn find(
-    options: &SetupOptions,
-    name: &str,
-) -> Result<FoundServer, CommandFailure> {
-    let places = match &options.backend {
-        Some(given) => vec![place(given)?],
-        None => USUAL.map(|(host, port)| (host.to_owned(), port)).to_vec(),
-    };
-    let mut problems = Vec::new();
-    for (host, port) in places {
-        match look(options, &host, port, name).await {
-            Ok(found) => return Ok(found),
-            Err(why) => problems.push(why),
+impl Seen {
+    /// A line on it.
+    fn say(&self, place: &Place) {
+        let by = match &self.holder {
+            Some(holder) => format!(", by the program {holder}"),
+            None => String::new(),
+        };
+        let Place { host, port, .. } = place;
+        match &self.server {
+            Ok(server) if server.greeting.is_empty() => say(format_args!("{server}{by}")),
+            Ok(server) => say(format_args!("{server}{by}, greets: {}", server.greeting)),
+            Err(_) if !self.listens => say(format_args!("{host}:{port}: nobody listens")),
+            Err(why) => {
+                say(format_args!("{host}:{port}: no IMAP server that can be used{by}: {why}"));
+            }
         }
     }
-    let why = problems.join("\n  ");
+
+    /// Whether the port is held by another program than that of a server.
+    fn is_other_than(&self, server: &Self) -> bool {
+        match (&self.holder, &server.holder) {
+            (Some(one), Some(other)) => one.program != other.program,
+            // Root sees them all. Else a server of another kind is another program.
+            _ => match (&self.server, &server.server) {
+                (Ok(one), Ok(other)) => one.kind != other.kind,
+                _ => false,
+            },
+        }
+    }
+}
+
+/// The server of the options, or the first that can be used where one is as a rule. Each place gets a line. `name` is
+/// one of this machine in its certificate.
+pub(super) async fn find(options: &SetupOptions, name: &str) -> Result<Found, CommandFailure> {
+    let imaps = Place { is_imaps: true, ..place("--imaps-at", &options.imaps_at)? };
+    let first = match &options.backend {
+        Some(given) => place("--backend", given)?,
+        None => place("--imap-at", &options.imap_at)?,
+    };
+    let mut places = vec![first];
+    // mailchime is to have that port of this machine, whatever the server is.
+    if !places[0].is_imaps {
+        places.push(imaps);
+    }
+    let mut all = Vec::new();
+    for place in &places {
+        let seen = look(options, place, name).await;
+        seen.say(place);
+        all.push(seen);
+    }
+    // A server that was named is the one.
+    let candidates = if options.backend.is_some() { 1 } else { all.len() };
+    let chosen = all[..candidates].iter().find(|seen| seen.server.is_ok());
+    if let Some(chosen) = chosen
+        && let Ok(server) = &chosen.server
+    {
+        let at_imaps = places.iter().position(|place| place.is_imaps).map(|at| &all[at]);
+        let other = at_imaps.filter(|seen| !server.is_imaps && seen.is_other_than(chosen));
+        let other = other.map(|seen| seen.holder.clone().unwrap_or_else(PortHolder::unknown));
+        return Ok(Found { server: server.clone(), other });
+    }
+    let problems = all[..candidates].iter().filter_map(|seen| seen.server.as_ref().err());
+    let why = problems.map(String::as_str).collect::<Vec<_>>().join("\n  ");
     Err(CommandFailure::Failed(format!(
         "no IMAP server can be used:\n  {why}\nSay where it is by --backend HOST:PORT; where a private \
          authority has signed its certificate, name the authority's file by --backend-ca"
     )))
 }
 
-fn place(given: &str) -> Result<(String, u16), CommandFailure> {
+fn place(flag: &str, given: &str) -> Result<Place, CommandFailure> {
     let parts = given.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
     let (host, port) = parts.filter(|(host, _)| !host.is_empty()).ok_or_else(|| {
-        CommandFailure::Usage(format!(
-            "--backend {given:?}: write HOST:PORT, such as 127.0.0.1:143"
-        ))
+        CommandFailure::Usage(format!("{flag} {given:?}: write HOST:PORT, such as 127.0.0.1:143"))
     })?;
-    Ok((host.trim_start_matches('[').trim_end_matches(']').to_owned(), port))
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    Ok(Place { host, port, is_imaps: port == IMAPS })
 }
 
-/// What is there, by the first kind of TLS that works. Passwords go without TLS on this machine alone.
-async fn look(
+/// What is there, and whose it is.
+async fn look(options: &SetupOptions, place: &Place, name: &str) -> Seen {
+    let host = place.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let holder = is_here(&place.host).then(|| holder::of(host, place.port)).flatten();
+    let server = server(options, place, name).await;
+    let connects = timeout(CONNECT_TIME, TcpStream::connect((&*place.host, place.port)));
+    let listens = server.is_ok() || holder.is_some() || matches!(connects.await, Ok(Ok(_)));
+    Seen { server, holder, listens }
+}
+
+/// The server, by the first kind of TLS that works. Passwords go without TLS on this machine alone.
+async fn server(
     options: &SetupOptions,
-    host: &str,
-    port: u16,
+    Place { host, port, is_imaps }: &Place,
     name: &str,
 ) -> Result<FoundServer, String> {
+    let (host, port, is_imaps) = (host.as_str(), *port, *is_imaps);
     let server_name = if is_here(host) { name } else { host };
     let trust =
         || TrustConfig { ca: options.backend_ca.clone(), server_name: server_name.to_owned() };
-    let kinds = match (port, is_here(host)) {
-        (993, _) => vec![BackendTls::Implicit(trust())],
-        (_, true) => {
+    let kinds = match (is_imaps, is_here(host)) {
+        (true, _) => vec![BackendTls::Implicit(trust())],
+        (false, true) => {
             vec![BackendTls::None, BackendTls::StartTls(trust()), BackendTls::Implicit(trust())]
         }
-        (_, false) => vec![BackendTls::StartTls(trust()), BackendTls::Implicit(trust())],
+        (false, false) => vec![BackendTls::StartTls(trust()), BackendTls::Implicit(trust())],
     };
     let mut last = String::new();
     for tls in kinds {
@@ -148,10 +233,8 @@ async fn look(
                 let greeting = greeting(host, port, &tls).await.unwrap_or_default();
                 let (kind, version) = kind(&options.root, &greeting, is_here(host));
                 let kind = options.server.unwrap_or(kind);
-                if !greeting.is_empty() {
-                    say(format_args!("{host}:{port} greets: {greeting}"));
-                }
-                return Ok(FoundServer { host: host.to_owned(), port, tls, kind, version });
+                let host = host.to_owned();
+                return Ok(FoundServer { host, port, is_imaps, tls, kind, version, greeting });
             }
         }
     }

@@ -1,22 +1,25 @@
 //! `mailchime setup`: what it finds, what it writes, and that this passes `mailchime check`.
 
+mod documents;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use mailchime::demo::pki::Pki;
 use tempfile::TempDir;
 
-use crate::support::limited;
-use crate::support::program::{Process, mailchime};
+use self::documents::{doveconf_2_3, the_documents_have_what_is_printed};
+use crate::support::program::{Process, mailchime, terminal};
 use crate::support::servers::client::Client;
 use crate::support::servers::courier::Courier;
 use crate::support::servers::cyrus::Cyrus;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::servers::dovecot24::{Dovecot24, PLACE, doveconf};
 use crate::support::servers::{ALICE, pki};
+use crate::support::{limited, listener};
 
 /// The root of a machine, as setup sees it.
 struct Machine(TempDir);
@@ -137,14 +140,11 @@ fn printed(said: &str, first: &str) -> String {
 }
 
 /// Dovecot itself reads the block that setup has printed.
-fn dovecot_takes_the_change(machine: &Machine, said: &str) {
+fn dovecot_takes_the_change(said: &str) {
     let block = printed(said, LOGIN);
     let trusted = said.lines().find(|line| line.contains("login_trusted_networks = ")).unwrap();
-    let config = machine.path("change.conf");
-    fs::write(&config, format!("ssl = no\n{block}{trusted}\n")).unwrap();
-    let output = Command::new("doveconf").arg("-n").arg("-c").arg(&config).output().unwrap();
-    let read = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    assert!(output.status.success(), "{read}");
+    let (taken, read) = doveconf_2_3(&format!("{block}{trusted}\n"));
+    assert!(taken, "{read}");
     contains(&read, &["address = 127.0.0.1", "login_trusted_networks = 127.0.0.1/32"]);
 }
 
@@ -189,12 +189,28 @@ async fn a_pilot_beside_dovecot_is_written_once_and_passes_check() {
                 "login_trusted_networks",
                 "install -m 640 -g mailchime",
                 "docs/certificate.md",
+                // Both ways to watch, the chosen one and the other by its flag.
+                "mailboxes are watched with stored: the password of each user who has a phone",
+                "with --credentials master they are watched with master: a master user",
             ],
         );
+        // Nothing has brought the program and its unit.
+        let steps = [
+            "install -m 755 ",
+            "install -m 644 contrib/systemd/mailchime.service ",
+            "systemctl daemon-reload",
+            "systemctl enable --now mailchime",
+        ];
+        let places = steps.map(|step| said.find(step).unwrap_or_else(|| panic!("{step}: {said}")));
+        assert!(places.is_sorted(), "{said}");
+        let unit = line(&said, steps[1]);
+        let file = unit.strip_prefix("install -m 644 ").unwrap().split(' ').next().unwrap();
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(file).exists(), "{unit}");
+        assert!(unit.ends_with("/etc/systemd/system/mailchime.service"), "{unit}");
         contains(&machine.written(), &["[::]:1993", "tls = \"none\"", "mode = \"stored\""]);
         let key = machine.path("etc/mailchime/server.key");
         assert_eq!(fs::metadata(key).unwrap().mode() & 0o777, 0o640);
-        dovecot_takes_the_change(&machine, &said);
+        dovecot_takes_the_change(&said);
         let said = machine.check().await;
         contains(&said, &["no TLS; before login it offers"]);
 
@@ -203,7 +219,142 @@ async fn a_pilot_beside_dovecot_is_written_once_and_passes_check() {
         let (code, said) = machine.setup_at(dovecot.plain, &["--port", "993"]).await;
         assert_eq!(code, Some(1), "{said}");
         contains(&said, &["there is already", "proxy.toml", "nothing was written"]);
+        assert!(!said.contains("is the package's"), "{said}");
         assert_eq!(machine.written(), before);
+    })
+    .await;
+}
+
+/// The Debian package has brought the unit, and a configuration to be filled in.
+#[tokio::test]
+async fn the_packages_own_configuration_is_moved_away_by_the_line_that_setup_prints() {
+    let test = "the_packages_own_configuration_is_moved_away_by_the_line_that_setup_prints";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.certbot("mail.example.org", pki());
+        let packaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/debian/proxy.toml");
+        for (folder, name) in [
+            ("etc/mailchime", "proxy.toml"),
+            ("usr/share/mailchime", "proxy.toml"),
+            ("usr/lib/systemd/system", "mailchime.service"),
+        ] {
+            fs::create_dir_all(machine.path(folder)).unwrap();
+            fs::copy(&packaged, machine.path(folder).join(name)).unwrap();
+        }
+        let (code, said) = machine.setup_at(dovecot.plain, &[]).await;
+        assert_eq!(code, Some(1), "{said}");
+        contains(&said, &["there is already", "is the package's, and nobody has changed it"]);
+        let moved = Command::new("sh").arg("-c").arg(line(&said, "mv ")).status().unwrap();
+        assert!(moved.success());
+        let (code, said) = machine.setup_at(dovecot.plain, &["--port", "0"]).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(!said.contains("daemon-reload"), "{said}");
+        contains(&said, &["systemctl enable --now mailchime"]);
+        let before = fs::read_to_string(machine.path("etc/mailchime/proxy.toml.before")).unwrap();
+        assert_eq!(before, fs::read_to_string(&packaged).unwrap());
+        // What the file itself says is the same line.
+        let own = "mv /etc/mailchime/proxy.toml /etc/mailchime/proxy.toml.before";
+        contains(&before, &[own, "mailchime setup"]);
+        let postinst = packaged.with_file_name("postinst");
+        contains(&fs::read_to_string(postinst).unwrap(), &[&format!("{own} && mailchime setup")]);
+
+        // A unit of the administrator, and one where Debian had them before.
+        for folder in ["etc/systemd/system", "lib/systemd/system"] {
+            fs::remove_file(machine.path("usr/lib/systemd/system/mailchime.service")).unwrap();
+            fs::create_dir_all(machine.path(folder)).unwrap();
+            let unit = machine.path(folder).join("mailchime.service");
+            fs::write(&unit, "").unwrap();
+            let (_, said) = machine.setup_at(dovecot.plain, &["--dry-run"]).await;
+            assert!(!said.contains("daemon-reload"), "{said}");
+            fs::rename(unit, machine.path("usr/lib/systemd/system/mailchime.service")).unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn both_ports_are_looked_at_and_another_program_at_993_is_to_give_it_up() {
+    let test = "both_ports_are_looked_at_and_another_program_at_993_is_to_give_it_up";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    // It takes connections, says nothing, and is this process.
+    let other = listener().await;
+    let other_at = other.local_addr().unwrap().to_string();
+    tokio::spawn(async move { while other.accept().await.is_ok() {} });
+    limited(async {
+        let machine = Machine::new();
+        machine.certbot("mail.example.org", pki());
+        let ca = machine.path("ca.pem");
+        fs::write(&ca, &pki().ca.certificate).unwrap();
+        let ca = ca.display().to_string();
+        let (plain, tls) = (dovecot.plain.to_string(), dovecot.tls.to_string());
+        let looked = async |imap: &str, imaps: &str| {
+            let places = ["--imap-at", imap, "--imaps-at", imaps];
+            let (code, said) =
+                machine.setup(&[&places[..], &["--dry-run", "--backend-ca", &ca]].concat()).await;
+            assert_eq!(code, Some(0), "{said}");
+            said
+        };
+        const GIVES_UP: &str = ", which is not your IMAP server, give up port 993";
+
+        let said = looked(&plain, &tls).await;
+        for (at, tls) in [(&plain, "without TLS"), (&tls, "with TLS")] {
+            let line = line(&said, &format!("Dovecot of an unknown version at {at}, {tls}"));
+            contains(&line, &["by the program dovecot", "greets: * OK "]);
+        }
+        contains(&said, &[&format!("IMAP server: Dovecot of an unknown version at {plain},")]);
+        assert!(!said.contains(GIVES_UP), "{said}");
+
+        let said = looked(&plain, &other_at).await;
+        let own = fs::read_to_string("/proc/self/comm").unwrap().trim().to_owned();
+        let seen = line(&said, &format!("{other_at}: no IMAP server that can be used"));
+        contains(&seen, &[&format!("by the program {own}")]);
+        contains(&said, &["Dovecot of an unknown version at", &format!("have {own}{GIVES_UP}")]);
+        contains(&said, &[&format!("take the change to dovecot and that to {own} back")]);
+
+        let said = looked(&plain, "127.0.0.1:1").await;
+        contains(&said, &["127.0.0.1:1: nobody listens"]);
+        assert!(!said.contains(GIVES_UP), "{said}");
+
+        let said = looked("127.0.0.1:1", &tls).await;
+        contains(&said, &["127.0.0.1:1: nobody listens"]);
+        contains(
+            &said,
+            &[&format!("IMAP server: Dovecot of an unknown version at {tls}, with TLS")],
+        );
+        contains(&said, &["tls = \"implicit\"", "in place of the lines of [backend]"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn at_a_terminal_the_ways_to_watch_are_asked_for_with_a_word_on_each() {
+    let test = "at_a_terminal_the_ways_to_watch_are_asked_for_with_a_word_on_each";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.certbot("mail.example.org", pki());
+        let (ours, theirs) = terminal();
+        // No number of the list, and one.
+        rustix::io::write(&ours, b"3\n2\n").unwrap();
+        let mut command = mailchime(&["setup", "--root"]);
+        command.arg(machine.0.path()).args(["--backend", &dovecot.plain.to_string()]);
+        command.stdin(Stdio::from(theirs));
+        let (code, said) = machine.run(&mut command).await;
+        assert_eq!(code, Some(0), "{said}");
+        let asked = said.matches("With what does mailchime watch mailboxes?").count();
+        assert_eq!(asked, 2, "{said}");
+        contains(
+            &said,
+            &[
+                "  1  stored: the password of each user who has a phone",
+                "  2  master: a master user of the server watches for all",
+                "Number [1]: ",
+                "mailboxes are watched with master: a master user",
+                "with --credentials stored they are watched with stored: the password",
+            ],
+        );
+        contains(&machine.written(), &["mode = \"master\""]);
     })
     .await;
 }
@@ -242,9 +393,10 @@ async fn a_dovecot_of_an_unknown_version_gets_the_lines_of_either() {
         let (code, said) = machine.setup_at(dovecot.plain, &arguments).await;
         assert_eq!(code, Some(0), "{said}");
         contains(&said, &["IMAP server: Dovecot of an unknown version at", "dovecot --version"]);
+        the_documents_have_what_is_printed(&said);
         contains(&said, &["args = /etc/dovecot/mailchime.master", "passdb mailchime {"]);
         contains(&said, &["address = 127.0.0.1", "listen = 127.0.0.1"]);
-        dovecot_takes_the_change(&machine, &said);
+        dovecot_takes_the_change(&said);
         dovecot_2_4_takes_the_change(test, &said);
     })
     .await;
@@ -270,7 +422,7 @@ async fn cyrus_and_courier_say_what_they_are() {
             assert_eq!(code, Some(64), "{said}");
             let (code, said) = machine.setup_at(courier.plain, &["--port", "0"]).await;
             assert_eq!(code, Some(0), "{said}");
-            contains(&said, &["IMAP server: Courier at"]);
+            contains(&said, &["IMAP server: Courier of an unknown version at"]);
             machine.check().await;
             // The package has what is to be changed, and reads it.
             let address = line(&said, "ADDRESS=");

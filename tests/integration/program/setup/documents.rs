@@ -1,0 +1,71 @@
+//! What the documents have for Dovecot is what setup prints, and Dovecot takes it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use super::contains;
+use crate::support::servers::dovecot24::doveconf;
+use crate::support::skip;
+
+/// The blocks for Dovecot in these documents, less those with the PROXY protocol, are what setup prints for one version
+/// or the other. Dovecot itself reads that.
+pub(super) fn the_documents_have_what_is_printed(said: &str) {
+    let trimmed =
+        |text: &str| text.lines().map(|line| format!("{}\n", line.trim())).collect::<String>();
+    let said = trimmed(said);
+    for (file, expected) in [("install.md", 2), ("book/dovecot.md", 3), ("book/master-user.md", 2)]
+    {
+        let blocks = blocks_of_conf(file).into_iter().filter(|block| !block.contains("haproxy"));
+        let blocks: Vec<_> = blocks.map(|block| trimmed(&block)).collect();
+        assert_eq!(blocks.len(), expected, "docs/{file}: {blocks:?}");
+        for block in blocks {
+            assert!(said.contains(&block), "docs/{file} has\n{block}\nsetup prints\n{said}");
+        }
+    }
+}
+
+/// The blocks of configurations of Dovecot in a document.
+fn blocks_of_conf(file: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(file);
+    let text = fs::read_to_string(path).unwrap();
+    let mut lines = text.lines();
+    let mut blocks = Vec::new();
+    while lines.by_ref().any(|line| line.trim() == "```conf") {
+        let block = lines.by_ref().take_while(|line| line.trim() != "```");
+        blocks.push(block.map(|line| format!("{line}\n")).collect());
+    }
+    blocks
+}
+
+/// What docs/install.md has for the PROXY protocol is read by Dovecot of either version.
+#[test]
+fn dovecot_takes_the_block_of_the_documents_for_the_proxy_protocol() {
+    let test = "dovecot_takes_the_block_of_the_documents_for_the_proxy_protocol";
+    let blocks = blocks_of_conf("install.md");
+    let block = blocks.iter().find(|block| block.contains("haproxy")).expect("a block");
+    let expected =
+        ["haproxy_trusted_networks = 127.0.0.1", "haproxy = yes", "login_trusted_networks"];
+    if !skip::skipped(test, "dovecot") && Path::new("/usr/bin/doveconf").exists() {
+        let (taken, read) = doveconf_2_3(block);
+        assert!(taken, "{read}");
+        contains(&read, &expected);
+        contains(&read, &["address = 127.0.0.1"]);
+    }
+    let block =
+        block.replace("address = 127.0.0.1     # listen, in Dovecot 2.4", "listen = 127.0.0.1");
+    let Some((taken, read)) = doveconf(test, &format!("ssl = no\n{block}")) else { return };
+    assert!(taken, "{read}");
+    contains(&read, &expected);
+    contains(&read, &["listen = 127.0.0.1"]);
+}
+
+/// Whether Dovecot 2.3 takes these lines of a configuration, and what its `doveconf -n` says.
+pub(super) fn doveconf_2_3(lines: &str) -> (bool, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("dovecot.conf");
+    fs::write(&config, format!("ssl = no\n{lines}")).unwrap();
+    let output = Command::new("doveconf").arg("-n").arg("-c").arg(&config).output().unwrap();
+    let read = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    (output.status.success(), read)
+}
