@@ -7,8 +7,8 @@
 # The package is made twice of the same program, as version 0.0.9 and as that of Cargo.toml: there is no earlier
 # release yet. Where systemd-nspawn can boot the Debian, its systemd starts the service. Elsewhere the maintainer
 # scripts run in a chroot, and this script starts the program as the unit would. The IMAP server and the push service
-# are those of `mailchime demo`. Needs root, debootstrap, cargo-deb, python3 and binutils; says SKIPPED without one of
-# them, or where MAILCHIME_SKIP names it. With MAY_DOWNLOAD=no it also says so where CACHE has no Debian yet: it brings
+# are those of `mailchime demo`. Needs root who can mount (in a container: --privileged), debootstrap, cargo-deb, python3
+# and binutils; says SKIPPED without one of them, or where MAILCHIME_SKIP names it. With MAY_DOWNLOAD=no it also says so where CACHE has no Debian yet: it brings
 # nothing then.
 set -euo pipefail
 
@@ -18,6 +18,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cache=$(realpath -m "${2:-target/debian}")
 skip() { echo "SKIPPED: tests/packages.sh: $*"; exit 0; }
 [ "$(id -u)" = 0 ] || skip 'only root can install a package'
+# In a mount namespace of its own: what is tried here is gone with it.
+unshare -m mount --bind /proc /mnt 2>/dev/null || skip 'nothing can be mounted here; a container needs --privileged'
 for needed in debootstrap python3 strip cargo-deb; do
     [[ " ${MAILCHIME_SKIP-} " != *" $needed "* ]] && command -v $needed >/dev/null ||
         skip "$needed is not on this machine"
@@ -82,6 +84,8 @@ debian() {
     fi
     mkdir "$root"
     tar -C "$root" -xf "$tar"
+    # Where debootstrap could mount nothing, it has made this a link to the folder of the machine.
+    if [ -L "$root/proc" ]; then rm "$root/proc" && mkdir "$root/proc"; fi
 }
 
 # Boots it, if that can be done here, and says so by `init`.
@@ -192,7 +196,7 @@ run mailchime --version >/dev/null
 said=$(mailchime check 2>&1) && fail 'check accepts a configuration without a certificate'
 [[ $said = *server.pem* ]] || fail "check does not name the certificate that is missing: $said"
 
-say 'configure and start'
+say 'configure'
 "$program" demo >"$folder/demo.log" 2>&1 &
 demo=$!
 await 'the demo' grep -q 'openssl s_client' "$folder/demo.log"
@@ -204,6 +208,10 @@ group=$(stat -c %g "$root/etc/mailchime")
 install -m 640 -g "$group" "$folder/certs/server.pem" "$folder/certs/server.key" "$root/etc/mailchime/"
 install -m 640 -g "$group" "$files/apns.pem" "$files/apns.key" "$root/etc/mailchime/"
 install -m 640 -g "$group" "$files/ca.pem" "$root/etc/mailchime/apns-ca.pem"
+said=$(run mailchime setup --certificate /etc/mailchime/server.pem --private-key /etc/mailchime/server.key \
+    --backend "$backend" 2>&1) && fail 'setup writes over what is there'
+[[ $said = *"/etc/mailchime/proxy.toml is the package's, and nobody has changed it"* ]] || fail "setup: $said"
+[[ $said = *'mv /etc/mailchime/proxy.toml /etc/mailchime/proxy.toml.before'* ]] || fail "setup: $said"
 sed -i 's/"\[::\]:1993"/"127.0.0.1:0"/; s/"127\.0\.0\.1:143"/"'"$backend"'"/' "$root/etc/mailchime/proxy.toml"
 cat >>"$root/etc/mailchime/proxy.toml" <<END
 [apns]
@@ -213,6 +221,19 @@ certificate = "apns.pem"
 private_key = "apns.key"
 END
 configured=$(sha256sum "$root"/etc/mailchime/*)
+
+say 'check by root looks as mailchime does'
+as_root() { status=0; said=$(run mailchime check --config /etc/mailchime/proxy.toml 2>&1) || status=$?; }
+as_root
+same 'the status of check' "$status" 0
+[[ $said = *'ok       user: files are looked at as mailchime does'* ]] || fail "check: $said"
+chmod 600 "$root/etc/mailchime/server.key"
+as_root
+same 'the status of check with a key that root alone can read' "$status" 64
+[[ $said = *server.key* && $said = *'cannot be read'* ]] || fail "check: $said"
+chmod 640 "$root/etc/mailchime/server.key"
+
+say 'start'
 start_service
 mailchime health --ready >/dev/null
 same 'the user of the process' "$(stat -c %u "/proc/$(

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
-use mailchime::config::Config;
+use mailchime::config::{AdminAddress, Config};
 
 use super::{ends, file, program, succeeds, text};
 use crate::support::limited;
@@ -78,9 +79,11 @@ fn configurations_are_valid() {
     let inside = manifest.split("  proxy.toml: |\n").nth(1).unwrap();
     let inside = inside.lines().take_while(|line| line.is_empty() || line.starts_with("    "));
     let inside: Vec<_> = inside.map(str::trim_start).collect();
+    let mut packages = 0;
     for toml in
         [text("contrib/debian/proxy.toml"), text("contrib/container/proxy.toml"), inside.join("\n")]
     {
+        let is_package = toml == text("contrib/debian/proxy.toml");
         let folder = tempfile::tempdir().unwrap();
         let lines = toml.lines().map(|line| match line.split_once(" = ") {
             Some((key @ ("certificate" | "private_key"), _)) => {
@@ -92,8 +95,19 @@ fn configurations_are_valid() {
         let toml: String = lines.collect();
         assert!(toml.contains("[backend]") && toml.contains("\ncertificate = "), "{toml}");
         let path = folder.path().join("proxy.toml");
-        Config::parse(&toml, &path).unwrap_or_else(|error| panic!("{error}"));
+        let config = Config::parse(&toml, &path).unwrap_or_else(|error| panic!("{error}"));
+        // Nobody else on a machine reaches that of the package.
+        if is_package {
+            let expected = Path::new("/run/mailchime/admin.sock");
+            assert!(
+                matches!(&config.admin.address, Some(AdminAddress::Unix { path, group: None }) if path == expected),
+                "{:?}",
+                config.admin.address
+            );
+            packages += 1;
+        }
     }
+    assert_eq!(packages, 1);
 }
 
 #[test]
@@ -148,6 +162,18 @@ fn the_test_of_the_package_is_skipped_aloud_where_its_parts_are_missing() {
     for script in [&mut bare, named.env("MAILCHIME_SKIP", "x debootstrap y")] {
         let said = succeeds(script);
         assert!(said.starts_with("SKIPPED: tests/packages.sh: "), "{said}");
+    }
+    // In a container without privileges root can mount nothing.
+    if is_root() && Path::new("/usr/bin/setpriv").exists() {
+        let mut without = Command::new("setpriv");
+        without.args(["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin"]);
+        without
+            .arg(file("tests/packages.sh"))
+            .arg(env!("CARGO_BIN_EXE_mailchime"))
+            .arg(folder.path());
+        let said = succeeds(without.env("MAY_DOWNLOAD", "no"));
+        let expected = "SKIPPED: tests/packages.sh: nothing can be mounted here";
+        assert!(said.starts_with(expected), "{said}");
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something was brought");
 }
