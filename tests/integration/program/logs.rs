@@ -1,9 +1,10 @@
 //! What is logged, and what never is; and the modes of the files that are made.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 
 use base64::Engine;
@@ -17,9 +18,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::support::limited;
-use crate::support::program::{Process, mailchime, mailchime_after};
+use crate::support::program::{Process, mailchime, mailchime_after, terminal};
 use crate::support::world::{LOGIN, PASSWORD, Server, TOKEN, World, registration};
+use crate::support::{limited, soon};
 
 const WRONG: &str = "blunder land";
 
@@ -164,6 +165,45 @@ async fn json_tells_each_session_and_push_in_a_line_and_no_secret() {
 async fn listening(process: &mut Process) -> SocketAddr {
     let address = |line: &str| line.split_once("listening address=")?.1.parse().ok();
     process.stderr.find("the address", address).await
+}
+
+/// It is killed when this is dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn lines_at_a_terminal_have_colours_unless_no_color_forbids_them() {
+    limited(async {
+        let world = World::new().await;
+        world.configure("\"json\"", "\"text\"");
+        for (forbidden, has_colours) in [(None, true), (Some("1"), false), (Some(""), true)] {
+            let (ours, theirs) = terminal();
+            let mut command = world.program();
+            command.stdout(Stdio::null()).stderr(Stdio::from(theirs));
+            if let Some(value) = forbidden {
+                command.env("NO_COLOR", value);
+            }
+            let _process = Killed(command.spawn().unwrap());
+            let mut screen = fs::File::from(ours);
+            let shown = tokio::task::spawn_blocking(move || {
+                let (mut shown, mut piece) = (String::new(), [0; 4096]);
+                while !shown.contains("listening") {
+                    let read = screen.read(&mut piece).unwrap();
+                    shown += &String::from_utf8_lossy(&piece[..read]);
+                }
+                shown
+            });
+            let shown = soon("the first lines", shown).await.unwrap();
+            assert_eq!(shown.contains('\x1b'), has_colours, "{forbidden:?}: {shown:?}");
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

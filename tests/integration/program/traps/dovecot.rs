@@ -25,6 +25,10 @@ const EXPECTS: &str = "disable_plaintext_auth = yes\nhaproxy_trusted_networks = 
 const TRUSTS_NOBODY: &str = "disable_plaintext_auth = yes\nhaproxy_trusted_networks = 127.0.0.0/8\n\
                              service imap-login {\n  inet_listener imap {\n    haproxy = yes\n  }\n}\n";
 
+/// It has a listener for the header, and believes it from nobody.
+const BELIEVES_NOBODY: &str = "disable_plaintext_auth = yes\nlogin_trusted_networks = 127.0.0.0/8\n\
+                               service imap-login {\n  inet_listener imap {\n    haproxy = yes\n  }\n}\n";
+
 /// A client elsewhere, of whom a load balancer tells.
 const FROM_ELSEWHERE: &[u8] = b"PROXY TCP4 192.0.2.1 192.0.2.2 50000 993\r\n";
 
@@ -108,6 +112,25 @@ async fn a_dovecot_that_does_not_expect_the_header_is_not_ok() {
             {
                 assert!(line.contains(part), "{part:?} is not in {line}");
             }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dovecot_that_believes_the_header_from_nobody_is_not_ok() {
+    const TEST: &str = "a_dovecot_that_believes_the_header_from_nobody_is_not_ok";
+    let options = Options { extra: BELIEVES_NOBODY, ..Options::default() };
+    let Some(dovecot) = Dovecot::start(TEST, &options) else { return };
+    limited(async {
+        let world = World::new().await;
+        world.in_front_of(dovecot.plain);
+        world.configure("tls = \"none\"", "tls = \"none\"\nproxy_protocol = true");
+        let said = world.command(&["check"]).await;
+        assert_eq!(said.code, 1, "{}", said.stdout);
+        let line = said.line("FAILED   [backend]: ");
+        for part in ["PROXY header", "haproxy_trusted_networks"] {
+            assert!(line.contains(part), "{part:?} is not in {line}");
         }
     })
     .await;
