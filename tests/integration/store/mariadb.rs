@@ -9,10 +9,11 @@ use mailchime::demo::pki::Pki;
 use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, Row};
 
 use super::*;
-use crate::support::limited;
+use crate::support::log::Log;
 use crate::support::servers::forwarder::Forwarder;
 use crate::support::servers::mariadb::MariaDb;
-use crate::support::servers::pki;
+use crate::support::servers::{DatabaseServer, pki};
+use crate::support::{limited, until};
 
 /// A database of its own for one test, on a server that the tests share.
 pub(super) struct Database {
@@ -107,6 +108,145 @@ async fn a_session_that_writes_closes_no_statement() {
         let seen = sqlx::query("select cast(count(*) as signed), max(closed) from seen");
         let row = seen.fetch_one(&mut beside).await.unwrap();
         assert_eq!((row.get::<i64, _>(0), row.get::<i64, _>(1)), (4, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_write_each_transaction_at_once_is_reported() {
+    let test = "store::mariadb::a_server_that_does_not_write_each_transaction_at_once_is_reported";
+    let options = ["--innodb-flush-log-at-trx-commit=2"];
+    let Some(server) = MariaDb::start_with_options(test, &options) else { return };
+    limited(async {
+        let log = Log::default();
+        let _logged = tracing::subscriber::set_default(log.subscriber(tracing::Level::WARN));
+        let url: DatabaseUrl = server.database_url().parse().unwrap();
+        Store::open(&url, Duration::from_secs(30)).await.unwrap();
+        assert_eq!(log.count("mailchime::store::not_durable"), 1, "{}", log.text());
+        assert!(log.text().contains("set innodb_flush_log_at_trx_commit = 1"), "{}", log.text());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_writes_each_transaction_at_once_is_not_reported() {
+    let test = "store::mariadb::a_server_that_writes_each_transaction_at_once_is_not_reported";
+    let Some(database) = Database::make(test).await else { return };
+    limited(async {
+        let log = Log::default();
+        let _logged = tracing::subscriber::set_default(log.subscriber(tracing::Level::WARN));
+        database.open().await;
+        assert_eq!(log.count("mailchime::store::not_durable"), 0, "{}", log.text());
+    })
+    .await;
+}
+
+/// By their numbers, as several have the SQLSTATE of all others.
+#[tokio::test]
+async fn what_may_pass_is_told_from_what_stays() {
+    let test = "store::mariadb::what_may_pass_is_told_from_what_stays";
+    let Some(database) = Database::make(test).await else { return };
+    limited(async {
+        let store = database.open().await;
+        let mut beside = database.beside().await;
+        // A lock wait, a deadlock, a record that has changed; too long, too many connections, shutdown, killed; a
+        // disk and a table that are full; a server that became a replica.
+        let pass = [1205, 1213, 1020, 1969, 3024, 1040, 1203, 1226, 1053, 1927, 1317, 1021, 1114];
+        let pass = pass.into_iter().chain([1041, 1047, 1105, 1152, 1637, 1290, 1792, 1836]);
+        // A duplicate, a foreign key, no right, no column, no such syntax.
+        let stay = [1062, 1452, 1142, 1054, 1064];
+        for (number, temporary) in
+            pass.map(|number| (number, true)).chain(stay.map(|number| (number, false)))
+        {
+            let failing = format!(
+                "create or replace trigger fail before insert on subscription for each row \
+                 signal sqlstate 'HY000' set mysql_errno = {number}, message_text = 'as if'"
+            );
+            beside.execute(AssertSqlSafe(failing)).await.unwrap();
+            let registration = registration(device(&alice(), 'a'), &["INBOX"], 5);
+            let refused =
+                store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap_err();
+            assert_eq!(refused.is_temporary(), temporary, "{number}: {refused:?}");
+            assert!(refused.to_string().contains("as if"), "{number}: {refused}");
+        }
+        beside.execute("drop trigger fail").await.unwrap();
+        register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_transaction_that_the_server_ended_for_a_deadlock_is_run_again() {
+    let test = "store::mariadb::a_transaction_that_the_server_ended_for_a_deadlock_is_run_again";
+    let Some(database) = Database::make(test).await else { return };
+    limited(async {
+        let store = database.open().await;
+        register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+        let mut watching = database.beside().await;
+        let deadlocks = async |watching: &mut MySqlConnection| -> i64 {
+            let count = "select cast(variable_value as signed) from information_schema.global_status \
+                         where variable_name = 'innodb_deadlocks'";
+            sqlx::query(count).fetch_one(watching).await.unwrap().get(0)
+        };
+        let before = deadlocks(&mut watching).await;
+        watching.execute("create table heavy (n int)").await.unwrap();
+        let mut beside = database.beside().await;
+        let session = sqlx::query("select cast(connection_id() as signed)");
+        let session: i64 = session.fetch_one(&mut beside).await.unwrap().get(0);
+        // Of two transactions the server ends the one that has written less.
+        let mut other = beside.begin().await.unwrap();
+        other.execute("insert into heavy select seq from seq_1_to_1000").await.unwrap();
+        other.execute("update mailbox set messages = 1").await.unwrap();
+        let settling = tokio::spawn({
+            let store = store.clone();
+            async move {
+                let accepted = Settlement::Accepted {
+                    subscription: key(&alice(), 'a'),
+                    mailboxes: Vec::new(),
+                    at: Timestamp(7),
+                };
+                let mailbox = Mailbox::inbox();
+                let told = Settlement::Told { account: alice(), mailbox, snapshot: state(6) };
+                store.settle(&[accepted, told]).await
+            }
+        });
+        until(async || {
+            let waiting = "select count(*) from information_schema.innodb_lock_waits w \
+                           join information_schema.innodb_trx t on t.trx_id = w.blocking_trx_id \
+                           where t.trx_mysql_thread_id = ?";
+            let row = sqlx::query(waiting).bind(session).fetch_one(&mut watching).await.unwrap();
+            row.get::<i64, _>(0) > 0
+        })
+        .await;
+        // Now each waits for the other.
+        other.execute("update subscription set pushed_at = 1").await.unwrap();
+        other.commit().await.unwrap();
+        settling.await.unwrap().unwrap();
+        assert!(deadlocks(&mut watching).await > before, "there was none");
+        assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(6)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_user_who_can_make_no_tables_gets_the_remedy() {
+    let test = "store::mariadb::a_user_who_can_make_no_tables_gets_the_remedy";
+    let Some(database) = Database::make(test).await else { return };
+    limited(async {
+        let (rest, name) = database.url.rsplit_once('/').unwrap();
+        let mut beside = database.beside().await;
+        let user = format!("poor_{name}");
+        for statement in [
+            format!("create user {user}@'127.0.0.1' identified by 'chime'"),
+            format!("grant select, insert, update, delete on {name}.* to {user}@'127.0.0.1'"),
+        ] {
+            beside.execute(AssertSqlSafe(statement)).await.unwrap();
+        }
+        let url = format!("{}/{name}", rest.replace("//mc:", &format!("//{user}:")));
+        let refused = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap_err();
+        assert!(!refused.is_temporary(), "{refused:?}");
+        let said = refused.to_string();
+        assert!(said.contains("grant it all privileges on the database"), "{said}");
     })
     .await;
 }

@@ -22,15 +22,20 @@ pub(crate) struct MariaDb {
 
 impl MariaDb {
     pub(crate) fn start(test: &str) -> Option<Self> {
-        Self::start_with(test, false)
+        Self::start_with(test, false, &[])
+    }
+
+    /// One with these options.
+    pub(crate) fn start_with_options(test: &str, options: &[&str]) -> Option<Self> {
+        Self::start_with(test, false, options)
     }
 
     /// One that speaks TLS too, by the certificate of all servers.
     pub(crate) fn start_with_tls(test: &str) -> Option<Self> {
-        Self::start_with(test, true)
+        Self::start_with(test, true, &[])
     }
 
-    fn start_with(test: &str, tls: bool) -> Option<Self> {
+    fn start_with(test: &str, tls: bool, options: &[&str]) -> Option<Self> {
         let (install, server) =
             (Path::new("/usr/bin/mariadb-install-db"), Path::new("/usr/sbin/mariadbd"));
         if !available(test, "mariadb", &[install, server]) {
@@ -45,6 +50,7 @@ impl MariaDb {
             // A server that starts removes the temporary tables of others in a folder that they share.
             run(made.current_dir(folder).env("TMPDIR", folder), "");
             let mut plan = plan(folder, address);
+            plan.command.args(options);
             for (option, name, text) in [
                 ("--ssl-cert", "server.pem", &*pki().server.certificate),
                 ("--ssl-key", "server.key", pki().server.expose_private_key()),
