@@ -58,6 +58,8 @@ needs=(
     debootstrap:debootstrap:/usr/sbin/debootstrap
     systemd:systemd-container:systemd-nspawn
     systemd:procps:pgrep
+    podman:podman:podman
+    podman:runc:runc
 )
 
 # Packages that conflict with Dovecot's, in the same form. They are unpacked below $servers, and

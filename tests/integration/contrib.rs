@@ -3,6 +3,7 @@
 
 mod container;
 mod monitoring;
+mod podman;
 mod service;
 
 use std::fs;

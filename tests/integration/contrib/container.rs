@@ -5,7 +5,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
+use super::podman::Podman;
 use super::{ends, file, program, python, succeeds, text};
 use crate::support::servers::dovecot24::doveconf;
 
@@ -66,8 +70,11 @@ fn the_image_runs_as_nobody_who_is_root_and_knows_its_health() {
     let health = last.split("HEALTHCHECK").nth(1).unwrap().split("CMD ").nth(1).unwrap();
     let command: Vec<String> = serde_json::from_str(health.lines().next().unwrap()).unwrap();
     assert_eq!(command[1..], ["health", "--config", "/etc/mailchime/proxy.toml"]);
-    // The tools of the image are those of the release.
+    // The image is run before it is published.
     let release = text(".github/workflows/release.yml");
+    let (before, _) = release.rsplit_once("push: true").unwrap();
+    assert!(before.contains("load: true") && before.contains("run: contrib/container/trial.sh\n"));
+    // The tools of the image are those of the release.
     for tools in ["ziglang==", "cargo-zigbuild=="] {
         let version = |text: &str| {
             text.split(tools).nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
@@ -77,6 +84,110 @@ fn the_image_runs_as_nobody_who_is_root_and_knows_its_health() {
         assert_eq!(version(&image), version(&release), "{tools}");
         assert!(stated.starts_with(&version(&image)), "{tools}{stated}");
     }
+}
+
+/// The last stage of the file, with a small program in place of mailchime.
+#[test]
+fn the_image_is_built_and_runs_as_compose_runs_it() {
+    let test = "contrib::container::the_image_is_built_and_runs_as_compose_runs_it";
+    let Some(podman) = Podman::new(test) else { return };
+    if !Path::new("/etc/ssl/certs/ca-certificates.crt").exists() {
+        return crate::support::skip::report(test, "ca-certificates is not on this machine");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut rootfs = Command::new(file("contrib/container/rootfs.sh"));
+    succeeds(rootfs.arg(podman.small()).arg(folder.path().join("rootfs")));
+    // The folder stands for the first stage, which is not built then.
+    let mut build = podman.build("mailchime");
+    build.arg(format!("--build-context=build={}", folder.path().display()));
+    succeeds(build.arg("-f").arg(file("contrib/container/Containerfile")).arg(folder.path()));
+
+    let said = succeeds(&mut podman.command(&["image", "inspect", "mailchime"]));
+    let image: Value = serde_json::from_str(&said).unwrap();
+    let config = &image[0]["Config"];
+    assert_eq!(config["User"], "65532:65532");
+    assert_eq!(config["Entrypoint"], json!(["/usr/bin/mailchime"]));
+    let health = ["CMD", "/usr/bin/mailchime", "health", "--config", "/etc/mailchime/proxy.toml"];
+    assert_eq!(image[0]["Healthcheck"]["Test"], json!(health));
+    assert!(config["Volumes"]["/var/lib/mailchime"].is_object(), "{said}");
+
+    let confined = confined();
+    let socket = text("contrib/container/proxy.toml");
+    let socket = socket.split("\"unix:").nth(1).unwrap().split('"').next().unwrap();
+    let show = ["mailchime", "show", socket];
+    let said = succeeds(podman.run().arg("--rm").args(&confined).args(show));
+    // The state and the socket can be written, and nothing else. No capability, and none to be had.
+    assert_eq!(said, "65532 1 0 1\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n");
+    let mut shell = podman.run();
+    shell.args(["--rm", "--entrypoint=/bin/sh", "mailchime", "-c", "true"]);
+    let (succeeded, said) = ends(&mut shell);
+    assert!(!succeeded && said.contains("\"/bin/sh\": stat /bin/sh: no such file"), "{said}");
+
+    // Its health, its end, and its state at the next start.
+    let detached = ["--detach", "--name=one", "--volume=state:/var/lib/mailchime"];
+    succeeds(podman.run().args(detached).args(&confined).arg("mailchime"));
+    let mut healthy = podman.command(&["healthcheck", "run", "one"]);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !ends(&mut healthy).0 {
+        assert!(Instant::now() < deadline, "it is not healthy");
+    }
+    succeeds(&mut podman.command(&["stop", "--time=60", "one"]));
+    let said = succeeds(&mut podman.command(&["logs", "one"]));
+    assert_eq!(said, "serve\n--config\n/etc/mailchime/proxy.toml\nstopped by 15\n");
+    let ended = succeeds(&mut podman.command(&["inspect", "--format={{.State.ExitCode}}", "one"]));
+    assert_eq!(ended, "0\n");
+    let mut health = podman.run();
+    health.args(["--rm", "--volume=state:/var/lib/mailchime"]).args(&confined);
+    succeeds(health.args(["mailchime", "health"]));
+    let mut health = podman.run();
+    assert!(!ends(health.arg("--rm").args(&confined).args(["mailchime", "health"])).0);
+}
+
+/// What compose.yaml lets mailchime do and not do, as options of `podman run`.
+fn confined() -> Vec<String> {
+    let compose = text(COMPOSE);
+    let lines: Vec<_> = compose.lines().map(str::trim).collect();
+    let has = |line: &str| assert!(lines.contains(&line), "{line} is not in compose.yaml");
+    has("read_only: true");
+    has("cap_drop: [ALL]");
+    has("security_opt: [\"no-new-privileges:true\"]");
+    let options = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"];
+    let mut options: Vec<_> = options.map(str::to_owned).into();
+    let tmpfs = lines.iter().skip_while(|line| **line != "tmpfs:").skip(1);
+    let tmpfs = tmpfs.map_while(|line| line.strip_prefix("- "));
+    options.extend(tmpfs.map(|tmpfs| format!("--tmpfs={tmpfs}")));
+    assert_eq!(options.len(), 4, "{options:?}");
+    options
+}
+
+/// Keys that lie beside the sources are not in the layers of a build.
+#[test]
+fn a_build_gets_no_keys() {
+    let test = "contrib::container::a_build_gets_no_keys";
+    let Some(podman) = Podman::new(test) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let secret = [
+        "certs/server.key",
+        "certs/server.pem",
+        "certs/apns.p12",
+        "certs/apns.p8",
+        "contrib/container/tls/fullchain.pem",
+        "contrib/container/tls/privkey.pem",
+        "mailchime.db",
+        "mailchime.db-wal",
+        "some/where/mailchime.key",
+        "target/release/mailchime",
+        "fuzz/target/x",
+    ];
+    let wanted =
+        ["./Cargo.toml", "./certs/README.md", "./contrib/container/rootfs.sh", "./src/main.rs"];
+    for name in secret.into_iter().chain(wanted) {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "x").unwrap();
+    }
+    let ignore = text("contrib/container/Containerfile.dockerignore");
+    assert_eq!(podman.copied(folder.path(), &ignore), wanted);
 }
 
 #[test]
