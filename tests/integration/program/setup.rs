@@ -1,5 +1,6 @@
 //! `mailchime setup`: what it finds, what it writes, and that this passes `mailchime check`.
 
+mod courier;
 mod documents;
 
 use std::fs;

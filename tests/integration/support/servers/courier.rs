@@ -5,7 +5,7 @@
 use std::fs::{self, Permissions};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::process::{self, Plan, Process, Stop};
@@ -30,18 +30,70 @@ pub(crate) struct Courier {
     process: Process,
 }
 
+/// Courier as its package sets it up: its own files of configuration, and the program that its unit of systemd starts
+/// for port 143, here on another port.
+pub(crate) struct Packaged {
+    pub(crate) port: u16,
+    process: Process,
+}
+
+impl Packaged {
+    /// One with this line in `/etc/courier/imapd`, in place of the line there with the same name.
+    pub(crate) fn start(test: &str, line: &str) -> Option<Self> {
+        if !available_unpacked(test, "courier", &FILES) {
+            return None;
+        }
+        let (name, _) = line.split_once('=').unwrap();
+        let (process, [address]) = process::start(|folder, [address]: [SocketAddr; 1]| {
+            let own = Courier::packaged("etc/courier/imapd");
+            let port = format!("PORT={}", address.port());
+            let lines = own.lines().map(|own| match own.split_once('=') {
+                Some((own, _)) if own == name => line,
+                Some(("PORT", _)) => &*port,
+                _ => own,
+            });
+            let lines: String = lines.map(|line| format!("{line}\n")).collect();
+            assert!(lines.contains(&format!("\n{line}\n")), "{line} is not for {lines}");
+            set_up(folder);
+            for (name, text) in [
+                ("imapd", &*lines),
+                ("imapd-ssl", &*Courier::packaged("etc/courier/imapd-ssl")),
+                ("imapaccess", ""),
+            ] {
+                fs::write(folder.join("etc").join(name), text).unwrap();
+            }
+            plan(folder, PACKAGED)
+        });
+        Some(Self { port: address.port(), process })
+    }
+
+    /// Moves a mail into the Maildir of INBOX.
+    pub(crate) fn deliver(&self, user: &str, mail: &[u8]) {
+        deliver_to_maildir(&maildir(&self.process, user), mail);
+    }
+}
+
+/// INBOX of a user.
+fn maildir(process: &Process, user: &str) -> PathBuf {
+    process.folder().join("home").join(user).join("Maildir")
+}
+
 impl Courier {
     pub(crate) fn start(test: &str) -> Option<Self> {
         if !available_unpacked(test, "courier", &FILES) {
             return None;
         }
-        let (process, [plain, tls]) = process::start(plan);
+        let (process, [plain, tls]) = process::start(|folder, [plain, tls]: [SocketAddr; 2]| {
+            set_up(folder);
+            let script = RUN.replace("{plain}", &plain.port().to_string());
+            plan(folder, &script.replace("{tls}", &tls.port().to_string()))
+        });
         Some(Self { plain, tls, process })
     }
 
     /// Moves a mail into the Maildir of INBOX, or of a mailbox below it: `Team` is `INBOX.Team`.
     pub(crate) fn deliver(&self, user: &str, mailbox: &str, mail: &[u8]) {
-        let inbox = self.process.folder().join("home").join(user).join("Maildir");
+        let inbox = maildir(&self.process, user);
         let mailbox = if mailbox == "INBOX" { inbox } else { inbox.join(format!(".{mailbox}")) };
         deliver_to_maildir(&mailbox, mail);
     }
@@ -62,8 +114,8 @@ impl Courier {
     }
 }
 
-fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2]) -> Plan {
-    let dir = folder.display().to_string();
+/// The users, their mail and the certificate.
+fn set_up(folder: &Path) {
     fs::create_dir(folder.join("etc")).unwrap();
     let mut users = String::new();
     for (name, password) in super::users() {
@@ -89,9 +141,11 @@ fn plan(folder: &Path, [plain, tls]: [SocketAddr; 2]) -> Plan {
     }
     run(Command::new("chown").arg("courier").arg(folder.join("etc/imapd.pem")), "");
     run(Command::new("makeuserdb").arg("-f").arg(folder.join("etc/userdb")), "");
+}
 
-    let script = RUN.replace("{dir}", &dir).replace("{plain}", &plain.port().to_string());
-    let script = script.replace("{tls}", &tls.port().to_string());
+/// What a script runs once somebody answers who users are.
+fn plan(folder: &Path, script: &str) -> Plan {
+    let script = format!("{AUTHDAEMON}{script}").replace("{dir}", &folder.display().to_string());
     // The process namespace takes along what leaves the group, such as gamin's server.
     let command = unpacked::command(folder, &["-p", "-f", "--kill-child", "--mount-proc"], &script);
     Plan { command, ready: None, stop: Stop::Group("KILL"), expendable: true }
@@ -104,12 +158,15 @@ daemons=2
 authdaemonvar=/run/courier/authdaemon
 "#;
 
-const RUN: &str = r#"
+const AUTHDAEMON: &str = r#"
 mount --bind {dir}/etc /etc/courier && mount -t tmpfs tmpfs /run || exit 1
 mkdir -p /run/courier/authdaemon
 authmodulelist=authuserdb daemons=2 DEBUG_LOGIN=0 DEFAULTOPTIONS= \
     /usr/lib/courier/courier-authlib/authdaemond 2>>{dir}/auth.log &
 until [ -S /run/courier/authdaemon/socket ]; do sleep 0.01; done
+"#;
+
+const RUN: &str = r#"
 export IMAP_CAPABILITY="IMAP4rev1 UIDPLUS CHILDREN NAMESPACE THREAD=ORDEREDSUBJECT \
 THREAD=REFERENCES SORT QUOTA IDLE AUTH=CRAM-MD5"
 export IMAP_CAPABILITY_TLS="$IMAP_CAPABILITY AUTH=PLAIN" AUTHMODULES=authdaemon
@@ -124,6 +181,16 @@ tcpd="{dir}/root/usr/sbin/couriertcpd -stderr={dir}/imapd.log -address=127.0.0.1
 imapd="{dir}/root/usr/lib/courier/courier/imaplogin {dir}/root/usr/bin/imapd Maildir"
 IMAP_STARTTLS=YES $tcpd {plain} $imapd &
 IMAP_TLS=1 $tcpd {tls} $COURIERTLS -server -tcpd -user=courier $imapd &
+wait
+"#;
+
+/// The files of the package, over those of the machine, where its programs look for each other; and what the unit of
+/// systemd runs.
+const PACKAGED: &str = r#"
+unset LD_LIBRARY_PATH
+mount -t tmpfs tmpfs /var/lib && mkdir /var/lib/courier || exit 1
+mount -t overlay -o lowerdir={dir}/root/usr:/usr overlay /usr || exit 1
+/usr/sbin/imapd start
 wait
 "#;
 
