@@ -86,6 +86,21 @@ fn the_image_runs_as_nobody_who_is_root_and_knows_its_health() {
     }
 }
 
+/// build.sh refuses a program that names the folder of its sources. Files of the program are named in it, such as
+/// `src/watch/source/imap.rs`: none may look like that folder.
+#[test]
+fn no_file_of_the_program_looks_like_the_folder_that_the_image_is_built_in() {
+    let image = text("contrib/container/Containerfile");
+    let folder = image.lines().find_map(|line| line.strip_prefix("WORKDIR ")).unwrap();
+    let mut find = Command::new("find");
+    let files = succeeds(find.args(["src", "-name", "*.rs"]).current_dir(file("")));
+    assert!(files.contains("src/watch/"), "{files}");
+    let alike = |line: &&str| line.contains(&format!("{folder}/"));
+    assert_eq!(files.lines().filter(alike).collect::<Vec<_>>(), [""; 0]);
+    let texts = files.lines().filter(|name| alike(&text(name).as_str()));
+    assert_eq!(texts.collect::<Vec<_>>(), [""; 0]);
+}
+
 /// The last stage of the file, with a small program in place of mailchime.
 #[test]
 fn the_image_is_built_and_runs_as_compose_runs_it() {
