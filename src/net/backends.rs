@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::account_connections::{AccountConnections, ConnectionPermit};
 use super::backend::{Backend, BackendError, ConnectError, Connected, LoggedIn, LoginError};
@@ -24,6 +24,8 @@ pub struct Backends(Arc<BackendsShared>);
 #[derive(Debug)]
 struct BackendsShared {
     table: watch::Sender<Table>,
+    /// Each watcher waits for that all the time, and takes half as much room for it as for a channel.
+    replaced: Notify,
     connections: AccountConnections,
     counters: Arc<LimitCounters>,
 }
@@ -112,13 +114,14 @@ impl Backends {
     /// The backends of `table`; `counters` count their limits.
     pub fn new(table: Table, counters: Arc<LimitCounters>) -> Self {
         let (table, connections) = (watch::Sender::new(table), AccountConnections::default());
-        Self(Arc::new(BackendsShared { table, connections, counters }))
+        Self(Arc::new(BackendsShared { table, replaced: Notify::new(), connections, counters }))
     }
 
     /// From now on new connections go by `table`. Those that are open stay, but clients that can come back
     /// hear of it by [`Backends::moved`] or [`Backends::replacements`].
     pub fn replace(&self, table: Table) {
         self.0.table.send_modify(|current| *current = table.succeeding(current));
+        self.0.replaced.notify_waiters();
     }
 
     /// Tells of each [`Backends::replace`] from now on.
@@ -129,9 +132,14 @@ impl Backends {
     /// Waits until the account's backend, or that of nobody in particular, is another one than
     /// `from`, or is not certain.
     pub async fn moved(&self, account: Option<&Account>, from: &Backend) {
-        let mut table = self.0.table.subscribe();
-        // This handle keeps the sender alive.
-        let _ = table.wait_for(|table| !table.is_of(account, from)).await;
+        loop {
+            // Before the look: what is replaced behind it is heard of.
+            let replaced = self.0.replaced.notified();
+            if !self.0.table.borrow().is_of(account, from) {
+                return;
+            }
+            replaced.await;
+        }
     }
 
     /// How often each limit was hit.

@@ -59,12 +59,15 @@ impl Followed {
             Err(end) => return end,
         };
         // Boxed: it is large, and soon over.
-        let (mut logged_in, _place) = match Box::pin(self.proven(context, &backend)).await {
-            Ok(logged_in) => logged_in,
+        let opened = Box::pin(async {
+            let (mut logged_in, place) = self.proven(context, &backend).await?;
+            let granted = logged_in.capabilities.take();
+            Ok((context.connection(logged_in), granted, place))
+        });
+        let (mut connection, granted, _place) = match opened.await {
+            Ok(opened) => opened,
             Err(end) => return end,
         };
-        let granted = logged_in.capabilities.take();
-        let mut connection = context.connection(logged_in);
         let health = context.backend_health.of(&backend);
         // All mailboxes are looked at, and compared with what their followers know.
         self.hints.take();

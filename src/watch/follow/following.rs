@@ -32,7 +32,9 @@ impl Followed {
         let (mut own, mut failures) = (None, 0);
         loop {
             let began = Instant::now();
-            let end = match self.left.run_until_cancelled(self.is_watched_here(context)).await {
+            // What is waited for is boxed, each by itself: a stream has room for that which it is at.
+            let is_watched_here = self.left.run_until_cancelled(self.is_watched_here(context));
+            let end = match Box::pin(is_watched_here).await {
                 None => FollowedEnd::Left,
                 Some(true) => {
                     own = None;
@@ -69,13 +71,21 @@ impl Followed {
                         "the connection for a user's streams ended; mailchime connects again, and the \
                          streams hear then what has changed"
                     );
-                    tokio::select! {
-                        () = sleep(wait) => {}
-                        () = self.watched() => {}
-                        () = self.left.cancelled() => return,
+                    if !Box::pin(self.waits(wait)).await {
+                        return;
                     }
                 }
             }
+        }
+    }
+
+    /// Waits for so long, and no longer than until the account's watcher watches all that is wanted. Whether
+    /// somebody still follows.
+    async fn waits(&self, wait: Duration) -> bool {
+        tokio::select! {
+            () = sleep(wait) => true,
+            () = self.watched() => true,
+            () = self.left.cancelled() => false,
         }
     }
 
