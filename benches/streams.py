@@ -161,10 +161,10 @@ def free_ports(count):
     return ports
 
 
-async def by_fifties(opens, port, tls, streams, accounts):
+async def by_fifties(opens, port, tls, streams, accounts, name="user"):
     opened = []
     for first in range(0, streams, 50):
-        users = (f"user{at % accounts}" for at in range(first, min(first + 50, streams)))
+        users = (f"{name}{at % accounts}" for at in range(first, min(first + 50, streams)))
         opened += await asyncio.gather(*(opens(port, tls, user) for user in users))
     return opened
 
@@ -187,8 +187,8 @@ async def figure(program, name, opens, streams, accounts, watched=False):
                     break
                 except OSError:
                     await asyncio.sleep(0.1)
-            # What is needed once.
-            held = [await opens(port, tls, f"warm{at}") for at in range(20)]
+            # What is needed once, also by fifty that come at the same time.
+            held = await by_fifties(opens, port, tls, 50, 50, "warm")
             if watched:
                 await by_fifties(register, imap, tls, accounts, accounts)
             await asyncio.sleep(5 if watched else 2)

@@ -105,16 +105,8 @@ impl LiveStream {
     /// Waits for what comes next. Cancel safe.
     pub(super) async fn next(&mut self) -> StreamStep {
         loop {
-            let (changes, refused) = self.inbox.take();
-            let mut messages: Vec<_> = changes.iter().map(|change| self.changed(change)).collect();
-            if let Some(unreadable) = self.opening.take() {
-                messages.push(self.opened(&unreadable));
-            }
-            if !messages.is_empty() {
-                return StreamStep::Messages(messages);
-            }
-            if refused {
-                return ended(StreamEnd::Unauthorized);
+            if let Some(step) = self.ready() {
+                return step;
             }
             let logged_out = async {
                 match &self.cookie {
@@ -135,6 +127,19 @@ impl LiveStream {
                     };
                 }
             }
+        }
+    }
+
+    /// What has come already.
+    fn ready(&mut self) -> Option<StreamStep> {
+        let (changes, refused) = self.inbox.take();
+        let mut messages: Vec<_> = changes.iter().map(|change| self.changed(change)).collect();
+        if let Some(unreadable) = self.opening.take() {
+            messages.push(self.opened(&unreadable));
+        }
+        match messages.is_empty() {
+            false => Some(StreamStep::Messages(messages)),
+            true => refused.then(|| ended(StreamEnd::Unauthorized)),
         }
     }
 

@@ -110,13 +110,12 @@ where
                 _ => continue,
             },
         };
-        match piece {
-            Some(Some(frame)) => {
-                let Some(data) = frame.data_ref().filter(|data| !data.is_empty()) else { continue };
-                let size = format!("{:x}\r\n", data.len());
-                stream.write_all(&[size.as_bytes(), data, b"\r\n"].concat()).await?;
+        match piece.map(|frame| frame.map(chunk)) {
+            Some(Some(Some(chunk))) => {
+                stream.write_all(&chunk).await?;
                 stream.flush().await?;
             }
+            Some(Some(None)) => {}
             Some(None) => return Ok(()),
             None => {
                 stream.write_all(b"0\r\n\r\n").await?;
@@ -124,6 +123,13 @@ where
             }
         }
     }
+}
+
+/// A piece of a body as HTTP/1.1 sends it (RFC 9112 section 7.1). An empty one would end the body.
+fn chunk(frame: Frame<Bytes>) -> Option<Vec<u8>> {
+    let data = frame.into_data().ok().filter(|data| !data.is_empty())?;
+    let size = format!("{:x}\r\n", data.len());
+    Some([size.as_bytes(), &data, b"\r\n"].concat())
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for FlushNoted<T> {
