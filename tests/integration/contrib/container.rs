@@ -70,6 +70,8 @@ fn the_image_runs_as_nobody_who_is_root_and_knows_its_health() {
     let health = last.split("HEALTHCHECK").nth(1).unwrap().split("CMD ").nth(1).unwrap();
     let command: Vec<String> = serde_json::from_str(health.lines().next().unwrap()).unwrap();
     assert_eq!(command[1..], ["health", "--config", "/etc/mailchime/proxy.toml"]);
+    // A default would be the processor of each platform.
+    assert!(image.contains("\nARG TARGETARCH\n"));
     // The image is run before it is published.
     let release = text(".github/workflows/release.yml");
     let (before, _) = release.rsplit_once("push: true").unwrap();
