@@ -108,7 +108,7 @@ pub(super) fn run(options: &SetupOptions) -> Result<(), CommandFailure> {
     let certificate = certificate(options)?;
     say(format_args!("certificate: {certificate}"));
     let runtime = runtime()?;
-    let probe::Found { server, other } =
+    let probe::ServerSearch { server, other } =
         runtime.block_on(probe::find(options, &certificate.name))?;
     // The look-up of a name cannot be ended, and is not waited for.
     runtime.shutdown_background();

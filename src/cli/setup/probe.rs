@@ -36,14 +36,14 @@ struct Place {
 
 /// What was found on this machine.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct ServerSearch {
     pub(super) server: FoundServer,
     /// Who holds the port of mail over TLS and is not the server.
     pub(super) other: Option<PortHolder>,
 }
 
 /// What a look at a place has brought.
-struct Seen {
+struct SeenPlace {
     server: Result<FoundServer, String>,
     holder: Option<PortHolder>,
     /// Somebody takes connections there.
@@ -116,7 +116,7 @@ impl fmt::Display for FoundServer {
     }
 }
 
-impl Seen {
+impl SeenPlace {
     /// A line on it.
     fn say(&self, place: &Place) {
         let by = match &self.holder {
@@ -149,7 +149,10 @@ impl Seen {
 
 /// The server of the options, or the first that can be used where one is as a rule. Each place gets a line. `name` is
 /// one of this machine in its certificate.
-pub(super) async fn find(options: &SetupOptions, name: &str) -> Result<Found, CommandFailure> {
+pub(super) async fn find(
+    options: &SetupOptions,
+    name: &str,
+) -> Result<ServerSearch, CommandFailure> {
     let imaps = Place { is_imaps: true, ..place("--imaps-at", &options.imaps_at)? };
     let first = match &options.backend {
         Some(given) => place("--backend", given)?,
@@ -175,7 +178,7 @@ pub(super) async fn find(options: &SetupOptions, name: &str) -> Result<Found, Co
         let at_imaps = places.iter().position(|place| place.is_imaps).map(|at| &all[at]);
         let other = at_imaps.filter(|seen| !server.is_imaps && seen.is_other_than(chosen));
         let other = other.map(|seen| seen.holder.clone().unwrap_or_else(PortHolder::unknown));
-        return Ok(Found { server: server.clone(), other });
+        return Ok(ServerSearch { server: server.clone(), other });
     }
     let problems = all[..candidates].iter().filter_map(|seen| seen.server.as_ref().err());
     let why = problems.map(String::as_str).collect::<Vec<_>>().join("\n  ");
@@ -195,13 +198,13 @@ fn place(flag: &str, given: &str) -> Result<Place, CommandFailure> {
 }
 
 /// What is there, and whose it is.
-async fn look(options: &SetupOptions, place: &Place, name: &str) -> Seen {
+async fn look(options: &SetupOptions, place: &Place, name: &str) -> SeenPlace {
     let host = place.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let holder = is_here(&place.host).then(|| holder::of(host, place.port)).flatten();
     let server = server(options, place, name).await;
     let connects = timeout(CONNECT_TIME, TcpStream::connect((&*place.host, place.port)));
     let listens = server.is_ok() || holder.is_some() || matches!(connects.await, Ok(Ok(_)));
-    Seen { server, holder, listens }
+    SeenPlace { server, holder, listens }
 }
 
 /// The server, by the first kind of TLS that works. Passwords go without TLS on this machine alone.

@@ -178,21 +178,20 @@ async fn what_may_pass_is_told_from_what_stays() {
 #[tokio::test]
 async fn a_transaction_that_the_server_ended_for_a_deadlock_is_run_again() {
     let test = "store::mariadb::a_transaction_that_the_server_ended_for_a_deadlock_is_run_again";
-    let Some(database) = Database::make(test).await else { return };
+    // Nobody else waits there.
+    let Some(server) = MariaDb::start(test) else { return };
     limited(async {
-        let store = database.open().await;
+        let url = server.database_url();
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(30)).await.unwrap();
         register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-        let mut watching = database.beside().await;
-        let deadlocks = async |watching: &mut MySqlConnection| -> i64 {
-            let count = "select cast(variable_value as signed) from information_schema.global_status \
-                         where variable_name = 'innodb_deadlocks'";
-            sqlx::query(count).fetch_one(watching).await.unwrap().get(0)
+        let mut watching = MySqlConnection::connect(&url).await.unwrap();
+        let number = async |name: &str, watching: &mut MySqlConnection| -> i64 {
+            let status = "select cast(variable_value as signed) from information_schema.global_status \
+                          where variable_name = ?";
+            sqlx::query(status).bind(name).fetch_one(watching).await.unwrap().get(0)
         };
-        let before = deadlocks(&mut watching).await;
         watching.execute("create table heavy (n int)").await.unwrap();
-        let mut beside = database.beside().await;
-        let session = sqlx::query("select cast(connection_id() as signed)");
-        let session: i64 = session.fetch_one(&mut beside).await.unwrap().get(0);
+        let mut beside = MySqlConnection::connect(&url).await.unwrap();
         // Of two transactions the server ends the one that has written less.
         let mut other = beside.begin().await.unwrap();
         other.execute("insert into heavy select seq from seq_1_to_1000").await.unwrap();
@@ -210,19 +209,13 @@ async fn a_transaction_that_the_server_ended_for_a_deadlock_is_run_again() {
                 store.settle(&[accepted, told]).await
             }
         });
-        until(async || {
-            let waiting = "select count(*) from information_schema.innodb_lock_waits w \
-                           join information_schema.innodb_trx t on t.trx_id = w.blocking_trx_id \
-                           where t.trx_mysql_thread_id = ?";
-            let row = sqlx::query(waiting).bind(session).fetch_one(&mut watching).await.unwrap();
-            row.get::<i64, _>(0) > 0
-        })
-        .await;
+        let waits = "innodb_row_lock_current_waits";
+        until(async || number(waits, &mut watching).await > 0).await;
         // Now each waits for the other.
         other.execute("update subscription set pushed_at = 1").await.unwrap();
         other.commit().await.unwrap();
         settling.await.unwrap().unwrap();
-        assert!(deadlocks(&mut watching).await > before, "there was none");
+        assert_eq!(number("innodb_deadlocks", &mut watching).await, 1);
         assert_eq!(told(&store, &alice(), "INBOX").await, Some(state(6)));
     })
     .await;
@@ -284,6 +277,22 @@ async fn an_account_whose_name_is_too_long_is_refused_with_the_remedy() {
         let registration = registration(device(&long, 'a'), &["INBOX"], 5);
         let refused = store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap_err();
         assert!(!refused.is_temporary() && refused.to_string().contains("512"), "{refused}");
+    })
+    .await;
+}
+
+/// MariaDB cuts off what does not fit where its `sql_mode` says nothing else.
+#[tokio::test]
+async fn a_server_that_cuts_names_off_refuses_them_to_mailchime() {
+    let test = "store::mariadb::a_server_that_cuts_names_off_refuses_them_to_mailchime";
+    let Some(server) = MariaDb::start_with_options(test, &["--sql-mode="]) else { return };
+    limited(async {
+        let url = server.database_url().parse().unwrap();
+        let store = Store::open(&url, Duration::from_secs(30)).await.unwrap();
+        let long = Account::from_login(&"a".repeat(513));
+        let registration = registration(device(&long, 'a'), &["INBOX"], 5);
+        let refused = store.register(&registration, by(&imap(), None), 10, EVER).await.unwrap_err();
+        assert!(refused.to_string().contains("512"), "{refused}");
     })
     .await;
 }
