@@ -82,12 +82,12 @@ pub(super) fn run(options: &EventOptions) -> Result<(), CommandFailure> {
 /// Whether it is an object with `event`, and without the `changes` of mailchime's own form.
 fn is_of_cyrus(body: &[u8]) -> bool {
     #[derive(Deserialize)]
-    struct Keys {
+    struct EventKeys {
         event: Option<IgnoredAny>,
         changes: Option<IgnoredAny>,
     }
     let is_object = body.trim_ascii_start().starts_with(b"{");
-    let keys = serde_json::from_slice::<Keys>(body);
+    let keys = serde_json::from_slice::<EventKeys>(body);
     is_object && keys.is_ok_and(|keys| keys.event.is_some() && keys.changes.is_none())
 }
 

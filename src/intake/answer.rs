@@ -10,7 +10,7 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::time::timeout;
 
 use super::cyrus::event::{CyrusNews, event_news};
-use super::device::{self, CyrusDevices, DeviceRefusal};
+use super::device::{CyrusDevices, DeviceRefusal};
 use super::refusal::{IntakeRefusal, IntakeResponse};
 use super::source::{KnownSource, KnownSources, SourceProof};
 use super::{HintRecorder, NotRecorded, ox, report};
@@ -32,8 +32,7 @@ pub(super) struct IntakeContext {
     pub(super) request_timeout: Duration,
     pub(super) body_size: usize,
     pub(super) counters: Arc<LimitCounters>,
-    /// `None`: no device is registered.
-    pub(super) devices: Option<CyrusDevices>,
+    pub(super) devices: Arc<CyrusDevices>,
     /// Counts requests of which nobody knows whose they are.
     pub(super) strangers: SourceMetrics,
 }
@@ -190,14 +189,13 @@ impl IntakeContext {
         if !source.may_send(1) {
             return Err(IntakeRefusal::too_many());
         }
-        let registering =
-            device::register(Arc::clone(self), source.route(), account.clone(), request);
+        let registering = Arc::clone(&self.devices).take(source.route(), account.clone(), request);
         // What has begun goes on when its time is up, or nobody waits for it any longer.
         match timeout(RECORD_TIME, tokio::spawn(registering)).await {
             Ok(Ok(registered)) => registered.map_err(IntakeRefusal::from),
             _ => {
                 let late = DeviceRefusal::late();
-                late.tell(&account, self);
+                late.tell(&account, &self.counters);
                 Err(late.into())
             }
         }

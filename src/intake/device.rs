@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch as cell};
 
-use super::answer::IntakeContext;
 use super::refusal::IntakeRefusal;
 use crate::imap::contract::PushOffer;
 use crate::imap::mailbox;
 use crate::imap::registration::xapple::{CheckedRegistration, XAppleRegistration};
 use crate::metrics::EventRefusal;
 use crate::model::{AcceptedLogin, Account, Mailbox, RegistrationResult, Snapshot, Timestamp};
+use crate::net::backends::Backends;
+use crate::net::counters::LimitCounters;
 use crate::registrar::Registrar;
 
 /// Registrations under way at once.
@@ -21,6 +22,8 @@ const REGISTRATIONS: usize = 64;
 pub struct CyrusDevices {
     registrar: Registrar,
     offered: cell::Receiver<Option<PushOffer>>,
+    backends: Backends,
+    counters: Arc<LimitCounters>,
     places: Semaphore,
 }
 
@@ -53,9 +56,9 @@ impl DeviceRefusal {
     }
 
     /// Says so to the log, once in a while.
-    pub(super) fn tell(&self, account: &Account, context: &IntakeContext) -> EventRefusal {
+    pub(super) fn tell(&self, account: &Account, counters: &LimitCounters) -> EventRefusal {
         let Self { why, counted } = *self;
-        if let Some(left_out) = context.counters.events_refused.due(&format!("cyrus {why}")) {
+        if let Some(left_out) = counters.events_refused.due(&format!("cyrus {why}")) {
             tracing::warn!(
                 target: "mailchime::intake::device_refused",
                 %account, why, left_out,
@@ -73,30 +76,33 @@ impl From<DeviceRefusal> for IntakeRefusal {
     }
 }
 
-/// Stores what a device has registered at Cyrus, by a source for which Cyrus names this route to devices. Why it is
-/// not stored is told to the log. To be waited for to the end.
-pub(super) async fn register(
-    context: Arc<IntakeContext>,
-    route: Option<String>,
-    account: Account,
-    request: XAppleRegistration,
-) -> Result<(), DeviceRefusal> {
-    let registered = match (&context.devices, route) {
-        (Some(devices), Some(route)) => match devices.places.try_acquire() {
-            Ok(_place) => devices.register(&route, account.clone(), request, &context).await,
-            Err(_) => Err(DeviceRefusal::busy()),
-        },
-        _ => Err(DeviceRefusal::new("cyrus_route is not set", EventRefusal::Foreign)),
-    };
-    registered.inspect_err(|refusal| {
-        refusal.tell(&account, &context);
-    })
-}
-
 impl CyrusDevices {
     /// `offered` is push as it is offered at the moment.
-    pub fn new(registrar: Registrar, offered: cell::Receiver<Option<PushOffer>>) -> Self {
-        Self { registrar, offered, places: Semaphore::new(REGISTRATIONS) }
+    pub fn new(
+        registrar: Registrar,
+        offered: cell::Receiver<Option<PushOffer>>,
+        backends: Backends,
+    ) -> Self {
+        let counters = backends.counters();
+        Self { registrar, offered, backends, counters, places: Semaphore::new(REGISTRATIONS) }
+    }
+
+    /// Stores what a device has registered at Cyrus, by a source for which Cyrus names this route to devices. Why it
+    /// is not stored is told to the log. To be waited for to the end.
+    pub(super) async fn take(
+        self: Arc<Self>,
+        route: Option<String>,
+        account: Account,
+        request: XAppleRegistration,
+    ) -> Result<(), DeviceRefusal> {
+        let registered = match (route, self.places.try_acquire()) {
+            (None, _) => Err(DeviceRefusal::new("cyrus_route is not set", EventRefusal::Foreign)),
+            (Some(_), Err(_)) => Err(DeviceRefusal::busy()),
+            (Some(route), Ok(_place)) => self.register(&route, account.clone(), request).await,
+        };
+        registered.inspect_err(|refusal| {
+            refusal.tell(&account, &self.counters);
+        })
     }
 
     /// Stores what a device has registered at Cyrus, which has shown that its user can read these mailboxes.
@@ -107,10 +113,9 @@ impl CyrusDevices {
         named: &str,
         account: Account,
         mut request: XAppleRegistration,
-        context: &IntakeContext,
     ) -> Result<(), DeviceRefusal> {
         let foreign = |why| DeviceRefusal::new(why, EventRefusal::Foreign);
-        let account = context.backends.canonical(account);
+        let account = self.backends.canonical(account);
         let (most, route) = {
             let offered = self.offered.borrow();
             let Some(offer) = &*offered else { return Err(foreign("push is off")) };
@@ -123,11 +128,11 @@ impl CyrusDevices {
             };
             (offer.most_mailboxes, route.to_owned())
         };
-        let mailboxes = readable(request.take_names(), most, context);
+        let mailboxes = self.readable(request.take_names(), most);
         if mailboxes.is_empty() {
             return Err(DeviceRefusal::new("it names no mailbox", EventRefusal::Malformed));
         }
-        let Ok(backend) = context.backends.of(&account) else {
+        let Ok(backend) = self.backends.of(&account) else {
             return Err(foreign("the account has no backend"));
         };
         let login = AcceptedLogin {
@@ -151,20 +156,20 @@ impl CyrusDevices {
             }
         }
     }
-}
 
-/// The mailboxes of these names of the wire, as many as are watched for a device.
-fn readable(names: Vec<Vec<u8>>, most: usize, context: &IntakeContext) -> Vec<(Mailbox, Snapshot)> {
-    let mut mailboxes: Vec<(Mailbox, Snapshot)> = Vec::new();
-    for mailbox in names.iter().filter_map(|name| mailbox::decode(name, false)) {
-        if mailboxes.iter().any(|(known, _)| *known == mailbox) {
-            continue;
+    /// The mailboxes of these names of the wire, as many as are watched for a device.
+    fn readable(&self, names: Vec<Vec<u8>>, most: usize) -> Vec<(Mailbox, Snapshot)> {
+        let mut mailboxes: Vec<(Mailbox, Snapshot)> = Vec::new();
+        for mailbox in names.iter().filter_map(|name| mailbox::decode(name, false)) {
+            if mailboxes.iter().any(|(known, _)| *known == mailbox) {
+                continue;
+            }
+            if mailboxes.len() >= most {
+                self.counters.mailboxes.hit();
+                break;
+            }
+            mailboxes.push((mailbox, Snapshot::default()));
         }
-        if mailboxes.len() >= most {
-            context.counters.mailboxes.hit();
-            break;
-        }
-        mailboxes.push((mailbox, Snapshot::default()));
+        mailboxes
     }
-    mailboxes
 }

@@ -27,7 +27,7 @@ use super::NotRecorded;
 use super::answer::IntakeContext;
 use super::cyrus::event::{self, CyrusNews};
 use super::cyrus::notification::{self, LONGEST, Notification, Parsed};
-use super::device::{self, DeviceRefusal};
+use super::device::DeviceRefusal;
 use super::source::KnownSource;
 use crate::config::CyrusEventsConfig;
 use crate::metrics::{EventRefusal, SourceMetrics};
@@ -170,8 +170,8 @@ impl CyrusIntake {
                 }
             },
             CyrusNews::Device(account, request) => {
-                let (context, route) = (Arc::clone(&self.context), self.source.route());
-                let registered = device::register(context, route, account, *request).await;
+                let devices = Arc::clone(&self.context.devices);
+                let registered = devices.take(self.source.route(), account, *request).await;
                 registered.map_err(|refusal| refusal.counted())
             }
         }
@@ -206,7 +206,9 @@ impl CyrusIntake {
                 let taking = tokio::spawn(Arc::clone(&self).take(news));
                 match (timeout(RECORD_TIME, taking).await, device) {
                     (Ok(Ok(taken)), _) => taken,
-                    (_, Some(account)) => Err(DeviceRefusal::late().tell(&account, &self.context)),
+                    (_, Some(account)) => {
+                        Err(DeviceRefusal::late().tell(&account, &self.context.counters))
+                    }
                     (_, None) => {
                         Err(self.context.tell_of(self.source.name(), &NotRecorded::late()))
                     }
@@ -351,7 +353,7 @@ fn read_datagrams(
         let queued = read.and_then(|news| match news {
             CyrusNews::Hints(hints) if hints.is_empty() => Ok(()),
             news => sender.try_send(news).map_err(|error| match error.into_inner().device() {
-                Some(account) => DeviceRefusal::busy().tell(account, &intake.context),
+                Some(account) => DeviceRefusal::busy().tell(account, &intake.context.counters),
                 None => {
                     intake.missed();
                     intake.context.tell_of(intake.source.name(), &NotRecorded::Full)
