@@ -1,6 +1,7 @@
-//! Accounts on demand that are being asked for, and those that wait for it, by backend. A task that waits, parked or
-//! after a failure, does not count. At a backend that cannot be reached one account at a time is asked for, after
-//! growing times, and all others wait without a task.
+//! Accounts on demand that are being asked for, and those that wait for it, by backend. A task that waits, since its
+//! account is parked, does not count. At a backend that cannot be reached one account at a time is asked for, after
+//! growing times, and all others wait without a task. While the database cannot be used, this is so for all backends
+//! together.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -27,18 +28,20 @@ pub(super) struct AskingTasks(watch::Sender<AskingCounts>);
 struct AskingCounts {
     of: HashMap<AskedBackend, AskedCount>,
     all: usize,
+    /// The database cannot be used.
+    database: Option<Away>,
 }
 
 /// Of one backend.
 #[derive(Debug, Default)]
 struct AskedCount {
     tasks: usize,
-    away: Option<BackendAway>,
+    away: Option<Away>,
 }
 
-/// A backend that cannot be reached.
+/// A backend that cannot be reached, or the database.
 #[derive(Debug)]
-struct BackendAway {
+struct Away {
     /// Tries in a row that failed.
     failures: u32,
     next_try: Instant,
@@ -47,7 +50,7 @@ struct BackendAway {
     known: KnownAway,
 }
 
-/// What is known of a backend that cannot be reached.
+/// What is known of a backend that cannot be reached, or of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KnownAway {
     pub(super) why: String,
@@ -63,6 +66,8 @@ pub(super) struct AskingTask {
     asks: bool,
     /// It is the one that tries a backend that could not be reached.
     tries: bool,
+    /// It is the one that tries a database that could not be used.
+    tries_database: bool,
 }
 
 /// Those that wait, in their order at each backend, each once. The backends take turns.
@@ -82,8 +87,11 @@ impl AskingTasks {
 
     /// A task begins.
     pub(super) fn begin(&self, backend: AskedBackend) -> AskingTask {
-        let mut task = AskingTask { tasks: self.0.clone(), backend, asks: false, tries: false };
+        let (tasks, asks) = (self.0.clone(), false);
+        let mut task = AskingTask { tasks, backend, asks, tries: false, tries_database: false };
         task.set(true);
+        // Before another one of any backend begins, too.
+        task.database_away();
         task
     }
 
@@ -97,7 +105,8 @@ impl AskingTasks {
                     return;
                 }
                 let tries = waiting.of.iter().filter_map(|(of, _)| counts.next_try(of));
-                tries.filter(|at| *at > now).min()
+                let database = counts.database.as_ref().map(|away| away.next_try);
+                tries.chain(database).filter(|at| *at > now).min()
             };
             tokio::select! {
                 // The sender is here.
@@ -111,6 +120,7 @@ impl AskingTasks {
 impl AskingCounts {
     fn has_room(&self, backend: &AskedBackend, now: Instant) -> bool {
         self.all < MOST
+            && self.database.as_ref().is_none_or(|away| away.is_due(now))
             && match self.of.get(backend) {
                 None => true,
                 Some(AskedCount { tasks, away: Some(away) }) => *tasks == 0 && away.is_due(now),
@@ -137,9 +147,38 @@ impl AskingCounts {
     }
 }
 
-impl BackendAway {
+impl Away {
     fn is_due(&self, now: Instant) -> bool {
         !self.is_tried && self.next_try <= now
+    }
+
+    /// What is known of it, for a task that is not to try it. Else the task does.
+    fn known_or_tried(&mut self, tries: &mut bool) -> Option<KnownAway> {
+        if *tries || self.is_due(Instant::now()) {
+            (self.is_tried, *tries) = (true, true);
+            return None;
+        }
+        Some(self.known.clone())
+    }
+
+    /// It could not be reached; `is_try` says that this task was the one to try. What is known of it, and whether it could
+    /// be reached before.
+    fn failed(
+        away: &mut Option<Self>,
+        is_try: bool,
+        why: &str,
+        backoff: Backoff,
+    ) -> (KnownAway, bool) {
+        let failures = match &*away {
+            // It began before that was known.
+            Some(away) if !is_try => return (away.known.clone(), false),
+            before => before.as_ref().map_or(0, |before| before.failures).saturating_add(1),
+        };
+        let wait = backoff.wait(failures, rand::random());
+        let known = KnownAway { why: why.to_owned(), next_try: Timestamp::now().plus(wait) };
+        let next_try = Instant::now() + wait;
+        let now = Self { failures, next_try, is_tried: false, known: known.clone() };
+        (known, away.replace(now).is_none())
     }
 }
 
@@ -150,7 +189,11 @@ impl AskingTask {
             return;
         }
         let tried = !asks && std::mem::take(&mut self.tries);
+        let tried_database = !asks && std::mem::take(&mut self.tries_database);
         self.tasks.send_modify(|counts| {
+            if let Some(away) = counts.database.as_mut().filter(|_| tried_database) {
+                away.is_tried = false;
+            }
             counts.all = if asks { counts.all + 1 } else { counts.all - 1 };
             counts.change(&self.backend, |of| {
                 of.tasks = if asks { of.tasks + 1 } else { of.tasks - 1 };
@@ -177,14 +220,42 @@ impl AskingTask {
         let mut known = None;
         self.tasks.send_if_modified(|counts| {
             let of = counts.of.get_mut(&self.backend);
-            let Some(away) = of.and_then(|of| of.away.as_mut()) else { return false };
-            match self.tries || away.is_due(Instant::now()) {
-                true => (away.is_tried, self.tries) = (true, true),
-                false => known = Some(away.known.clone()),
+            if let Some(away) = of.and_then(|of| of.away.as_mut()) {
+                known = away.known_or_tried(&mut self.tries);
             }
             false
         });
         known
+    }
+
+    /// What is known of the database, where that cannot be used and another one tries it, or nobody is to yet. Else this
+    /// task does.
+    pub(super) fn database_away(&mut self) -> Option<KnownAway> {
+        let mut known = None;
+        self.tasks.send_if_modified(|counts| {
+            if let Some(away) = &mut counts.database {
+                known = away.known_or_tried(&mut self.tries_database);
+            }
+            false
+        });
+        known
+    }
+
+    /// The database has answered.
+    pub(super) fn database_answers(&mut self) {
+        self.tries_database = false;
+        self.tasks.send_if_modified(|counts| counts.database.take().is_some());
+    }
+
+    /// The database could not be used. What is known of that, and whether this task is the one that has found it.
+    pub(super) fn database_failed(&mut self, why: &str, backoff: Backoff) -> (KnownAway, bool) {
+        let is_try = std::mem::take(&mut self.tries_database);
+        let mut known = KnownAway { why: why.to_owned(), next_try: Timestamp::now() };
+        let mut is_new = false;
+        self.tasks.send_modify(|counts| {
+            (known, is_new) = Away::failed(&mut counts.database, is_try, why, backoff);
+        });
+        (known, is_new || is_try)
     }
 
     /// Its backend was reached. Whether it could not be before.
@@ -201,22 +272,7 @@ impl AskingTask {
         let mut is_new = false;
         self.tasks.send_modify(|counts| {
             counts.change(&self.backend, |of| {
-                let failures = match &of.away {
-                    // It began before that was known.
-                    Some(away) if !is_try => return known = away.known.clone(),
-                    away => away.as_ref().map_or(0, |away| away.failures).saturating_add(1),
-                };
-                let wait = backoff.wait(failures, rand::random());
-                known.next_try = known.next_try.plus(wait);
-                (is_new, of.away) = (
-                    of.away.is_none(),
-                    Some(BackendAway {
-                        failures,
-                        next_try: Instant::now() + wait,
-                        is_tried: false,
-                        known: known.clone(),
-                    }),
-                );
+                (known, is_new) = Away::failed(&mut of.away, is_try, why, backoff);
             });
         });
         (known, is_new)
@@ -405,6 +461,31 @@ mod tests {
         assert_eq!(tasks.begin(backend("a")).away(), None);
         drop((one, two));
         assert!(tasks.0.borrow().of.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_the_database_cannot_be_used_one_task_of_all_backends_tries_it() {
+        let (tasks, mut waiting) = (AskingTasks::new(), waiting(&["one@a", "one@b", "two@b"]));
+        let mut under_way: Vec<_> = ["a", "b"].map(|name| tasks.begin(backend(name))).into();
+        assert_eq!(under_way[0].database_away(), None);
+        let (known, is_told) = under_way[0].database_failed("closed", BACKOFF);
+        assert!(is_told && known.why == "closed");
+        assert_eq!(under_way[1].database_failed("busy", BACKOFF), (known.clone(), false));
+        drop(under_way);
+        assert_eq!(next(&mut waiting, &tasks), None);
+        assert_eq!(tasks.begin(backend("c")).database_away(), Some(known));
+        tasks.room(&waiting).await;
+        assert!(next(&mut waiting, &tasks).is_some());
+        let mut one = tasks.begin(backend("a"));
+        // Before it has come to that.
+        assert_eq!(next(&mut waiting, &tasks), None);
+        assert_eq!(one.database_away(), None);
+        // One that ends without having tried leaves it to the next one.
+        drop(one);
+        tasks.room(&waiting).await;
+        let mut one = tasks.begin(backend("a"));
+        one.database_answers();
+        assert!(next(&mut waiting, &tasks).is_some() && next(&mut waiting, &tasks).is_some());
     }
 
     #[test]

@@ -58,11 +58,18 @@ impl Watcher {
             user_is_there |= told;
             let backend = self.context.backends.of(&self.account);
             self.considered = backend.as_ref().ok().cloned();
+            if self.on_demand {
+                self.take_directive().await;
+            }
             let backend = match backend {
                 Ok(backend) => backend,
                 // Another configuration may tell.
                 Err(error) => {
                     next = Box::pin(self.after(SessionEnd::Failed(error.to_string()))).await;
+                    if self.unasked.is_some() {
+                        // Whose mailboxes they are of is not known. All is looked at by the next task.
+                        self.hints.take();
+                    }
                     continue;
                 }
             };
@@ -120,20 +127,25 @@ impl Watcher {
     /// Tells what can be told of an account on demand without its backend. An error with what is next, where the
     /// backend is not to be asked now.
     async fn is_to_ask(&mut self, backend: &Backend, user_is_there: bool) -> Result<(), NextStep> {
+        let has_news = user_is_there || !self.hints.is_empty();
+        if !has_news && let Some(known) = self.asking.as_mut().and_then(AskingTask::database_away) {
+            return Err(self.after(SessionEnd::Away(known)).await);
+        }
         match self.find_due(backend).await {
             Ok(true) => {}
             Ok(false) => return Err(self.after(SessionEnd::Visited).await),
             Err(end) => return Err(self.after(end).await),
         }
-        if user_is_there {
+        // No user's login helps where the master user is refused.
+        if user_is_there && !(self.acts_as_master() && self.known.refusals > 0) {
             return Ok(());
         }
         let now = Instant::now();
         if let Some(at) = self.retry_at.filter(|at| *at > now) {
-            return Err(NextStep::Try(at - now));
+            return Err(self.waits_alone(at));
         }
         match self.asking.as_mut().and_then(AskingTask::away) {
-            Some(known) => Err(self.after(SessionEnd::BackendAway(known)).await),
+            Some(known) => Err(self.after(SessionEnd::Away(known)).await),
             None => Ok(()),
         }
     }
@@ -271,7 +283,7 @@ impl Watcher {
                 None => NextStep::Try(Duration::ZERO),
             },
             SessionEnd::MasterRefused { answer, rest } => self.master_refused(&answer, rest),
-            SessionEnd::BackendAway(known) => self.waits_for_backend(known),
+            SessionEnd::Away(known) => self.waits_with_others(known),
             SessionEnd::Unreachable(why) if self.asking.is_some() => {
                 self.backend_is_away(&why, backoff)
             }
@@ -283,13 +295,18 @@ impl Watcher {
                     %account, why, wait_seconds = seconds(wait), "watching is interrupted; mailchime tries again"
                 );
                 self.rest(Some(wait), &why);
-                self.retry_at = self.on_demand.then(|| Instant::now() + wait);
-                NextStep::Try(wait)
+                match self.on_demand {
+                    true => self.waits_alone(Instant::now() + wait),
+                    false => NextStep::Try(wait),
+                }
             }
             // It says nothing of the backend, so it is no failure of it.
             SessionEnd::Database(why) => {
                 self.unread = self.unread.saturating_add(1);
                 let backoff = Backoff::new(config.retry_min, config.retry_max.min(UNREAD));
+                if self.asking.is_some() {
+                    return self.database_is_away(&why, backoff);
+                }
                 let wait = backoff.wait(self.unread, rand::random());
                 tracing::info!(
                     target: "mailchime::watch::waiting_for_database",
@@ -340,11 +357,14 @@ impl Watcher {
             ),
         }
         self.rest(Some(wait), &format!("the master user is refused: {reason}"));
-        NextStep::Later(wait)
+        match self.on_demand {
+            true => self.waits_alone(Instant::now() + wait),
+            false => NextStep::Later(wait),
+        }
     }
 
     /// Whether it logs in as the master user, whom no user's login can help.
-    fn acts_as_master(&self) -> bool {
+    pub(super) fn acts_as_master(&self) -> bool {
         !self.context.credentials.are_of_users()
     }
 

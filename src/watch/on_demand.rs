@@ -1,6 +1,6 @@
 //! Accounts on demand, as the supervisor knows them. One for which nothing is to be done has no task and no
 //! socket, only a place in a table. A task begins with a hint, with a login or registration of its user, or in
-//! its turn of a sweep. It ends when the account was asked for, and lasts where it is parked or in trouble.
+//! its turn of a sweep. It ends when the account was asked for, or cannot be for now, and lasts where it is parked.
 //! What was told is remembered for a while, so that the next hint is compared with it.
 //!
 //! A sweep asks for all accounts: after a start, after a time in which events may have been missed, and every
@@ -14,22 +14,18 @@ use std::time::Duration;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use super::WatchContext;
 use super::asking::{AskingTasks, WaitingAccounts};
 use super::missed_events::MissedEvents;
 use super::source::imap::mailbox_faults::MailboxFaults;
 use super::status::{StatusCell, WatchMode, WatcherState, WatcherStatus};
-use super::watcher::{TakenOver, WatchedMailbox, Watcher, WatcherStart};
-use crate::model::{Account, BackendId, Timestamp};
+use super::watcher::{FailedVisit, TakenOver, Unasked, WatchedMailbox, Watcher, WatcherStart};
+use crate::model::{Account, BackendId};
+use crate::net::backend::Backend;
 use crate::net::backoff::Backoff;
-use crate::nodes::Assignment;
-use crate::store::{DueMark, LookedAt, StoreError};
+use crate::store::LookedAt;
 
 /// Accounts whose sessions have ended that may wait. Of more, the next sweep learns.
 const ENDED: usize = 100_000;
-
-/// Accounts that are marked in one transaction.
-const BATCH: usize = 500;
 
 /// The longest wait for another look at mailboxes that visits have left due.
 const LEFT_DUE: Duration = Duration::from_hours(1);
@@ -58,6 +54,8 @@ pub(super) struct OnDemand {
     left_due: BTreeSet<(Instant, Account)>,
     /// The same of each of these, and how many such visits there were in a row.
     visits_left: HashMap<Account, (Instant, u32)>,
+    /// Those of them whose visit failed.
+    failed: HashMap<Account, FailedVisit>,
     /// Of the next sweep.
     sweep_at: Instant,
     /// It is of the accounts of all nodes.
@@ -104,8 +102,8 @@ pub(super) struct VisitEnd {
     pub(super) mailboxes: Vec<WatchedMailbox>,
     pub(super) faults: MailboxFaults,
     pub(super) looked_at: Vec<LookedAt>,
-    /// The account is still to be asked for: its backend could not be reached.
-    pub(super) was_away: bool,
+    /// All of the account is still to be looked at.
+    pub(super) unasked: Option<Unasked>,
     /// Mailboxes are still due: their state is refused for now, or they are left out.
     pub(super) left_due: bool,
 }
@@ -122,6 +120,7 @@ impl OnDemand {
             after_session: HashSet::new(),
             left_due: BTreeSet::new(),
             visits_left: HashMap::new(),
+            failed: HashMap::new(),
             sweep_at: Instant::now(),
             everybody: false,
             missed: MissedEvents::default(),
@@ -195,37 +194,35 @@ impl OnDemand {
             watcher.mailboxes = mailboxes;
         }
         watcher.faults = self.faults.remove(&watcher.account).unwrap_or_default();
+        if let Some(failed) = self.failed.remove(&watcher.account)
+            && !failed.has_moved(watcher.context.backends.of(&watcher.account).ok().as_ref())
+        {
+            (watcher.failures, watcher.retry_at) = (failed.failures, Some(failed.retry_at));
+            watcher.known.refusals = watcher.known.refusals.max(failed.refusals);
+        }
         let backend = watcher.considered.as_ref().map(|backend| backend.id().clone());
         watcher.asking = Some(self.asking.begin(backend));
         let account = watcher.account.clone();
         let task = self.visits.spawn(async move {
             watcher.run(begin).await;
             let taken_over = watcher.taken_over();
-            let Watcher { account, mailboxes, faults, looked_at, was_away, .. } = watcher;
+            let Watcher { account, mailboxes, faults, looked_at, unasked, .. } = watcher;
             let is_left = |it: &WatchedMailbox| it.due || it.is_left_out(&faults);
-            let left_due = !was_away && mailboxes.iter().any(is_left);
-            VisitEnd {
-                account,
-                began,
-                taken_over,
-                mailboxes,
-                faults,
-                looked_at,
-                was_away,
-                left_due,
-            }
+            let left_due = unasked.is_none() && mailboxes.iter().any(is_left);
+            VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, unasked, left_due }
         });
         self.accounts.insert(task.id(), account);
     }
 
-    /// What this task of an account has told is remembered for a while, and which mailboxes did not answer for as
-    /// long as the account is this node's.
+    /// What this task of an account has told is remembered for a while; with `unasked`, where new mail was announced, until
+    /// the next task looks. Which mailboxes did not answer is remembered for as long as the account is this node's.
     pub(super) fn remember(
         &mut self,
         account: &Account,
         task: u64,
         mailboxes: Vec<WatchedMailbox>,
         faults: MailboxFaults,
+        unasked: bool,
     ) {
         if !faults.is_empty() {
             self.faults.insert(account.clone(), faults);
@@ -236,9 +233,11 @@ impl OnDemand {
                 self.told.remove(&account);
             }
         }
-        let mailboxes = mailboxes.into_iter().map(WatchedMailbox::rested).collect();
+        let mailboxes: Vec<_> = mailboxes.into_iter().map(WatchedMailbox::rested).collect();
+        if !unasked || !mailboxes.iter().any(|it| it.ledger.has_announced()) {
+            self.forget.push_back((now + REMEMBERED, account.clone(), task));
+        }
         self.told.insert(account.clone(), (task, mailboxes));
-        self.forget.push_back((now + REMEMBERED, account.clone(), task));
     }
 
     /// A visit has left mailboxes of the account due, or none. They are asked for again after `first`, which doubles with
@@ -260,6 +259,35 @@ impl OnDemand {
             let at = rests.map_or(at, |rests| rests.max(at));
             self.left_due.insert((at, account.clone()));
             self.visits_left.insert(account.clone(), (at, visits));
+        }
+    }
+
+    /// The visit of an account failed: it is asked for again when that says so.
+    pub(super) fn failed(&mut self, account: &Account, failed: FailedVisit) {
+        self.put_off(account, failed.retry_at);
+        self.failed.insert(account.clone(), failed);
+    }
+
+    /// The account is asked for again then, and not before.
+    fn put_off(&mut self, account: &Account, until: Instant) {
+        if let Some((at, _)) = self.visits_left.insert(account.clone(), (until, 0)) {
+            self.left_due.remove(&(at, account.clone()));
+        }
+        self.left_due.insert((until, account.clone()));
+    }
+
+    /// Whether the account has no task since its visit failed.
+    pub(super) fn has_failed(&self, account: &Account) -> bool {
+        self.failed.contains_key(account)
+    }
+
+    /// Accounts have these backends from now on. What failed at another one is tried at once.
+    pub(super) fn backends_are_replaced(&mut self, of: impl Fn(&Account) -> Option<Backend>) {
+        let failed = self.failed.iter();
+        let moved = failed.filter(|(account, failed)| failed.has_moved(of(account).as_ref()));
+        let moved: Vec<Account> = moved.map(|(account, _)| account.clone()).collect();
+        for account in moved {
+            self.put_off(&account, Instant::now());
         }
     }
 
@@ -308,12 +336,12 @@ impl OnDemand {
         self.resting.insert(account, (status, moment));
     }
 
-    /// The same of one whose backend is away: it goes on showing that.
-    pub(super) fn rest_away(&mut self, account: Account, status: StatusCell, moment: u64) {
+    /// The same of one that is still to be asked for: it goes on showing why.
+    pub(super) fn rest_unasked(&mut self, account: Account, status: StatusCell, moment: u64) {
         self.resting.insert(account, (status, moment));
     }
 
-    /// The account is to be asked for when its backend can be reached and has room.
+    /// The account is to be asked for behind others, when its backend can be reached and has room.
     pub(super) fn wait_for_backend(&mut self, account: Account, backend: Option<BackendId>) {
         self.waiting.add(vec![account], |_| backend.clone());
     }
@@ -323,8 +351,8 @@ impl OnDemand {
         self.waiting.add_first(account, backend);
     }
 
-    /// Whether the account has no task since its backend is away.
-    pub(super) fn is_away(&self, account: &Account) -> bool {
+    /// Whether the account has no task although all of it is still to be looked at.
+    pub(super) fn is_unasked(&self, account: &Account) -> bool {
         self.resting.get(account).is_some_and(|(status, _)| status.rests())
     }
 
@@ -340,6 +368,8 @@ impl OnDemand {
     /// The account is not this node's any more. Whether it was, without a task.
     pub(super) fn leave(&mut self, account: &Account) -> bool {
         self.faults.remove(account);
+        self.failed.remove(account);
+        self.told.remove(account);
         self.visited(account, false, Duration::ZERO);
         self.resting.remove(account).is_some()
     }
@@ -428,63 +458,6 @@ impl OnDemand {
         });
         shown.collect()
     }
-}
-
-/// What is to be asked for, and what a sweep has still to mark.
-#[derive(Debug)]
-pub(super) struct DueAccounts {
-    /// Of this node, in their order.
-    pub(super) accounts: Vec<Account>,
-    /// In the order in which they are to be marked.
-    pub(super) unmarked: Vec<Account>,
-}
-
-/// Finds those of these accounts on demand that are due and this node's, the one that has been for longest first. A
-/// sweep has the others still to mark.
-pub(super) async fn due(
-    context: &WatchContext,
-    assignment: &Assignment,
-    all: Vec<Account>,
-    sweep: Sweep,
-) -> Result<DueAccounts, StoreError> {
-    let is_ours = |account: &Account| is_ours(context, assignment, account);
-    let ours: HashSet<&Account> = all.iter().filter(|account| is_ours(account)).collect();
-    if ours.is_empty() && sweep != Sweep::Everybody {
-        return Ok(DueAccounts { accounts: Vec::new(), unmarked: Vec::new() });
-    }
-    let due = context.store.due_accounts().await?.into_iter().map(|(account, _)| account);
-    let accounts: Vec<Account> = due.filter(|account| ours.contains(account)).collect();
-    let found: HashSet<&Account> = accounts.iter().collect();
-    let others = |account: &&Account| !ours.contains(account);
-    let more = all.iter().filter(|account| ours.contains(account) && !found.contains(account));
-    let unmarked = match sweep {
-        Sweep::None => Vec::new(),
-        Sweep::Ours => more.cloned().collect(),
-        Sweep::Everybody => more.chain(all.iter().filter(others)).cloned().collect(),
-    };
-    Ok(DueAccounts { accounts, unmarked })
-}
-
-/// Marks the first of those that a sweep has to mark; those of them that are this node's are to be asked for.
-pub(super) async fn mark(
-    context: &WatchContext,
-    assignment: &Assignment,
-    mut unmarked: Vec<Account>,
-) -> Result<DueAccounts, StoreError> {
-    let rest = unmarked.split_off(unmarked.len().min(BATCH));
-    let marks: Vec<DueMark> = unmarked.iter().map(sweeps).collect();
-    context.store.mark_due(&[], &marks, Timestamp::now()).await?;
-    unmarked.retain(|account| is_ours(context, assignment, account));
-    Ok(DueAccounts { accounts: unmarked, unmarked: rest })
-}
-
-fn is_ours(context: &WatchContext, assignment: &Assignment, account: &Account) -> bool {
-    assignment.is_mine(account) || context.credentials.holds(account)
-}
-
-fn sweeps(account: &Account) -> DueMark {
-    let account = account.clone();
-    DueMark { account, mailbox: None, state: None, is_due: true, for_another_node: false }
 }
 
 #[cfg(test)]

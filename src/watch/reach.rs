@@ -1,5 +1,6 @@
-//! A backend that cannot be reached, as accounts on demand learn of it: the task of each ends, and they wait together
-//! (see `asking`) until one of them has reached it. The supervisor has each asked for then.
+//! What accounts on demand wait for without a task. Where their backend cannot be reached, or the database, they wait together
+//! (see `asking`) until one of them has reached it. Where it is known of one account alone that it cannot be asked for, the
+//! account waits by itself, for a time that grows. The supervisor has each asked for then.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use tokio::time::Instant;
 
 use super::asking::KnownAway;
 use super::status::WatcherState;
-use super::watcher::{NextStep, SessionEnd, Watcher};
+use super::watcher::{FailedVisit, NextStep, SessionEnd, Unasked, Watcher};
 use crate::model::Timestamp;
 use crate::net::backend::{ConnectError, LoggedIn, LoginError};
 use crate::net::backoff::Backoff;
@@ -45,22 +46,65 @@ impl Watcher {
                  of them at a time until that succeeds"
             );
         }
-        self.waits_for_backend(known)
+        self.waits_with_others(known)
     }
 
-    /// Another account of the backend is asked for first. This one needs no task meanwhile, unless that knows what
-    /// the next one would not.
-    pub(super) fn waits_for_backend(&mut self, KnownAway { why, next_try }: KnownAway) -> NextStep {
+    /// The database could not be used.
+    pub(super) fn database_is_away(&mut self, why: &str, backoff: Backoff) -> NextStep {
+        let Some((known, is_told)) =
+            self.asking.as_mut().map(|it| it.database_failed(why, backoff))
+        else {
+            return NextStep::Try(backoff.wait(1, rand::random()));
+        };
+        if is_told {
+            let account = &self.account;
+            tracing::info!(
+                target: "mailchime::watch::waiting_for_database",
+                %account, why, "accounts without a connection wait for the database; mailchime tries again"
+            );
+        }
+        let next = self.waits_with_others(known);
+        if self.unasked.is_some() {
+            // They cannot be told now. All is looked at by the next task.
+            self.hints.take();
+        }
+        next
+    }
+
+    /// Another account is asked for first.
+    pub(super) fn waits_with_others(&mut self, KnownAway { why, next_try }: KnownAway) -> NextStep {
         self.status.set(WatcherState::BackingOff { next_try: Some(next_try), why });
-        let known = &self.known;
-        self.was_away = !(known.unsaved || known.noted || known.refusals > 0);
-        if self.was_away {
+        if self.ends_unasked(Unasked::Away) {
             return NextStep::Rest;
         }
         let left = u64::try_from(next_try.0.saturating_sub(Timestamp::now().0)).unwrap_or_default();
         let wait = Duration::from_millis(left).max(self.context.config.retry_min);
         self.retry_at = Some(Instant::now() + wait);
         NextStep::Try(wait)
+    }
+
+    /// An account on demand is not asked for again before then. What events say in full is told all the same.
+    pub(super) fn waits_alone(&mut self, retry_at: Instant) -> NextStep {
+        self.retry_at = Some(retry_at);
+        let refusals = if self.acts_as_master() { self.known.refusals } else { 0 };
+        let (failures, at) = (self.failures, self.considered.clone());
+        match self.ends_unasked(Unasked::Failed(FailedVisit { retry_at, failures, refusals, at })) {
+            true => NextStep::Rest,
+            false => NextStep::Try(retry_at.saturating_duration_since(Instant::now())),
+        }
+    }
+
+    /// Whether the account needs no task while it waits. It does where the task knows what the next one would not.
+    fn ends_unasked(&mut self, unasked: Unasked) -> bool {
+        let known = &self.known;
+        let refused = !self.acts_as_master() && (known.noted || known.refusals > 0);
+        if self.asking.is_none() || known.unsaved || refused {
+            return false;
+        }
+        // All of it is looked at by the next task.
+        self.looks = self.directive.borrow().looks;
+        self.unasked = Some(unasked);
+        true
     }
 }
 

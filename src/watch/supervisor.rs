@@ -27,15 +27,16 @@ use self::device_news::DeviceNews;
 use self::handle::WatcherHandle;
 use super::WatchContext;
 use super::accounts::{adopt, live};
+use super::due_accounts::DueAccounts;
 use super::entries::Entries;
 use super::follow::LookRequest;
 use super::hint_writer::HintWriter;
 use super::hints::Hints;
-use super::on_demand::{DueAccounts, OnDemand, OnDemandEvent, Sweep, VisitEnd};
+use super::on_demand::{OnDemand, OnDemandEvent, Sweep, VisitEnd};
 use super::status::{
     StatusCell, SupervisorRequest, SupervisorRequests, WatchMode, WatcherState, WatcherStatus,
 };
-use super::watcher::{Directive, Watcher, WatcherStart};
+use super::watcher::{Directive, Unasked, Watcher, WatcherStart};
 use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp};
 use crate::nodes::{Assignment, ClusterView};
 use crate::store::{Invalidation, LiveAccount, StoreError};
@@ -406,7 +407,7 @@ impl Supervisor {
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
         let VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, .. } = end;
-        let VisitEnd { was_away, left_due, .. } = end;
+        let VisitEnd { unasked, left_due, .. } = end;
         if self.hint_writer.looked_at(looked_at) {
             self.read_all_again();
         }
@@ -414,7 +415,7 @@ impl Supervisor {
             return;
         }
         let Some(handle) = self.watchers.remove(&account) else { return };
-        self.on_demand.remember(&account, began, mailboxes, faults);
+        self.on_demand.remember(&account, began, mailboxes, faults, unasked.is_some());
         self.on_demand.visited(&account, left_due, self.context.config.poll_interval);
         let now = handle.directive.borrow().clone();
         let mut next = Directive::default();
@@ -422,19 +423,23 @@ impl Supervisor {
             (next.login, next.logins) = (now.login, 1);
         }
         let looks = now.looks != taken_over.looks;
-        next.looks = u64::from(was_away || looks);
+        next.looks = u64::from(looks);
         // What is due may have been marked by another node since it was read.
         let has_news = now.registrations != taken_over.registrations;
-        if was_away {
-            let backend = self.context.backends.id_of(&account);
-            self.on_demand.wait_for_backend(account.clone(), backend);
-        }
-        if handle.hints.is_empty() && next.logins == 0 && !looks && !has_news {
-            match was_away {
-                true => self.on_demand.rest_away(account, handle.status, handle.moment),
-                false => self.on_demand.rest(account, handle.status, handle.moment),
+        match unasked {
+            None => self.on_demand.rest(account.clone(), handle.status, handle.moment),
+            Some(why) => {
+                match why {
+                    Unasked::Failed(failed) => self.on_demand.failed(&account, failed),
+                    Unasked::Away => {
+                        let backend = self.context.backends.id_of(&account);
+                        self.on_demand.wait_for_backend(account.clone(), backend);
+                    }
+                }
+                self.on_demand.rest_unasked(account.clone(), handle.status, handle.moment);
             }
-        } else {
+        }
+        if !handle.hints.is_empty() || next.logins > 0 || looks || has_news {
             self.start_with(account, next, WatcherStart::AtOnce, handle.hints);
         }
     }
@@ -474,8 +479,10 @@ impl Supervisor {
     }
 
     /// Each watcher sees for itself whether its backend is another one now.
-    fn backends_are_replaced(&self) {
+    fn backends_are_replaced(&mut self) {
         self.watchers.values().for_each(|handle| handle.directive.send_modify(|_| {}));
+        let backends = &self.context.backends;
+        self.on_demand.backends_are_replaced(|account| backends.of(account).ok());
     }
 
     fn start(&mut self, account: Account, directive: Directive, begin: WatcherStart) {
@@ -490,7 +497,7 @@ impl Supervisor {
         hints: Hints,
     ) {
         // What it was to be asked for is not known any more.
-        directive.looks += u64::from(self.on_demand.is_away(&account));
+        directive.looks += u64::from(self.on_demand.is_unasked(&account));
         let on_demand = self.context.is_on_demand(&account);
         let (sender, receiver) = cell::channel(directive);
         let doing = match &begin {

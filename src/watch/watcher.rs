@@ -95,8 +95,8 @@ pub(super) struct Watcher {
     pub(super) asking: Option<AskingTask>,
     /// What was looked at, or told in full. Its marks are taken away when the task ends.
     pub(super) looked_at: Vec<LookedAt>,
-    /// Of an account on demand: it has ended since its backend could not be reached.
-    pub(super) was_away: bool,
+    /// Of an account on demand: its task ends although it is still to be asked for.
+    pub(super) unasked: Option<Unasked>,
     /// The account was last found to be of another backend than it has by the configuration.
     pub(super) elsewhere: bool,
     /// Hears of what it sees, instead of `push`. Then the supervisor does not know of it.
@@ -157,6 +157,28 @@ pub(super) struct TakenOver {
     pub(super) registrations: u64,
 }
 
+/// Why an account on demand waits without a task although all of it is to be looked at.
+#[derive(Clone, Debug)]
+pub(super) enum Unasked {
+    /// Its backend cannot be reached, or the database.
+    Away,
+    /// What it was asked for has failed.
+    Failed(FailedVisit),
+}
+
+/// What has to be known of a visit that failed for the next one.
+#[derive(Clone, Debug)]
+pub(super) struct FailedVisit {
+    /// It is not asked for again before that.
+    pub(super) retry_at: Instant,
+    /// Visits that failed in a row.
+    pub(super) failures: u32,
+    /// Of them those as which the master user was refused, where one acts for the account.
+    pub(super) refusals: u32,
+    /// The backend that it was at; `None` where it had none.
+    pub(super) at: Option<Backend>,
+}
+
 /// Why a connection ended, or never was.
 #[derive(Debug)]
 pub(super) enum SessionEnd {
@@ -195,8 +217,9 @@ pub(super) enum SessionEnd {
     Failed(String),
     /// The backend could not be reached.
     Unreachable(String),
-    /// The same is known of it, and another account is asked for first. Of an account on demand.
-    BackendAway(KnownAway),
+    /// The same is known of it, and another account is asked for first; or so it is with the database. Of an account on
+    /// demand.
+    Away(KnownAway),
     /// The database did not say what is to be watched, or did not take what it is to know.
     Database(String),
 }
@@ -251,6 +274,16 @@ pub(super) enum NextStep {
     Rest,
 }
 
+impl FailedVisit {
+    /// Whether the account has another backend now.
+    pub(super) fn has_moved(&self, now: Option<&Backend>) -> bool {
+        match (&self.at, now) {
+            (Some(before), Some(now)) => !now.is(before),
+            (before, now) => before.is_some() != now.is_some(),
+        }
+    }
+}
+
 impl Watcher {
     pub(super) fn new(
         account: Account,
@@ -290,7 +323,7 @@ impl Watcher {
             found: 0,
             asking: None,
             looked_at: Vec::new(),
-            was_away: false,
+            unasked: None,
             elsewhere: false,
             instead: None,
         }

@@ -30,8 +30,10 @@ impl Watcher {
     ) -> Result<bool, SessionEnd> {
         self.shows(WatcherState::Watching(WatchMode::OnDemand));
         self.backend = backend.clone();
-        self.take_directive().await;
         let due = self.reload(backend).await?;
+        if let Some(asking) = &mut self.asking {
+            asking.database_answers();
+        }
         self.found = self.registrations;
         let looks = self.directive.borrow().looks;
         let all = std::mem::replace(&mut self.looks, looks) != looks;

@@ -80,7 +80,7 @@ impl Supervisor {
                 handle.directive.send_modify(|_| {});
                 true
             }
-            None if self.on_demand.is_away(&account) => false,
+            None if self.on_demand.is_unasked(&account) => false,
             None if self.on_demand.is_resting(&account) => {
                 let hints = Hints::default();
                 hints.add(Hint::of_all(account.clone()));

@@ -94,7 +94,11 @@ impl Supervisor {
             handle.directive.send_modify(|directive| directive.looks += 1);
         } else if self.on_demand.is_resting(&account) {
             let backend = self.context.backends.id_of(&account);
-            self.on_demand.look_again(account, backend);
+            match self.on_demand.has_failed(&account) {
+                // It may fail again, and there may be many such.
+                true => self.on_demand.wait_for_backend(account, backend),
+                false => self.on_demand.look_again(account, backend),
+            }
         } else if !self.is_ours(&account) {
             self.write(vec![Hint::of_all(account)], None);
         }

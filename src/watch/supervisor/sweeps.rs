@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{ReplyKind, StoreReply, Supervisor};
 use crate::model::Account;
-use crate::watch::on_demand::{self, DueAccounts, Sweep};
+use crate::watch::due_accounts::{self, DueAccounts};
+use crate::watch::on_demand::Sweep;
 use crate::watch::watcher::{Directive, WatcherStart};
 
 impl Supervisor {
@@ -12,7 +13,7 @@ impl Supervisor {
     pub(super) fn find_due(&mut self, moment: u64, sweep: Sweep, accounts: Vec<Account>) {
         let (context, assignment) = (Arc::clone(&self.context), self.assignment.borrow().clone());
         self.asked.spawn(async move {
-            let due = on_demand::due(&context, &assignment, accounts, sweep).await;
+            let due = due_accounts::due(&context, &assignment, accounts, sweep).await;
             StoreReply { moment, what: ReplyKind::Due { sweep, due } }
         });
     }
@@ -38,7 +39,7 @@ impl Supervisor {
         }
         let (context, assignment) = (Arc::clone(&self.context), self.assignment.borrow().clone());
         self.asked.spawn(async move {
-            let due = on_demand::mark(&context, &assignment, unmarked).await;
+            let due = due_accounts::mark(&context, &assignment, unmarked).await;
             StoreReply { moment, what: ReplyKind::Marked { sweep, due } }
         });
     }
