@@ -75,6 +75,11 @@ impl MailboxEvent {
         found.map_or(Self::Unnamed, |(_, event)| *event)
     }
 
+    /// Whether it says by itself that a flag has changed that phones show.
+    pub fn changes_shown_flags(self) -> bool {
+        matches!(self, Self::MessageRead | Self::MessageTrash | Self::FlagsClear)
+    }
+
     /// How much it matters to a device.
     pub fn kind(self) -> ChangeKind {
         match self {

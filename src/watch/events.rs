@@ -33,7 +33,8 @@ impl Watcher {
         Ok(follows)
     }
 
-    /// Another source says that something happened in this mailbox: tells `push` what follows.
+    /// Another source says that something happened in this mailbox. Of an account on demand `push` is told what follows; a
+    /// connection that is held looks, and believes no numbers.
     pub(super) async fn event(
         &mut self,
         index: usize,
@@ -46,7 +47,11 @@ impl Watcher {
         // The last look may know better.
         let follows = match watched.looked_at.is_some_and(|looked_at| hint.seen_at < looked_at) {
             true => Consequence::LookDue(kind),
-            false => watched.ledger.event(kind, &hint.state, || context.next_id()),
+            // The connection that is held looks at once.
+            false if !self.on_demand => {
+                watched.ledger.hint(Some(kind), &Snapshot::default(), || context.next_id())
+            }
+            false => watched.ledger.event(hint.event, &hint.state, || context.next_id()),
         };
         watched.due |= follows.urgency().is_some();
         let preview_follows = self.begins_preview(index, &follows, uid_next);

@@ -12,7 +12,7 @@ use std::ops::RangeInclusive;
 
 use super::snapshot::{difference, first_seen, is_older, looked, merged, only_mod_seq_differs};
 use super::snapshot::{renumbered, with_new_mail};
-use crate::model::{ChangeKind, Snapshot};
+use crate::model::{ChangeKind, MailboxEvent, Snapshot};
 
 /// The most new mail whose flags are asked for.
 const MOST_ASKED: u64 = 1000;
@@ -204,23 +204,26 @@ impl Ledger {
         differs.max(kind).map_or(Consequence::Nothing, |kind| self.look_is_due(kind))
     }
 
-    /// Another source than the account's connection says that something of this kind happened, and as much
-    /// of the state after it as it knows. Enough numbers are a look: those in `state` are compared, the
-    /// others are kept. New mail without numbers is announced.
+    /// Another source than the account's connection says that this happened, and as much of the state after it as it
+    /// knows. Enough numbers are a look: those in `state` are compared, the others are kept. Where only flags have
+    /// changed, and the event does not say that phones show one of them, a look has to tell. New mail without numbers is
+    /// announced.
     pub(super) fn event(
         &mut self,
-        kind: ChangeKind,
+        event: MailboxEvent,
         state: &Snapshot,
         next_id: impl FnOnce() -> u64,
     ) -> Consequence {
+        let kind = event.kind();
         // Events may overtake each other, and a mailbox that was made anew has to be seen twice.
         if renumbered(&self.known, state).is_some() || is_older(&self.known, state) {
             return self.look_is_due(kind);
         }
         let counts = [state.uid_next, state.messages, state.unseen];
         let now = merged(&self.known, state);
-        if counts.iter().all(Option::is_some) && !only_mod_seq_differs(&self.known, &now) {
-            return self.look(&now, None, next_id);
+        let shown = only_mod_seq_differs(&self.known, &now).then(|| event.changes_shown_flags());
+        if counts.iter().all(Option::is_some) && shown != Some(false) {
+            return self.look(&now, shown, next_id);
         }
         let uncounted = counts.iter().all(Option::is_none);
         if uncounted && kind == ChangeKind::NewMail && self.expects_nothing() {

@@ -3,6 +3,7 @@
 use super::*;
 
 use ChangeKind::{NewMail, Quiet};
+use MailboxEvent::{FlagsClear, FlagsSet, MessageNew, MessageRead, MessageTrash, Unnamed};
 
 fn state(validity: u64, next: u64, messages: u64, unseen: u64) -> Snapshot {
     Snapshot {
@@ -26,7 +27,7 @@ fn messages(number: u64) -> Snapshot {
 enum Says {
     Hint(Option<ChangeKind>, Snapshot),
     /// Of another source than the account's connection.
-    Event(ChangeKind, Snapshot),
+    Event(MailboxEvent, Snapshot),
     Look(Snapshot),
     /// A look, after the flags were asked for.
     Flags(Snapshot, bool),
@@ -240,8 +241,8 @@ fn what_follows_from_events_of_other_sources() {
             "new mail with all numbers is the look",
             told,
             vec![
-                (Event(NewMail, new(11, 6, 3)), "1 changed: new mail, next 11 of 6 with 3"),
-                (Event(NewMail, new(11, 6, 3)), "nothing"),
+                (Event(MessageNew, new(11, 6, 3)), "1 changed: new mail, next 11 of 6 with 3"),
+                (Event(MessageNew, new(11, 6, 3)), "nothing"),
                 (Look(new(11, 6, 3)), "nothing"),
                 (Hint(None, new(11, 6, 3)), "nothing"),
             ],
@@ -251,7 +252,7 @@ fn what_follows_from_events_of_other_sources() {
             modseq(told, 3),
             vec![
                 (
-                    Event(NewMail, without_validity(new(11, 6, 3))),
+                    Event(MessageNew, without_validity(new(11, 6, 3))),
                     "1 changed: new mail, next 11 of 6 with 3",
                 ),
                 (Look(modseq(state(7, 11, 6, 3), 3)), "nothing"),
@@ -261,9 +262,9 @@ fn what_follows_from_events_of_other_sources() {
             "one was read, one is gone",
             told,
             vec![
-                (Event(Quiet, new(10, 5, 1)), "1 changed: quiet, next 10 of 5 with 1"),
-                (Event(Quiet, new(10, 4, 1)), "2 changed: quiet, next 10 of 4 with 1"),
-                (Event(Quiet, new(10, 4, 1)), "nothing"),
+                (Event(FlagsSet, new(10, 5, 1)), "1 changed: quiet, next 10 of 5 with 1"),
+                (Event(FlagsSet, new(10, 4, 1)), "2 changed: quiet, next 10 of 4 with 1"),
+                (Event(FlagsSet, new(10, 4, 1)), "nothing"),
             ],
         ),
         (
@@ -271,7 +272,7 @@ fn what_follows_from_events_of_other_sources() {
             told,
             vec![
                 (Hint(Some(NewMail), messages(6)), "1 announced"),
-                (Event(NewMail, new(11, 6, 3)), "1 rebased, next 11 of 6 with 3"),
+                (Event(MessageNew, new(11, 6, 3)), "1 rebased, next 11 of 6 with 3"),
             ],
         ),
         (
@@ -279,15 +280,15 @@ fn what_follows_from_events_of_other_sources() {
             told,
             vec![
                 (Hint(Some(NewMail), messages(6)), "1 announced"),
-                (Event(NewMail, new(12, 7, 4)), "2 changed: new mail, next 12 of 7 with 4"),
+                (Event(MessageNew, new(12, 7, 4)), "2 changed: new mail, next 12 of 7 with 4"),
             ],
         ),
         (
             "without numbers: announced, and the look confirms",
             told,
             vec![
-                (Event(NewMail, nothing), "1 announced"),
-                (Event(NewMail, nothing), "look due, new mail"),
+                (Event(MessageNew, nothing), "1 announced"),
+                (Event(MessageNew, nothing), "look due, new mail"),
                 (Hint(Some(NewMail), messages(6)), "look due, new mail"),
                 (Look(new(11, 6, 3)), "1 rebased, next 11 of 6 with 3"),
             ],
@@ -296,7 +297,7 @@ fn what_follows_from_events_of_other_sources() {
             "without numbers: the look finds two",
             told,
             vec![
-                (Event(NewMail, nothing), "1 announced"),
+                (Event(MessageNew, nothing), "1 announced"),
                 (Look(new(12, 7, 4)), "2 changed: new mail, next 12 of 7 with 4"),
             ],
         ),
@@ -304,16 +305,16 @@ fn what_follows_from_events_of_other_sources() {
             "without numbers: the look finds none",
             told,
             vec![
-                (Event(NewMail, nothing), "1 announced"),
+                (Event(MessageNew, nothing), "1 announced"),
                 (Look(told), "2 changed: quiet, next 10 of 5 with 2"),
             ],
         ),
-        ("read, without numbers", told, vec![(Event(Quiet, nothing), "look due, quiet")]),
+        ("read, without numbers", told, vec![(Event(FlagsSet, nothing), "look due, quiet")]),
         (
             "Dovecot's OX driver: UIDNEXT and UNSEEN announce",
             told,
             vec![
-                (Event(NewMail, Snapshot { messages: None, ..new(11, 0, 3) }), "1 announced"),
+                (Event(MessageNew, Snapshot { messages: None, ..new(11, 0, 3) }), "1 announced"),
                 (Look(new(11, 6, 3)), "1 rebased, next 11 of 6 with 3"),
             ],
         ),
@@ -321,9 +322,9 @@ fn what_follows_from_events_of_other_sources() {
             "an event that was overtaken",
             modseq(told, 3),
             vec![
-                (Event(NewMail, new(12, 7, 4)), "1 changed: new mail, next 12 of 7 with 4"),
-                (Event(NewMail, new(11, 6, 3)), "look due, new mail"),
-                (Event(Quiet, modseq(new(12, 7, 3), 2)), "look due, quiet"),
+                (Event(MessageNew, new(12, 7, 4)), "1 changed: new mail, next 12 of 7 with 4"),
+                (Event(MessageNew, new(11, 6, 3)), "look due, new mail"),
+                (Event(FlagsSet, modseq(new(12, 7, 3), 2)), "look due, quiet"),
                 (Look(modseq(new(12, 7, 4), 5)), "nothing"),
             ],
         ),
@@ -331,21 +332,35 @@ fn what_follows_from_events_of_other_sources() {
             "made anew: only looks can tell",
             told,
             vec![
-                (Event(NewMail, state(8, 2, 1, 1)), "look due, new mail"),
+                (Event(MessageNew, state(8, 2, 1, 1)), "look due, new mail"),
                 (Look(state(8, 2, 1, 1)), "1 changed: quiet, next 2 of 1 with 1"),
             ],
         ),
         (
             "only flags have changed: which ones, only a look can tell",
             modseq(told, 3),
-            vec![(Event(Quiet, modseq(told, 4)), "look due, quiet")],
+            vec![
+                (Event(FlagsSet, modseq(told, 4)), "look due, quiet"),
+                (Event(Unnamed, modseq(told, 4)), "look due, quiet"),
+            ],
+        ),
+        (
+            "only flags have changed: the event says that phones show them",
+            modseq(told, 3),
+            vec![
+                (Event(MessageTrash, modseq(told, 4)), "1 changed: quiet, next 10 of 5 with 2"),
+                (Event(MessageTrash, modseq(told, 4)), "nothing"),
+                (Event(FlagsClear, modseq(told, 5)), "2 changed: quiet, next 10 of 5 with 2"),
+                (Event(MessageRead, modseq(told, 6)), "3 changed: quiet, next 10 of 5 with 2"),
+                (Look(modseq(told, 6)), "nothing"),
+            ],
         ),
         (
             "an unknown state",
             nothing,
             vec![
-                (Event(NewMail, nothing), "look due, new mail"),
-                (Event(NewMail, new(11, 6, 3)), "1 changed: new mail, next 11 of 6 with 3"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Event(MessageNew, new(11, 6, 3)), "1 changed: new mail, next 11 of 6 with 3"),
             ],
         ),
     ] {
@@ -364,7 +379,7 @@ fn follows(case: &str, told: Snapshot, says: Vec<(Says, &str)>) {
         };
         let (consequence, look) = match says {
             Hint(kind, state) => (ledger.hint(kind, &state, next_id), false),
-            Event(kind, state) => (ledger.event(kind, &state, next_id), true),
+            Event(event, state) => (ledger.event(event, &state, next_id), true),
             Look(state) => (ledger.look(&state, None, next_id), true),
             Flags(state, shown) => {
                 assert!(ledger.unclear(&state, true).is_some(), "{case}");
@@ -449,7 +464,7 @@ fn new_mail_comes_on_top_of_what_was_unread() {
     ledger.look(&new(12, 7, 4), None, || 3);
     ledger.look(&new(13, 8, 5), None, || 4);
     assert_eq!(ledger.unread_before(), Some(4));
-    ledger.event(NewMail, &Snapshot::default(), || 5);
+    ledger.event(MessageNew, &Snapshot::default(), || 5);
     assert_eq!(ledger.unread_before(), Some(5));
 }
 
