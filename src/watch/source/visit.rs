@@ -69,6 +69,9 @@ impl Watcher {
         for DueMailbox { mailbox, marks, state } in due {
             let Some(index) = self.place(&mailbox) else { continue };
             let watched = &mut self.mailboxes[index];
+            if marks > watched.marks {
+                self.status.hint();
+            }
             (watched.marked, watched.marks) = (true, marks);
             watched.must_look |= marks > 0 && state.is_none();
             match state {
@@ -177,7 +180,9 @@ impl Watcher {
             self.faults.answered(&watched.mailbox);
             watched.due = false;
             watched.looked_at = Some(Instant::now());
-            let follows = watched.ledger.look(&now, None, || context.next_id());
+            // Which flags have changed is not known.
+            let shown = watched.ledger.unclear(&now, false).map(|_| true);
+            let follows = watched.ledger.look(&now, shown, || context.next_id());
             if let Err(end) = self.tell(index, follows, false).await {
                 return end;
             }

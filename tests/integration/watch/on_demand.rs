@@ -27,7 +27,7 @@ pub(super) async fn world(backend: &DemoBackend) -> WatchWorld {
 }
 
 /// A sweep that began then was to look at the account.
-async fn mark(world: &WatchWorld, user: &str, at: i64) {
+pub(super) async fn mark(world: &WatchWorld, user: &str, at: i64) {
     let account = Account::from_login(user);
     let mark =
         DueMark { account, mailbox: None, state: None, is_due: true, for_another_node: false };
@@ -57,6 +57,7 @@ async fn a_hint_with_numbers_is_told_without_a_login() {
         let world = world(&backend).await;
         let mut watching = resting(&world, &backend).await;
         assert_eq!(watching.watched(Mode::OnDemand), 1);
+        assert_eq!(watching.until("watching").await.last_hint_at, None);
         let inbox = || Some(Mailbox::inbox());
         hint(&watching, inbox(), MailboxEvent::MessageNew, told(1, 2, 1, 1)).await;
         watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
@@ -474,6 +475,7 @@ S: w2 OK out
         )
         .await;
         watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
+        assert!(watching.until("watching").await.last_hint_at.is_some());
         watching.stop().await;
     })
     .await;

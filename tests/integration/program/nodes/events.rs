@@ -117,6 +117,14 @@ impl EventCluster {
         }
     }
 
+    /// When a mail server last told of this user, as the node that watches says.
+    async fn last_hint_at(&self, user: &str, node: &EventNode) -> Option<i64> {
+        let told = self.cluster.ask(&node.node, &["watchers", "--json"]).await;
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let mut watchers = told["watchers"].as_array().unwrap().iter();
+        watchers.find(|watcher| watcher["account"] == user)?["last_hint_at"].as_i64()
+    }
+
     async fn is_due(&self, user: &str) -> bool {
         let due = self.store.due_accounts().await.unwrap();
         due.iter().any(|(account, _)| *account == Account::from_login(user))
@@ -141,6 +149,9 @@ async fn any_node_takes_any_event(database: Box<dyn DatabaseServer>) {
         nodes.mail(user, to, false).await;
         nodes.told(user, since).await;
         nodes.rest().await;
+        // Whichever node took it.
+        let of = if *user == users[0] { &a } else { &b };
+        assert!(nodes.last_hint_at(user, of).await.is_some());
         // With numbers nobody logs in, but where a machine lets one of them wait for seconds: then all accounts are
         // asked for since a share has changed hands, and it is tried again.
         loop {
