@@ -98,6 +98,12 @@ fn explain(answer: &Value, devices: &[Value]) {
         Value::Null => say("watcher: none, so no change is seen"),
         watcher => say(format_args!("watcher: {}", watchers::line(watcher))),
     }
+    let (watcher, mut waits) = (&answer["watcher"], false);
+    if let ("watching", Some(why)) = (word(&watcher["state"]).as_str(), watcher["reason"].as_str())
+    {
+        say(format_args!("a look at the account waits: {}", why.escape_debug()));
+        waits = true;
+    }
     for device in devices {
         let [transport, endpoint, app] =
             ["transport", "endpoint", "app"].map(|key| word(&device[key]));
@@ -119,7 +125,10 @@ fn explain(answer: &Value, devices: &[Value]) {
             say("    its pushes say who sent new mail, as [push] preview has it");
         }
         match device["obstacles"].as_array().map(Vec::as_slice).unwrap_or_default() {
-            [] => say("    new mail would be pushed now"),
+            [] => say(match waits {
+                true => "    new mail would be pushed when it is seen; a look waits, as above",
+                false => "    new mail would be pushed now",
+            }),
             obstacles => {
                 for obstacle in obstacles {
                     say(format_args!("    not now: {}", word(obstacle)));
