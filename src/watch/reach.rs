@@ -60,7 +60,7 @@ impl Watcher {
             let account = &self.account;
             tracing::info!(
                 target: "mailchime::watch::waiting_for_database",
-                %account, why, "accounts without a connection wait for the database; mailchime tries again"
+                %account, why, "watching waits for the database; mailchime tries again"
             );
         }
         let next = self.waits_with_others(known);
