@@ -165,7 +165,7 @@ impl EventSockets {
             sources,
             udp: udp.map(|(socket, _)| socket),
             cyrus,
-            devices: CyrusDevices::new(registrar, offered, backends.clone()),
+            devices: Some(CyrusDevices::new(registrar, offered, backends.clone())),
             backends,
             recorder: Arc::new(marks),
             request_timeout: events.request_timeout,

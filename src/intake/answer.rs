@@ -10,7 +10,7 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::time::timeout;
 
 use super::cyrus::event::{CyrusNews, event_news};
-use super::device::{CyrusDevices, DeviceRefusal};
+use super::device::{self, CyrusDevices, DeviceRefusal};
 use super::refusal::{IntakeRefusal, IntakeResponse};
 use super::source::{KnownSource, KnownSources, SourceProof};
 use super::{HintRecorder, NotRecorded, ox, report};
@@ -32,7 +32,8 @@ pub(super) struct IntakeContext {
     pub(super) request_timeout: Duration,
     pub(super) body_size: usize,
     pub(super) counters: Arc<LimitCounters>,
-    pub(super) devices: Arc<CyrusDevices>,
+    /// `None`: no device is registered.
+    pub(super) devices: Option<Arc<CyrusDevices>>,
     /// Counts requests of which nobody knows whose they are.
     pub(super) strangers: SourceMetrics,
 }
@@ -189,7 +190,7 @@ impl IntakeContext {
         if !source.may_send(1) {
             return Err(IntakeRefusal::too_many());
         }
-        let registering = Arc::clone(&self.devices).take(source.route(), account.clone(), request);
+        let registering = self.registering(source.route(), account.clone(), request);
         // What has begun goes on when its time is up, or nobody waits for it any longer.
         match timeout(RECORD_TIME, tokio::spawn(registering)).await {
             Ok(Ok(registered)) => registered.map_err(IntakeRefusal::from),
@@ -199,6 +200,17 @@ impl IntakeContext {
                 Err(late.into())
             }
         }
+    }
+
+    /// Registers a device by a source with this route. To be waited for to the end.
+    pub(super) fn registering(
+        &self,
+        route: Option<String>,
+        account: Account,
+        request: XAppleRegistration,
+    ) -> impl Future<Output = Result<(), DeviceRefusal>> + Send + 'static {
+        let (devices, counters) = (self.devices.clone(), Arc::clone(&self.counters));
+        device::register(devices, counters, route, account, request)
     }
 
     /// Events of a source were not recorded: says so to the log, once in a while, and how that is counted.

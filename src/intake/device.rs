@@ -23,7 +23,6 @@ pub struct CyrusDevices {
     registrar: Registrar,
     offered: cell::Receiver<Option<PushOffer>>,
     backends: Backends,
-    counters: Arc<LimitCounters>,
     places: Semaphore,
 }
 
@@ -76,6 +75,27 @@ impl From<DeviceRefusal> for IntakeRefusal {
     }
 }
 
+/// Stores what a device has registered at Cyrus, by a source for which Cyrus names this route to devices. Why it is
+/// not stored is told to the log. To be waited for to the end.
+pub(super) async fn register(
+    devices: Option<Arc<CyrusDevices>>,
+    counters: Arc<LimitCounters>,
+    route: Option<String>,
+    account: Account,
+    request: XAppleRegistration,
+) -> Result<(), DeviceRefusal> {
+    let registered = match (&devices, route) {
+        (Some(devices), Some(route)) => match devices.places.try_acquire() {
+            Ok(_place) => devices.register(&route, account.clone(), request).await,
+            Err(_) => Err(DeviceRefusal::busy()),
+        },
+        _ => Err(DeviceRefusal::new("cyrus_route is not set", EventRefusal::Foreign)),
+    };
+    registered.inspect_err(|refusal| {
+        refusal.tell(&account, &counters);
+    })
+}
+
 impl CyrusDevices {
     /// `offered` is push as it is offered at the moment.
     pub fn new(
@@ -83,26 +103,7 @@ impl CyrusDevices {
         offered: cell::Receiver<Option<PushOffer>>,
         backends: Backends,
     ) -> Self {
-        let counters = backends.counters();
-        Self { registrar, offered, backends, counters, places: Semaphore::new(REGISTRATIONS) }
-    }
-
-    /// Stores what a device has registered at Cyrus, by a source for which Cyrus names this route to devices. Why it
-    /// is not stored is told to the log. To be waited for to the end.
-    pub(super) async fn take(
-        self: Arc<Self>,
-        route: Option<String>,
-        account: Account,
-        request: XAppleRegistration,
-    ) -> Result<(), DeviceRefusal> {
-        let registered = match (route, self.places.try_acquire()) {
-            (None, _) => Err(DeviceRefusal::new("cyrus_route is not set", EventRefusal::Foreign)),
-            (Some(_), Err(_)) => Err(DeviceRefusal::busy()),
-            (Some(route), Ok(_place)) => self.register(&route, account.clone(), request).await,
-        };
-        registered.inspect_err(|refusal| {
-            refusal.tell(&account, &self.counters);
-        })
+        Self { registrar, offered, backends, places: Semaphore::new(REGISTRATIONS) }
     }
 
     /// Stores what a device has registered at Cyrus, which has shown that its user can read these mailboxes.
@@ -165,7 +166,7 @@ impl CyrusDevices {
                 continue;
             }
             if mailboxes.len() >= most {
-                self.counters.mailboxes.hit();
+                self.backends.counters().mailboxes.hit();
                 break;
             }
             mailboxes.push((mailbox, Snapshot::default()));

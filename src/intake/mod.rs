@@ -94,8 +94,8 @@ pub struct IntakeParts {
     pub udp: Option<UdpEvents>,
     /// The sockets for Cyrus.
     pub cyrus: Option<CyrusEvents>,
-    /// Registers devices of which Cyrus tells, by sources that have a route.
-    pub devices: CyrusDevices,
+    /// Registers devices of which Cyrus tells, by sources that have a route. `None`: nobody does.
+    pub devices: Option<CyrusDevices>,
     /// Know under which one name an account is known.
     pub backends: Backends,
     /// Takes what came.
@@ -119,7 +119,7 @@ pub async fn serve(server: Option<HttpServer>, parts: IntakeParts, stop: Cancell
         request_timeout: parts.request_timeout,
         body_size: parts.body_size,
         counters: parts.counters,
-        devices: Arc::new(parts.devices),
+        devices: parts.devices.map(Arc::new),
         strangers: parts.strangers,
     });
     let udp = parts.udp.map(|udp| udp.run(Arc::clone(&context), stop.clone()));

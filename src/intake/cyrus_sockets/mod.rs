@@ -170,8 +170,8 @@ impl CyrusIntake {
                 }
             },
             CyrusNews::Device(account, request) => {
-                let devices = Arc::clone(&self.context.devices);
-                let registered = devices.take(self.source.route(), account, *request).await;
+                let route = self.source.route();
+                let registered = self.context.registering(route, account, *request).await;
                 registered.map_err(|refusal| refusal.counted())
             }
         }
