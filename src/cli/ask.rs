@@ -24,11 +24,29 @@ const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// For the answer: longer than mailchime itself takes to give up.
 const ANSWER_TIME: Duration = Duration::from_secs(100);
 
+/// For the answer whether it answers at all. What supervises a container waits for ten seconds (Containerfile).
+const ALIVE_TIME: Duration = Duration::from_secs(5);
+
 /// The status of a hundred thousand accounts is a tenth of this.
 const ANSWER_SIZE: usize = 256 * 1024 * 1024;
 
 /// What the running mailchime answers to `path` with these parameters.
 pub(super) fn ask(
+    configured: &Configured,
+    method: Method,
+    path: &str,
+    parameters: &[(&str, &str)],
+) -> Result<Value, CommandFailure> {
+    ask_within(ANSWER_TIME, configured, method, path, parameters)
+}
+
+/// An error where the running mailchime does not answer within some seconds.
+pub(super) fn ask_whether_it_answers(configured: &Configured) -> Result<(), CommandFailure> {
+    ask_within(ALIVE_TIME, configured, Method::GET, "/healthz", &[]).map(drop)
+}
+
+fn ask_within(
+    answer_time: Duration,
     configured: &Configured,
     method: Method,
     path: &str,
@@ -56,7 +74,7 @@ pub(super) fn ask(
             AdminAddress::Tcp(address) => address.to_string(),
             AdminAddress::Unix { .. } => "localhost".to_owned(),
         };
-        let answer = timeout(ANSWER_TIME, exchange(stream, host, method, &target)).await;
+        let answer = timeout(answer_time, exchange(stream, host, method, &target)).await;
         let (status, body) = match answer {
             Ok(answer) => answer.map_err(|why| silent(address, &why))?,
             Err(_) => return Err(silent(address, "no answer in time")),

@@ -3,7 +3,7 @@
 use hyper::Method;
 use serde_json::Value;
 
-use super::ask::ask;
+use super::ask::{ask, ask_whether_it_answers};
 use super::table::word;
 use super::{CommandFailure, Configured, not_empty, say};
 
@@ -24,7 +24,7 @@ pub(super) struct HealthOptions {
 
 pub(super) fn run(options: &HealthOptions) -> Result<(), CommandFailure> {
     if !options.ready {
-        ask(&options.configured, Method::GET, "/healthz", &[])?;
+        ask_whether_it_answers(&options.configured)?;
         say("mailchime answers");
         return Ok(());
     }

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use mailchime::config::{AdminAddress, Config};
 
@@ -281,7 +282,8 @@ fn manual_pages_and_completions_know_the_commands() {
 async fn health_is_an_exit_code() {
     limited(async {
         let world = World::new().await;
-        let server = world.serve_with_admin().await;
+        let mut server = world.serve_with_admin().await;
+        let address = server.admin_address().await;
         let said = world.command(&["health"]).await;
         assert_eq!((said.code, said.stdout.as_str()), (0, "mailchime answers"), "{}", said.stderr);
         let said = world.command(&["health", "--ready"]).await;
@@ -303,6 +305,12 @@ async fn health_is_an_exit_code() {
         drop(server);
         let said = world.command(&["health"]).await;
         assert!(said.code == 1 && said.stderr.contains("is mailchime running"), "{}", said.stderr);
+
+        // One that hangs: who supervises it does not wait long.
+        let _listener = std::net::TcpListener::bind(address).unwrap();
+        let hangs = tokio::time::timeout(Duration::from_secs(60), world.command(&["health"]));
+        let said = hangs.await.expect("health gives up");
+        assert!(said.code == 1 && said.stderr.contains("no answer in time"), "{}", said.stderr);
     })
     .await;
 }
