@@ -295,9 +295,12 @@ impl Watcher {
                     %account, why, wait_seconds = seconds(wait), "watching is interrupted; mailchime tries again"
                 );
                 self.rest(Some(wait), &why);
-                match self.on_demand {
-                    true => self.waits_alone(Instant::now() + wait),
-                    false => NextStep::Try(wait),
+                if !self.on_demand {
+                    NextStep::Try(wait)
+                } else if self.has_left_out_the_rest() {
+                    self.visited()
+                } else {
+                    self.waits_alone(Instant::now() + wait)
                 }
             }
             // It says nothing of the backend, so it is no failure of it.

@@ -63,6 +63,17 @@ impl Watcher {
         self.mailboxes.iter().any(is_asked)
     }
 
+    /// Whether a visit that failed needs no other one for now: what it has not asked for is left out, and other mailboxes
+    /// are well.
+    pub(in crate::watch) fn has_left_out_the_rest(&mut self) -> bool {
+        let has_asked = !self.is_due();
+        let is_it = has_asked && self.mailboxes.iter().any(|it| self.faults.is_sound(&it.mailbox));
+        if is_it {
+            self.note_what_is_known();
+        }
+        is_it
+    }
+
     /// Takes note of what is due on disk. Where another node was told a state in full, that is the look. Marks
     /// of this node are not news: their hints are here, or all of the account is looked at.
     async fn hear_marks(&mut self, due: Vec<DueMailbox>) -> Result<(), SessionEnd> {
