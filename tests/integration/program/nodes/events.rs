@@ -143,6 +143,14 @@ async fn any_node_takes_any_event(database: Box<dyn DatabaseServer>) {
     let mut nodes = EventCluster::on(database, ON_DEMAND).await;
     let [mut a, mut b] = nodes.two().await;
     let users = [nodes.user_of(&a).await, nodes.user_of(&b).await];
+    // Her session ended at this node lately.
+    loop {
+        let told = nodes.cluster.ask(&a.node, &["push", &users[0], "--explain"]).await;
+        if told.contains("a look at the account waits: it is asked for soon") {
+            assert!(told.contains("new mail would be pushed when it is seen"), "{told}");
+            break;
+        }
+    }
     for (to_b, user) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
         let to = if to_b { &b } else { &a };
         let (user, since) = (&users[user], Instant::now());
