@@ -210,7 +210,7 @@ async def figure(program, name, opens, streams, accounts, watched=False):
 async def main():
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--program", default="target/release/mailchime")
-    options.add_argument("--streams", type=int, default=2000)
+    options.add_argument("--streams", type=int, default=4000)
     options.add_argument("--accounts", type=int, default=100)
     options = options.parse_args()
     program, streams, accounts = os.path.abspath(options.program), options.streams, options.accounts
