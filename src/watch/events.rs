@@ -33,7 +33,7 @@ impl Watcher {
         Ok(follows)
     }
 
-    /// Another source says that something happened in this mailbox. Of an account on demand `push` is told what follows; a
+    /// Another source says that something happened in this mailbox. An account on demand tells `push` what follows; a
     /// connection that is held looks, and believes no numbers.
     pub(super) async fn event(
         &mut self,

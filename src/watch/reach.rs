@@ -83,7 +83,7 @@ impl Watcher {
         NextStep::Try(wait)
     }
 
-    /// An account on demand is not asked for again before then. What events say in full is told all the same.
+    /// The supervisor asks for an account on demand no earlier than then. It tells `push` all the same what events say in full.
     pub(super) fn waits_alone(&mut self, retry_at: Instant) -> NextStep {
         self.retry_at = Some(retry_at);
         let refusals = if self.acts_as_master() { self.known.refusals } else { 0 };
