@@ -283,6 +283,19 @@ impl DoveadmApi {
         Self { listener, world }
     }
 
+    /// The same until `test` has ended.
+    async fn answers_during(
+        &self,
+        test: impl Future<Output = ()>,
+        answer: &Mutex<Value>,
+        calls: &Mutex<Vec<usize>>,
+    ) {
+        tokio::select! {
+            () = self.answer(answer, calls) => {}
+            () = test => {}
+        }
+    }
+
     /// Answers each command of each call alike, on connections that last for one call; how many commands each has.
     async fn answer(&self, answer: &Mutex<Value>, calls: &Mutex<Vec<usize>>) {
         loop {
@@ -344,10 +357,7 @@ async fn the_accounts_wait_together_where_doveadm_is_away_too() {
             watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
             until_resting(&doveadm.world, &watching).await;
         };
-        tokio::select! {
-            () = doveadm.answer(&answer, &calls) => {}
-            () = answered => {}
-        }
+        doveadm.answers_during(answered, &answer, &calls).await;
         assert_eq!(backend.counters().accepted, 0);
         watching.stop().await;
     })
@@ -383,10 +393,7 @@ async fn accounts_that_doveadm_refuses_wait_without_a_task_each_for_its_next_try
             until(async || doveadm.world.store.due_accounts().await.unwrap().is_empty()).await;
             assert_eq!(asked(), 2 * MANY);
         };
-        tokio::select! {
-            () = doveadm.answer(&answer, &calls) => {}
-            () = test => {}
-        }
+        doveadm.answers_during(test, &answer, &calls).await;
         watching.stop().await;
     })
     .await;
@@ -402,10 +409,8 @@ async fn a_change_of_flags_alone_that_doveadm_tells_of_is_told() {
         doveadm.world.register("alice", &[("INBOX", state)]).await;
         let mut watching = doveadm.world.watch();
         let (answer, calls) = (Mutex::new(inbox(6, 5, 95)), Mutex::default());
-        tokio::select! {
-            () = doveadm.answer(&answer, &calls) => {}
-            () = watching.expect(&["INBOX: quiet, next 6 of 5 with 5 unseen"]) => {}
-        }
+        let told = watching.expect(&["INBOX: quiet, next 6 of 5 with 5 unseen"]);
+        doveadm.answers_during(told, &answer, &calls).await;
         watching.stop().await;
     })
     .await;

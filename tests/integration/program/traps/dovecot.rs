@@ -1,7 +1,7 @@
 //! The PROXY protocol towards a real Dovecot.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream as Blocking;
+use std::net::{SocketAddr, TcpStream as Blocking};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,21 +72,27 @@ async fn dovecot_takes_passwords_of_clients_that_came_with_tls() {
     .await;
 }
 
+/// What `check` says of a Dovecot there that is to get the PROXY header has these parts.
+async fn is_not_ok(address: SocketAddr, tls: &str, parts: &[&str]) {
+    let world = World::new().await;
+    world.in_front_of(address);
+    world.configure("tls = \"none\"", &format!("{tls}\nproxy_protocol = true"));
+    let said = world.command(&["check"]).await;
+    assert_eq!(said.code, 1, "{}", said.stdout);
+    let line = said.line("FAILED   [backend]: ");
+    for part in parts {
+        assert!(line.contains(part), "{part:?} is not in {line}");
+    }
+}
+
 #[tokio::test]
 async fn a_dovecot_that_takes_no_passwords_of_mailchime_itself_is_not_ok() {
     const TEST: &str = "a_dovecot_that_takes_no_passwords_of_mailchime_itself_is_not_ok";
     let options = Options { extra: TRUSTS_NOBODY, ..Options::default() };
     let Some(dovecot) = Dovecot::start(TEST, &options) else { return };
     limited(async {
-        let world = World::new().await;
-        world.in_front_of(dovecot.plain);
-        world.configure("tls = \"none\"", "tls = \"none\"\nproxy_protocol = true");
-        let said = world.command(&["check"]).await;
-        assert_eq!(said.code, 1, "{}", said.stdout);
-        let line = said.line("FAILED   [backend]: ");
-        for part in ["LOGINDISABLED", "no account can be watched", "login_trusted_networks"] {
-            assert!(line.contains(part), "{part:?} is not in {line}");
-        }
+        let parts = ["LOGINDISABLED", "no account can be watched", "login_trusted_networks"];
+        is_not_ok(dovecot.plain, "tls = \"none\"", &parts).await;
     })
     .await;
 }
@@ -96,22 +102,13 @@ async fn a_dovecot_that_does_not_expect_the_header_is_not_ok() {
     const TEST: &str = "a_dovecot_that_does_not_expect_the_header_is_not_ok";
     let Some(dovecot) = Dovecot::start(TEST, &Options::default()) else { return };
     limited(async {
-        for (address, tls) in [(dovecot.plain, "none"), (dovecot.tls, "implicit")] {
-            let world = World::new().await;
-            world.in_front_of(address);
-            let trust = if tls == "none" { "" } else { "\nserver_name = \"localhost\"" };
-            world.configure(
-                "tls = \"none\"",
-                &format!("tls = \"{tls}\"{trust}\nproxy_protocol = true"),
-            );
-            let said = world.command(&["check"]).await;
-            assert_eq!(said.code, 1, "{}", said.stdout);
-            let line = said.line("FAILED   [backend]: ");
-            for part in
-                ["PROXY header", "haproxy = yes", "haproxy_trusted_networks", "send_id = true"]
-            {
-                assert!(line.contains(part), "{part:?} is not in {line}");
-            }
+        for (address, tls) in [
+            (dovecot.plain, "tls = \"none\""),
+            (dovecot.tls, "tls = \"implicit\"\nserver_name = \"localhost\""),
+        ] {
+            let parts =
+                ["PROXY header", "haproxy = yes", "haproxy_trusted_networks", "send_id = true"];
+            is_not_ok(address, tls, &parts).await;
         }
     })
     .await;
@@ -123,15 +120,8 @@ async fn a_dovecot_that_believes_the_header_from_nobody_is_not_ok() {
     let options = Options { extra: BELIEVES_NOBODY, ..Options::default() };
     let Some(dovecot) = Dovecot::start(TEST, &options) else { return };
     limited(async {
-        let world = World::new().await;
-        world.in_front_of(dovecot.plain);
-        world.configure("tls = \"none\"", "tls = \"none\"\nproxy_protocol = true");
-        let said = world.command(&["check"]).await;
-        assert_eq!(said.code, 1, "{}", said.stdout);
-        let line = said.line("FAILED   [backend]: ");
-        for part in ["PROXY header", "haproxy_trusted_networks"] {
-            assert!(line.contains(part), "{part:?} is not in {line}");
-        }
+        let parts = ["PROXY header", "haproxy_trusted_networks"];
+        is_not_ok(dovecot.plain, "tls = \"none\"", &parts).await;
     })
     .await;
 }
