@@ -297,7 +297,7 @@ impl Watcher {
                 self.rest(Some(wait), &why);
                 if !self.on_demand {
                     NextStep::Try(wait)
-                } else if self.has_left_out_the_rest() {
+                } else if self.considered.is_some() && self.has_left_out_the_rest() {
                     self.visited()
                 } else {
                     self.waits_alone(Instant::now() + wait)

@@ -63,8 +63,8 @@ impl Watcher {
         self.mailboxes.iter().any(is_asked)
     }
 
-    /// Whether a visit that failed needs no other one for now: what it has not asked for is left out, and other mailboxes
-    /// are well.
+    /// Whether a visit that failed, and knows what is due, needs no other one for now: what it has not asked for is left
+    /// out, and other mailboxes are well.
     pub(in crate::watch) fn has_left_out_the_rest(&mut self) -> bool {
         let has_asked = !self.is_due();
         let is_it = has_asked && self.mailboxes.iter().any(|it| self.faults.is_sound(&it.mailbox));

@@ -1,11 +1,11 @@
 //! Accounts without a connection, at the demo server.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use mailchime::config::{CredentialsMode, WatchConnection};
+use mailchime::config::{BackendConfig, BackendTls, CredentialsMode, RouteConfig, WatchConnection};
 use mailchime::demo::backend::{Counters, DemoBackend};
 use mailchime::metrics::Watching as Mode;
-use mailchime::model::{Account, Mailbox, MailboxEvent, SessionEvent, Snapshot, Timestamp};
+use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, SessionEvent, Snapshot, Timestamp};
 use mailchime::store::DueMark;
 use sqlx::{Connection, Executor, SqliteConnection};
 
@@ -87,6 +87,38 @@ async fn a_hint_without_numbers_is_announced_and_makes_one_short_visit() {
         let seen = backend.wait_until(|c| c.connections == 0).await;
         assert_eq!((seen.accepted, seen.commands["STATUS"], seen.commands["LOGOUT"]), (2, 2, 2));
         assert!(!seen.commands.contains_key("IDLE") && !seen.commands.contains_key("EXAMINE"));
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// Nothing of it can be due while it is open whose mailboxes they are, so it is not well either.
+#[tokio::test]
+async fn an_account_whose_name_leaves_its_backend_open_since_a_reload_waits() {
+    const NAME: &str = "alice@a.example\\shared";
+    limited(async {
+        let backend = backend().await;
+        backend.add_account(NAME, PASSWORD.as_bytes());
+        let mut world = WatchWorld::new(backend.address()).await;
+        world.watch.connection = WatchConnection::OnDemand;
+        world.register(NAME, &[("INBOX", told(1, 1, 0, 0))]).await;
+        let watching = resting(&world, &backend).await;
+        let mut config = world.config();
+        let (host, port) = (backend.address().ip().to_string(), backend.address().port());
+        let backend = BackendConfig::new(host, port, BackendTls::None);
+        config.routes.push(RouteConfig { domain: "a.example".into(), backend });
+        watching.reload(&config);
+        let (account, seen_at) = (Account::from_login(NAME), Instant::now());
+        let (mailbox, state) = (Some(Mailbox::inbox()), Snapshot::default());
+        let hint = Hint { account, mailbox, event: MailboxEvent::MessageNew, state, seen_at };
+        watching.inquirer.hints(vec![hint]).await.unwrap();
+        let away = watching.until("backing_off").await;
+        assert!(away.next_try_at.is_some(), "{away:?}");
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+            assert_eq!(watching.until("backing_off").await.reason, away.reason);
+            assert_eq!(watching.watched(Mode::BackingOff), 1);
+        }
         watching.stop().await;
     })
     .await;
