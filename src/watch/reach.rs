@@ -63,12 +63,17 @@ impl Watcher {
                 %account, why, "watching waits for the database; mailchime tries again"
             );
         }
-        let next = self.waits_with_others(known);
-        if self.unasked.is_some() {
-            // They cannot be told now. All is looked at by the next task.
-            self.hints.take();
+        match self.waits_with_others(known) {
+            // It may be another task that tries. This one tries as well, for what it alone knows, and ever more rarely.
+            NextStep::Try(wait) => {
+                NextStep::Try(wait.max(backoff.wait(self.unread, rand::random())))
+            }
+            next => {
+                // They cannot be told now. All is looked at by the next task.
+                self.hints.take();
+                next
+            }
         }
-        next
     }
 
     /// Another account is asked for first.
