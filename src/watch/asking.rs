@@ -325,6 +325,11 @@ impl WaitingAccounts {
         next
     }
 
+    /// All of them, in any order.
+    pub(super) fn into_accounts(self) -> impl Iterator<Item = Account> {
+        self.all.into_iter()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }

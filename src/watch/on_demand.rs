@@ -399,8 +399,12 @@ impl OnDemand {
             self.waiting.add(accounts, backend_of);
         } else if moment >= self.swept {
             self.swept = moment;
-            self.waiting = WaitingAccounts::default();
-            self.waiting.add(accounts, backend_of);
+            let before = std::mem::take(&mut self.waiting);
+            self.waiting.add(accounts, &backend_of);
+            // Of these the reading may not have known.
+            let unasked = before.into_accounts().filter(|account| self.is_unasked(account));
+            let unasked = unasked.collect();
+            self.waiting.add(unasked, backend_of);
         }
     }
 
@@ -462,6 +466,8 @@ impl OnDemand {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::asking::MOST_OF_BACKEND;
     use super::*;
 
@@ -519,6 +525,19 @@ mod tests {
         on_demand.found_due(3, Sweep::Ours, users(&["bob"]), |_| None);
         assert!(!on_demand.marked(1, users(&["carol"]), |_| None));
         assert_eq!(on_demand.waiting(), 1);
+    }
+
+    #[test]
+    fn a_sweep_that_does_not_know_of_an_account_leaves_it_waiting_for_its_backend() {
+        let (mut on_demand, alice) = (OnDemand::new(), Account::from_login("alice"));
+        let away = WatcherState::BackingOff { next_try: None, why: "away".to_owned() };
+        let status = StatusCell::new(&Arc::default(), away);
+        on_demand.rest_unasked(alice.clone(), status, 1);
+        on_demand.wait_for_backend(alice.clone(), None);
+        on_demand.found_due(2, Sweep::Ours, vec![Account::from_login("bob")], |_| None);
+        assert_eq!(on_demand.waiting(), 2);
+        assert_eq!(on_demand.next_waiting(), Some(Account::from_login("bob")));
+        assert_eq!(on_demand.next_waiting(), Some(alice));
     }
 
     #[tokio::test]
