@@ -103,7 +103,7 @@ impl Supervisor {
             self.device_news.add(account.clone());
         }
         let is_ours = self.is_ours(account);
-        let handle = self.watchers.get_mut(account).filter(|handle| !handle.directive.is_closed());
+        let handle = self.watchers.get_mut(account).filter(|handle| handle.is_live());
         match (handle, live, news) {
             (Some(handle), None, _) if handle.moment > moment => {}
             (_, None, _) => self.stop(account),

@@ -18,7 +18,7 @@ impl Supervisor {
         }
         self.device_news.add(account.clone());
         let (moment, of_users) = (self.now(), self.context.credentials.are_of_users());
-        let handle = self.watchers.get_mut(&account).filter(|handle| !handle.directive.is_closed());
+        let handle = self.watchers.get_mut(&account).filter(|handle| handle.is_live());
         let Some(handle) = handle else {
             let mut directive = Directive::default();
             directive.log_in(login, of_users);
