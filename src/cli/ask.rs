@@ -24,8 +24,9 @@ const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// For the answer: longer than mailchime itself takes to give up.
 const ANSWER_TIME: Duration = Duration::from_secs(100);
 
-/// For the answer whether it answers at all. What supervises a container waits for ten seconds (Containerfile).
-const ALIVE_TIME: Duration = Duration::from_secs(5);
+/// For the answer whether it answers at all. With the time for the connection it is less than the ten seconds for which
+/// what supervises a container waits (Containerfile).
+const ALIVE_TIME: Duration = Duration::from_secs(3);
 
 /// The status of a hundred thousand accounts is a tenth of this.
 const ANSWER_SIZE: usize = 256 * 1024 * 1024;
