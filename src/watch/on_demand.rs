@@ -54,7 +54,7 @@ pub(super) struct OnDemand {
     left_due: BTreeSet<(Instant, Account)>,
     /// The same of each of these, and how many such visits there were in a row.
     visits_left: HashMap<Account, (Instant, u32)>,
-    /// Those of them whose visit failed.
+    /// Those without a task whose visits failed.
     failed: HashMap<Account, FailedVisit>,
     /// Of the next sweep.
     sweep_at: Instant,
@@ -266,6 +266,13 @@ impl OnDemand {
     pub(super) fn failed(&mut self, account: &Account, failed: FailedVisit) {
         self.put_off(account, failed.retry_at);
         self.failed.insert(account.clone(), failed);
+    }
+
+    /// The account waits with others, and its visits had failed before.
+    pub(super) fn failed_before(&mut self, account: &Account, failed: FailedVisit) {
+        if failed.counts() {
+            self.failed.insert(account.clone(), failed);
+        }
     }
 
     /// The account is asked for again then, and not before.

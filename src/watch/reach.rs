@@ -79,7 +79,8 @@ impl Watcher {
     /// Another account is asked for first.
     pub(super) fn waits_with_others(&mut self, KnownAway { why, next_try }: KnownAway) -> NextStep {
         self.status.set(WatcherState::BackingOff { next_try: Some(next_try), why });
-        if self.ends_unasked(Unasked::Away) {
+        let failed = self.failed_visit(self.retry_at.unwrap_or_else(Instant::now));
+        if self.ends_unasked(Unasked::Away(failed)) {
             return NextStep::Rest;
         }
         let left = u64::try_from(next_try.0.saturating_sub(Timestamp::now().0)).unwrap_or_default();
@@ -91,12 +92,17 @@ impl Watcher {
     /// The supervisor asks for an account on demand no earlier than then. It tells `push` all the same what events say in full.
     pub(super) fn waits_alone(&mut self, retry_at: Instant) -> NextStep {
         self.retry_at = Some(retry_at);
-        let refusals = if self.acts_as_master() { self.known.refusals } else { 0 };
-        let (failures, at) = (self.failures, self.considered.clone());
-        match self.ends_unasked(Unasked::Failed(FailedVisit { retry_at, failures, refusals, at })) {
+        match self.ends_unasked(Unasked::Failed(self.failed_visit(retry_at))) {
             true => NextStep::Rest,
             false => NextStep::Try(retry_at.saturating_duration_since(Instant::now())),
         }
+    }
+
+    /// What the next task has to know of what failed so far.
+    fn failed_visit(&self, retry_at: Instant) -> FailedVisit {
+        let refusals = if self.acts_as_master() { self.known.refusals } else { 0 };
+        let (failures, at) = (self.failures, self.considered.clone());
+        FailedVisit { retry_at, failures, refusals, at }
     }
 
     /// Whether the account needs no task while it waits. It does where the task knows what the next one would not.

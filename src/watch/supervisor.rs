@@ -431,7 +431,8 @@ impl Supervisor {
             Some(why) => {
                 match why {
                     Unasked::Failed(failed) => self.on_demand.failed(&account, failed),
-                    Unasked::Away => {
+                    Unasked::Away(failed) => {
+                        self.on_demand.failed_before(&account, failed);
                         let backend = self.context.backends.id_of(&account);
                         self.on_demand.wait_for_backend(account.clone(), backend);
                     }

@@ -160,20 +160,20 @@ pub(super) struct TakenOver {
 /// Why an account on demand waits without a task although all of it is to be looked at.
 #[derive(Clone, Debug)]
 pub(super) enum Unasked {
-    /// Its backend cannot be reached, or the database.
-    Away,
+    /// Its backend cannot be reached, or the database. What failed before that goes on to count.
+    Away(FailedVisit),
     /// What it was asked for has failed.
     Failed(FailedVisit),
 }
 
-/// What has to be known of a visit that failed for the next one.
+/// What the next visit has to know of those that failed.
 #[derive(Clone, Debug)]
 pub(super) struct FailedVisit {
     /// It is not asked for again before that.
     pub(super) retry_at: Instant,
     /// Visits that failed in a row.
     pub(super) failures: u32,
-    /// Of them those as which the master user was refused, where one acts for the account.
+    /// How often in a row the master user was refused as this account, where one acts for it.
     pub(super) refusals: u32,
     /// The backend that it was at; `None` where it had none.
     pub(super) at: Option<Backend>,
@@ -275,6 +275,11 @@ pub(super) enum NextStep {
 }
 
 impl FailedVisit {
+    /// Whether it changes anything of the next visit.
+    pub(super) fn counts(&self) -> bool {
+        self.failures > 0 || self.refusals > 0 || self.retry_at > Instant::now()
+    }
+
     /// Whether the account has another backend now.
     pub(super) fn has_moved(&self, now: Option<&Backend>) -> bool {
         match (&self.at, now) {

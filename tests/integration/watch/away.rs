@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use mailchime::config::{DoveadmConfig, WatchConnection};
+use mailchime::config::{CredentialsMode, DoveadmConfig, WatchConnection};
 use mailchime::demo::backend::DemoBackend;
 use mailchime::metrics::{VisitBy, Watching as Mode};
 use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, SessionEvent, Snapshot, Timestamp};
@@ -150,6 +150,60 @@ async fn the_accounts_of_a_sweep_wait_together_while_the_database_fails() {
         watching.stop().await;
     })
     .await;
+}
+
+/// The wait after refusals goes on where it was, also when the account waits with all others in between.
+#[tokio::test]
+async fn an_account_as_which_the_master_is_refused_waits_ever_longer_whatever_fails_in_between() {
+    for database in [false, true] {
+        patient(async {
+            let backend = backend().await;
+            let mut world = world(&backend).await;
+            world.credentials = CredentialsMode::Master;
+            let retry = Duration::from_mins(10);
+            (world.watch.retry_min, world.watch.retry_max) = (retry, retry);
+            let url = world.reopened(Duration::from_secs(30)).await;
+            let mut beside = SqliteConnection::connect(&url).await.unwrap();
+            let watching = world.watch();
+            let mut last = 0;
+            let mut waits = async |refused: bool| loop {
+                let status = watching.until("backing_off").await;
+                let (at, reason) = (status.next_try_at.unwrap(), status.reason.unwrap());
+                if at != last && reason.starts_with("the master user is refused") == refused {
+                    last = at;
+                    break Duration::from_millis((at - status.since).try_into().unwrap());
+                }
+                tokio::task::yield_now().await;
+            };
+            for _ in 0..2 {
+                let wait = waits(true).await;
+                assert!(wait.as_secs().abs_diff(900) <= 301, "{wait:?}");
+                if database {
+                    beside
+                        .execute("alter table subscription_mailbox rename to away")
+                        .await
+                        .unwrap();
+                } else {
+                    backend.refuse().await;
+                }
+                later(2 * retry).await;
+                waits(false).await;
+                if database {
+                    beside
+                        .execute("alter table away rename to subscription_mailbox")
+                        .await
+                        .unwrap();
+                } else {
+                    backend.resume().await.unwrap();
+                }
+                later(retry).await;
+            }
+            let wait = waits(true).await;
+            assert!(wait > Duration::from_mins(19), "{wait:?} after three refusals");
+            watching.stop().await;
+        })
+        .await;
+    }
 }
 
 /// What a backend greets everybody with, and answers.
