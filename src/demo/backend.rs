@@ -243,6 +243,14 @@ impl DemoBackend {
         })
     }
 
+    /// The UID that the next new message gets, as STATUS tells it.
+    ///
+    /// # Errors
+    /// [`Missing`] when there is no such account, mailbox or message.
+    pub fn uid_next(&self, login: &str, mailbox: &str) -> Result<u32, Missing> {
+        self.with(login, mailbox, |mailbox| mailbox.uid_next)
+    }
+
     /// When the numbers that STATUS tells of a mailbox changed last, `None` if they never did. No
     /// session can see the change before that moment.
     ///

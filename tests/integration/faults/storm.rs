@@ -61,8 +61,9 @@ struct Tally {
     apns: AtomicU64,
     database: AtomicU64,
     passwords: AtomicU64,
-    /// Events of the mail server that were taken, and those that were not.
+    /// Events of the mail server that were taken without numbers and with them, and those that were not taken.
     events: AtomicU64,
+    numbered_events: AtomicU64,
     lost_events: AtomicU64,
     /// Messages that sessions read whole, and connections that they lost.
     read: AtomicU64,
@@ -72,13 +73,13 @@ struct Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { deliveries, quiet, kills, backend, apns, database, passwords, .. } = self;
-        let Self { events, lost_events, read, lost, .. } = self;
+        let Self { events, numbered_events, lost_events, read, lost, .. } = self;
         let sum = [kills, backend, apns, database, passwords].map(|count| count.load(Relaxed));
         write!(
             f,
             "{deliveries:?} deliveries, {quiet:?} mails read or deleted, {} faults ({kills:?} \
              SIGKILL, {backend:?} of the backend, {apns:?} of APNs, {database:?} of the database, \
-             {passwords:?} passwords), {events:?} events taken and {lost_events:?} lost, {read:?} mails \
+             {passwords:?} passwords), {events:?} events taken, {numbered_events:?} with numbers, and {lost_events:?} lost, {read:?} mails \
              fetched, {lost:?} sessions lost",
             sum.iter().sum::<u64>()
         )
@@ -181,8 +182,9 @@ async fn the_storm_itself(with_events: bool, server: Option<Box<dyn DatabaseServ
     ] {
         assert!(count.load(Relaxed) > 0, "{what}: there was none");
     }
-    let some = [&tally.events, &tally.lost_events].map(|count| count.load(Relaxed) > 0);
-    assert_eq!(some, [with_events; 2], "events taken, and lost");
+    let events = [&tally.events, &tally.numbered_events, &tally.lost_events];
+    let some = events.map(|count| count.load(Relaxed) > 0);
+    assert_eq!(some, [with_events; 3], "events taken without numbers, with them, and lost");
 }
 
 /// Everything at once, until the time is over.

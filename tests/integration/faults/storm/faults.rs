@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::Tally;
-use super::site::{FIRST, MAIL, Site};
+use super::site::{FIRST, MAIL, Site, User};
 use crate::intake::{TOKEN, written};
 use crate::support::chance::Chance;
 
@@ -34,8 +34,8 @@ const MANY: usize = 50;
 /// For an event to be answered. A mail server does not wait longer, and does not try again.
 const ANSWERED: Duration = Duration::from_millis(500);
 
-/// Mail comes, is read, is deleted, and with events the mail server tells of it once: the numbers of a mailbox never become again what they were, so
-/// that there is always something to tell.
+/// Mail comes, is read, is deleted, and with events the mail server tells of it once, half of the times with the
+/// numbers of the mailbox: they never become again what they were, so that there is always something to tell.
 pub(super) fn mail(site: Arc<Site>, mut chance: Chance) -> Stream {
     Box::pin(async move {
         let backend = &site.world.backend;
@@ -65,21 +65,39 @@ pub(super) fn mail(site: Arc<Site>, mut chance: Chance) -> Stream {
                 }
             };
             if let Some(address) = site.events() {
+                let has_numbers = chance.below(2) == 0;
+                let numbers =
+                    if has_numbers { numbers(&site, user, mailbox) } else { String::new() };
                 let body = format!(
-                    r#"{{"user":"{}","changes":[{{"mailbox":"{mailbox}","events":["{event}"]}}]}}"#,
+                    r#"{{"user":"{}","changes":[{{"mailbox":"{mailbox}","events":["{event}"]{numbers}}}]}}"#,
                     user.login
                 );
                 let site = site.clone();
                 tokio::spawn(async move {
                     let told = tokio::time::timeout(ANSWERED, tell(address, &body)).await;
                     let taken = told.is_ok_and(|told| told.is_ok_and(|taken| taken));
-                    let Tally { events, lost_events, .. } = &site.tally;
-                    if taken { events } else { lost_events }.fetch_add(1, Relaxed);
+                    let Tally { events, numbered_events, lost_events, .. } = &site.tally;
+                    let count = match (taken, has_numbers) {
+                        (false, _) => lost_events,
+                        (true, false) => events,
+                        (true, true) => numbered_events,
+                    };
+                    count.fetch_add(1, Relaxed);
                 });
             }
             chance.pause(5..40).await;
         }
     })
+}
+
+/// What the mail server says of the mailbox as it is now.
+fn numbers(site: &Site, user: &User, mailbox: &str) -> String {
+    let messages = site.world.backend.messages(&user.login, mailbox).unwrap();
+    let is_unread =
+        |flags: &[String]| !flags.iter().any(|flag| flag.eq_ignore_ascii_case("\\Seen"));
+    let unseen = messages.iter().filter(|(_, flags, _)| is_unread(flags)).count();
+    let next = site.world.backend.uid_next(&user.login, mailbox).unwrap();
+    format!(r#","uidnext":{next},"messages":{},"unseen":{unseen}"#, messages.len())
 }
 
 /// Whether the event is taken.
