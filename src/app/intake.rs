@@ -202,6 +202,7 @@ impl DueMarks {
     fn mark(&self, hint: Hint) -> DueMark {
         let Hint { account, mailbox, .. } = hint;
         let is_due = self.config.is_on_demand(&account);
-        DueMark { account, mailbox, state: None, is_due, for_another_node: true }
+        let (state, shown_flags, for_another_node) = (None, false, true);
+        DueMark { account, mailbox, state, shown_flags, is_due, for_another_node }
     }
 }

@@ -300,7 +300,7 @@ impl Asks for WatchedQuestion {
         let mailbox = Mailbox::new(row.try_get("mailbox")?);
         // What cannot be read of what is due is looked at.
         let due = due_mailbox(row).unwrap_or_else(|_| {
-            Some(DueMailbox { mailbox: mailbox.clone(), marks: 1, state: None })
+            Some(DueMailbox { mailbox: mailbox.clone(), marks: 1, state: None, shown_flags: false })
         });
         Ok(((mailbox, snapshot(row)), due))
     }

@@ -22,6 +22,8 @@ pub struct DueMark {
     pub mailbox: Option<Mailbox>,
     /// The state that the source has told, where it says enough to spare a look.
     pub state: Option<Snapshot>,
+    /// The source says that flags have changed that phones show.
+    pub shown_flags: bool,
     /// The mailbox becomes due. Else it is only asked whether anybody has registered for it.
     pub is_due: bool,
     /// Another node watches the account, and gets word.
@@ -37,6 +39,8 @@ pub struct DueMailbox {
     pub marks: i64,
     /// The state that those have been told, if it is the same for all marks.
     pub state: Option<Snapshot>,
+    /// They were told with it that flags have changed that phones show.
+    pub shown_flags: bool,
 }
 
 /// A mailbox that was looked at.
@@ -50,8 +54,11 @@ pub struct LookedAt {
     pub marks: i64,
 }
 
+/// Behind the numbers of a state.
+const SHOWN: &str = " shown";
+
 /// By account and mailbox, so that two batches meet their rows in the same order.
-type DueRows<'a> = BTreeMap<NewsKey<'a>, (bool, Option<Snapshot>)>;
+type DueRows<'a> = BTreeMap<NewsKey<'a>, (bool, Option<String>)>;
 
 /// An account, and the mailbox if it is known.
 type NewsKey<'a> = (&'a str, Option<&'a str>);
@@ -166,7 +173,7 @@ impl Store {
         for accounts in accounts.chunks(rows::MOST) {
             let names: Vec<_> = (2..accounts.len() + 2).map(|place| format!("${place}")).collect();
             let rows = format!(
-                "select n.name, a.name, 0 from node n cross join account a \
+                "select n.name, a.name, 2 from node n cross join account a \
                  where n.incarnation <> $1 and a.name in ({}) order by n.name, a.name",
                 names.join(", ")
             );
@@ -175,8 +182,8 @@ impl Store {
                 columns: "node, account, login",
                 rows: &rows,
                 key: "node, account",
-                // As in `Store::tell`, the row is locked.
-                set: &[("login", "old.login")],
+                // Word of an event; a login that is there stays.
+                set: &[("login", "case when old.login < 2 then old.login + 2 else old.login end")],
                 returning: "",
             }))
             .bind(&*self.incarnation);
@@ -233,13 +240,16 @@ impl Store {
 /// What becomes due: one row for each mailbox.
 fn due_rows(marks: &[DueMark]) -> DueRows<'_> {
     let mut due = DueRows::new();
-    for DueMark { account, mailbox, state, for_another_node, .. } in
-        marks.iter().filter(|mark| mark.is_due)
-    {
+    for mark in marks.iter().filter(|mark| mark.is_due) {
+        let DueMark { account, mailbox, state, shown_flags, for_another_node, .. } = mark;
+        let state = state.map(|state| write_state(&state, *shown_flags));
         let name = (account.as_str(), mailbox.as_ref().map(|mailbox| mailbox.as_str()));
-        let (others, so_far) = due.entry(name).or_insert((*for_another_node, *state));
+        let (others, so_far) =
+            due.entry(name).or_insert_with(|| (*for_another_node, state.clone()));
         *others |= for_another_node;
-        *so_far = so_far.filter(|so_far| Some(*so_far) == *state);
+        if *so_far != state {
+            *so_far = None;
+        }
     }
     due
 }
@@ -263,10 +273,7 @@ async fn mark(work: &mut Work, marks: &DueRows<'_>, now: Timestamp) -> sqlx::Res
             let mut query = sql::query(work.dialect().update_from(update, marks.len()));
             for ((account, mailbox), (others, state)) in marks {
                 query = query.bind(*account).bind(*mailbox);
-                query = match state {
-                    Some(state) => query.bind(write_state(state)),
-                    None => query.bind(None::<&str>),
-                };
+                query = query.bind(state.as_deref());
                 query = query.bind(i64::from(*others)).bind(now.0);
             }
             query.execute_in(work).await?;
@@ -281,29 +288,37 @@ pub(super) fn due_mailbox(row: &AnyRow) -> sqlx::Result<Option<DueMailbox>> {
         return Ok(None);
     }
     let state: Option<&str> = row.try_get("due_state")?;
+    let state = state.and_then(read_state);
     Ok(Some(DueMailbox {
         mailbox: Mailbox::new(row.try_get("mailbox")?),
         marks: row.try_get("due_marks")?,
-        state: state.and_then(read_state),
+        state: state.map(|(state, _)| state),
+        shown_flags: state.is_some_and(|(_, shown_flags)| shown_flags),
     }))
 }
 
-/// Five numbers, `-` for one that is not known.
-fn write_state(state: &Snapshot) -> String {
+/// Five numbers, `-` for one that is not known, and a word where flags have changed that phones show.
+fn write_state(state: &Snapshot, shown_flags: bool) -> String {
     let Snapshot { uid_validity, uid_next, messages, unseen, highest_mod_seq } = *state;
     let numbers = [uid_validity, uid_next, messages, unseen, highest_mod_seq];
-    numbers.map(|number| number.map_or("-".to_owned(), |number| number.to_string())).join(" ")
+    let numbers = numbers.map(|it| it.map_or("-".to_owned(), |number| number.to_string()));
+    numbers.join(" ") + if shown_flags { SHOWN } else { "" }
 }
 
 /// `None` for what this program has not written: the mailbox is looked at.
-fn read_state(text: &str) -> Option<Snapshot> {
+fn read_state(text: &str) -> Option<(Snapshot, bool)> {
+    let (text, shown_flags) = match text.strip_suffix(SHOWN) {
+        Some(text) => (text, true),
+        None => (text, false),
+    };
     let number = |word: &str| match word {
         "-" => Some(None),
         number => number.parse().ok().map(Some),
     };
     let numbers: Vec<Option<u64>> = text.split(' ').map(number).collect::<Option<_>>()?;
     let [uid_validity, uid_next, messages, unseen, highest_mod_seq] = numbers.try_into().ok()?;
-    Some(Snapshot { uid_validity, uid_next, messages, unseen, highest_mod_seq })
+    let state = Snapshot { uid_validity, uid_next, messages, unseen, highest_mod_seq };
+    Some((state, shown_flags))
 }
 
 #[cfg(test)]
@@ -313,9 +328,14 @@ mod tests {
     #[test]
     fn a_state_is_read_as_it_was_written_and_another_text_is_none() {
         let state = Snapshot { uid_next: Some(u64::MAX), unseen: Some(0), ..Snapshot::default() };
-        assert_eq!(write_state(&state), "- 18446744073709551615 - 0 -");
-        assert_eq!(read_state(&write_state(&state)), Some(state));
-        for text in ["", "1 2 3 4", "1 2 3 4 5 6", "1 2 3 4 x", "1 2 3 4 18446744073709551616"] {
+        assert_eq!(write_state(&state, false), "- 18446744073709551615 - 0 -");
+        assert_eq!(write_state(&state, true), "- 18446744073709551615 - 0 - shown");
+        for shown in [false, true] {
+            assert_eq!(read_state(&write_state(&state, shown)), Some((state, shown)));
+        }
+        for text in
+            ["", "1 2 3 4", "1 2 3 4 5 6", "1 2 3 4 x", "1 2 3 4 18446744073709551616", "shown"]
+        {
             assert_eq!(read_state(text), None, "{text}");
         }
     }

@@ -34,6 +34,8 @@ pub struct Invalidation {
     pub account: Account,
     /// Its user has just logged in: what is stored is good.
     pub login: bool,
+    /// A mail server, or another source, has told of it.
+    pub event: bool,
 }
 
 /// A node comes in the place of one that had its name.
@@ -58,6 +60,10 @@ static TAKE: Shaped = Shaped::new(|dialect| {
     })
 });
 
+/// What the column `login` is the sum of.
+const LOGIN: i64 = 1;
+const EVENT: i64 = 2;
+
 /// One for each node but the one that tells.
 static TELL: Shaped = Shaped::new(|dialect| {
     dialect.upsert(&Upsert {
@@ -65,7 +71,10 @@ static TELL: Shaped = Shaped::new(|dialect| {
         columns: "node, account, login",
         rows: "select name, $1, $2 from node where incarnation <> $3 order by name",
         key: "node, account",
-        set: &[("login", "case when new.login = 1 then 1 else old.login end")],
+        set: &[(
+            "login",
+            "case when new.login = 1 and old.login in (0, 2) then old.login + 1 else old.login end",
+        )],
         returning: "",
     })
 });
@@ -188,8 +197,9 @@ impl Store {
                 .bind(name)
                 .bind(i64::try_from(most).unwrap_or(i64::MAX));
             let read = |row: &AnyRow| {
-                let login = row.try_get::<i64, _>("login")? != 0;
-                Ok(Invalidation { account: account(row, "account")?, login })
+                let what = row.try_get::<i64, _>("login")?;
+                let (login, event) = (what & LOGIN != 0, what & EVENT != 0);
+                Ok(Invalidation { account: account(row, "account")?, login, event })
             };
             let mut transaction = self.begin().await?;
             let taken = rows::readable(&mut transaction, &self.metrics, query, read).await?.rows;

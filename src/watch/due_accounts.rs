@@ -65,5 +65,12 @@ fn is_ours(context: &WatchContext, assignment: &Assignment, account: &Account) -
 
 fn sweeps(account: &Account) -> DueMark {
     let account = account.clone();
-    DueMark { account, mailbox: None, state: None, is_due: true, for_another_node: false }
+    DueMark {
+        account,
+        mailbox: None,
+        state: None,
+        shown_flags: false,
+        is_due: true,
+        for_another_node: false,
+    }
 }

@@ -196,7 +196,8 @@ fn mark(hint: &Hint, is_due: bool, for_another_node: bool) -> DueMark {
     let counts = [state.uid_next, state.messages, state.unseen];
     let state = counts.iter().all(Option::is_some).then_some(*state);
     let (account, mailbox) = (account.clone(), mailbox.clone());
-    DueMark { account, mailbox, state, is_due, for_another_node }
+    let shown_flags = hint.event.changes_shown_flags();
+    DueMark { account, mailbox, state, shown_flags, is_due, for_another_node }
 }
 
 impl fmt::Display for HintError {

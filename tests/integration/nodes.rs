@@ -197,7 +197,7 @@ async fn a_change_by_another_session_is_announced() {
         }
         let mut told = BTreeSet::new();
         while told != users {
-            let Invalidation { account, login } = a.cluster.news.recv().await.unwrap();
+            let Invalidation { account, login, .. } = a.cluster.news.recv().await.unwrap();
             assert!(login);
             told.insert(account);
         }
@@ -266,6 +266,7 @@ async fn postgresql_tells_a_node_of_news_at_once() {
             account: Account::from_login("user1"),
             mailbox: Some(Mailbox::inbox()),
             state: None,
+            shown_flags: false,
             is_due: true,
             for_another_node: true,
         };
@@ -383,6 +384,7 @@ async fn a_program_that_notifies_slowly_holds_up_neither_registrations_nor_event
             account: Account::from_login("user2"),
             mailbox: Some(Mailbox::inbox()),
             state: None,
+            shown_flags: false,
             is_due: true,
             for_another_node: true,
         };

@@ -77,7 +77,7 @@ impl Watcher {
     /// Takes note of what is due on disk. Where another node was told a state in full, that is the look. Marks
     /// of this node are not news: their hints are here, or all of the account is looked at.
     async fn hear_marks(&mut self, due: Vec<DueMailbox>) -> Result<(), SessionEnd> {
-        for DueMailbox { mailbox, marks, state } in due {
+        for DueMailbox { mailbox, marks, state, shown_flags } in due {
             let Some(index) = self.place(&mailbox) else { continue };
             let watched = &mut self.mailboxes[index];
             if marks > watched.marks {
@@ -87,7 +87,12 @@ impl Watcher {
             watched.must_look |= marks > 0 && state.is_none();
             match state {
                 Some(state) if marks > 0 => {
-                    let (event, seen_at) = (MailboxEvent::FlagsSet, Instant::now());
+                    // Of what else it was the numbers speak.
+                    let event = match shown_flags {
+                        true => MailboxEvent::MessageRead,
+                        false => MailboxEvent::FlagsSet,
+                    };
+                    let seen_at = Instant::now();
                     let (account, mailbox) = (self.account.clone(), Some(mailbox));
                     self.hear_hint(index, &Hint { account, mailbox, event, state, seen_at })
                         .await?;

@@ -107,14 +107,21 @@ impl Supervisor {
         match (handle, live, news) {
             (Some(handle), None, _) if handle.moment > moment => {}
             (_, None, _) => self.stop(account),
-            (Some(handle), Some(_), Some(Invalidation { login, .. })) => {
+            (Some(handle), Some(_), Some(Invalidation { login, event, .. })) => {
+                if event {
+                    handle.status.hint();
+                }
                 handle.moment = handle.moment.max(moment);
                 handle.look_again(login && self.context.credentials.are_shared());
             }
-            (None, Some(live), Some(_)) if is_ours => {
+            (None, Some(live), Some(Invalidation { login, .. })) if is_ours => {
                 // What was refused counts here, too.
                 let begin = self.begin(&live);
-                self.start(account.clone(), Directive::default(), begin);
+                let rests = self.on_demand.is_resting(account);
+                let login = rests && login && self.context.credentials.are_shared();
+                let (registrations, logins_elsewhere) = (u64::from(rests), u64::from(login));
+                let news = Directive { registrations, logins_elsewhere, ..Directive::default() };
+                self.start(account.clone(), news, begin);
             }
             (_, Some(_), _) => {}
         }

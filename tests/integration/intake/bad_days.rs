@@ -430,7 +430,14 @@ async fn marks_are_told_of_each_mailbox_whatever_their_order() {
         let store: &Store = &intake.world.mailchime.store;
         let mark = |user: &str, mailbox: Option<&str>| {
             let (account, mailbox) = (Account::from_login(user), mailbox.map(Mailbox::new));
-            DueMark { account, mailbox, state: None, is_due: true, for_another_node: false }
+            DueMark {
+                account,
+                mailbox,
+                state: None,
+                shown_flags: false,
+                is_due: true,
+                for_another_node: false,
+            }
         };
         let marks = [
             mark("carol@example.com", None),

@@ -11,7 +11,8 @@ fn mark(
     for_another_node: bool,
 ) -> DueMark {
     let (account, mailbox) = (account.clone(), mailbox.map(Mailbox::new));
-    DueMark { account, mailbox, state, is_due: true, for_another_node }
+    let (shown_flags, is_due) = (false, true);
+    DueMark { account, mailbox, state, shown_flags, is_due, for_another_node }
 }
 
 fn looked_at(account: &Account, mailbox: &str, marks: i64) -> LookedAt {
@@ -98,7 +99,7 @@ pub(super) async fn a_mark_of_another_node_outlives_a_look_that_did_not_see_it(s
     other.take_invalidations("b", 10).await.unwrap();
     let marks = [mark(&alice(), None, None, true), mark(&bob(), None, None, false)];
     marked(&store, &marks).await;
-    let news = |account| vec![Invalidation { account, login: false }];
+    let news = |account| vec![Invalidation { account, login: false, event: true }];
     assert_eq!(other.take_invalidations("b", 10).await.unwrap(), news(alice()));
     // Nor of an account that is not there. What is not due gets no mark.
     let word = |account: &Account| DueMark { is_due: false, ..mark(account, None, None, true) };

@@ -21,11 +21,12 @@ async fn rows(store: &Store) -> Vec<String> {
     store.nodes().await.unwrap().into_iter().map(shown).collect()
 }
 
-/// What is news to a node; with a `!` where somebody has logged in.
+/// What is news to a node; with a `!` where somebody has logged in, and a `?` where an event told of it.
 async fn news(store: &Store, name: &str) -> Vec<String> {
     let news = store.take_invalidations(name, 100).await.unwrap();
-    let shown = |Invalidation { account, login }: Invalidation| {
-        format!("{account}{}", if login { "!" } else { "" })
+    let shown = |Invalidation { account, login, event }: Invalidation| {
+        let (login, event) = (if login { "!" } else { "" }, if event { "?" } else { "" });
+        format!("{account}{login}{event}")
     };
     let mut news: Vec<_> = news.into_iter().map(shown).collect();
     news.sort();

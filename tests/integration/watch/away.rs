@@ -57,7 +57,7 @@ async fn an_account_whose_backend_is_away_shows_that_until_it_is_back_and_number
 const MANY: usize = 300;
 
 /// Tasks of the whole test.
-fn tasks() -> usize {
+pub(super) fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
@@ -501,8 +501,9 @@ S: w2 OK out
         for user in &users {
             stage.world.register(user, &[("INBOX", told(1, 1, 0, 0))]).await;
             let (account, mailbox) = (Account::from_login(user), None);
-            let (state, is_due, for_another_node) = (None, true, true);
-            marks.push(DueMark { account, mailbox, state, is_due, for_another_node });
+            let (state, shown_flags, is_due, for_another_node) = (None, false, true, true);
+            let mark = DueMark { account, mailbox, state, shown_flags, is_due, for_another_node };
+            marks.push(mark);
         }
         stage.world.store.mark_due(&[], &marks, Timestamp::now()).await.unwrap();
         for user in &users {

@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, SessionEvent, Snapshot, Timestamp};
 use mailchime::nodes::{Assignment, ClusterView};
-use mailchime::store::{Invalidation, Registrant, Sealed};
+use mailchime::store::{DueMark, Invalidation, Registrant, Sealed};
 use sqlx::{Connection, Executor, SqliteConnection};
 use tokio::sync::{mpsc, watch};
 
 use super::mail::{backend, world};
+use super::{hints, on_demand};
 use crate::support::stage::{IDLE, QUIET, Stage, stop};
 use crate::support::watching::{PASSWORD, WatchWorld, Watching, credentials, told};
 use crate::support::{limited, until};
@@ -39,12 +40,18 @@ impl Others {
     }
 
     pub(super) async fn tell(&self, user: &str, login: bool) {
-        self.news.send(Invalidation { account: Account::from_login(user), login }).await.unwrap();
+        let account = Account::from_login(user);
+        self.news.send(Invalidation { account, login, event: false }).await.unwrap();
+    }
+
+    async fn tell_of_event(&self, user: &str) {
+        let account = Account::from_login(user);
+        self.news.send(Invalidation { account, login: false, event: true }).await.unwrap();
     }
 }
 
 /// What another node does when `user` has logged in there.
-async fn store_password(world: &WatchWorld, user: &str, password: &str) {
+pub(super) async fn store_password(world: &WatchWorld, user: &str, password: &str) {
     let text = world.vault().seal(&Account::from_login(user), &credentials(user, password));
     let sealed = Sealed { text, until: None };
     let id = world.id();
@@ -98,7 +105,7 @@ async fn a_login_at_this_node_reaches_the_one_that_watches() {
         watching.logged_in("bob", "secret").await;
         watching.logged_in("alice", "changed").await;
         until(async || world.stored_password("alice").await == b"changed").await;
-        let news = Invalidation { account: alice.clone(), login: true };
+        let news = Invalidation { account: alice.clone(), login: true, event: false };
         assert_eq!(
             other.take_invalidations("elsewhere", 10).await.unwrap(),
             std::slice::from_ref(&news)
@@ -315,8 +322,59 @@ async fn an_event_of_an_account_that_another_node_watches_reaches_that_node() {
         hint(&watching, "alice").await;
         // It is on disk when the source has its answer.
         let news = other.take_invalidations("elsewhere", 10).await.unwrap();
-        assert_eq!(news, [Invalidation { account: Account::from_login("alice"), login: false }]);
+        let account = Account::from_login("alice");
+        assert_eq!(news, [Invalidation { account, login: false, event: true }]);
         assert_eq!(backend.counters().accepted, 0);
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_event_of_which_another_node_was_told_is_the_last_one_of_a_connected_account_too() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let (others, cluster) = Others::new(true);
+        let mut watching = world.watch_beside(cluster);
+        backend.wait_until(|c| c.idling == 1).await;
+        // Not every word of another node is one.
+        others.tell("alice", false).await;
+        watching.word_of_devices().await;
+        assert_eq!(watching.until("watching").await.last_hint_at, None);
+        others.tell_of_event("alice").await;
+        until(async || watching.until("watching").await.last_hint_at.is_some()).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_change_of_flags_alone_of_which_another_node_was_told_spares_the_login() {
+    limited(async {
+        let backend = backend().await;
+        let world = on_demand::world(&backend).await;
+        let (others, cluster) = Others::new(true);
+        let mut watching = world.watch_beside(cluster);
+        backend.wait_until(|c| c.commands.contains_key("LOGOUT") && c.connections == 0).await;
+        on_demand::until_resting(&world, &watching).await;
+        let numbers = |mod_seq| Snapshot { highest_mod_seq: Some(mod_seq), ..told(1, 2, 1, 1) };
+        let new_mail = (MailboxEvent::MessageNew, numbers(95));
+        hints::hint(&watching, Some(Mailbox::inbox()), new_mail.0, new_mail.1).await;
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        let mark = DueMark {
+            account: Account::from_login("alice"),
+            mailbox: Some(Mailbox::inbox()),
+            state: Some(numbers(96)),
+            shown_flags: true,
+            is_due: true,
+            for_another_node: true,
+        };
+        world.store.mark_due(&[], &[mark], Timestamp::now()).await.unwrap();
+        others.tell_of_event("alice").await;
+        watching.expect(&["INBOX: quiet, next 2 of 1 with 1 unseen"]).await;
+        on_demand::until_resting(&world, &watching).await;
+        assert_eq!(backend.counters().accepted, 1, "that of the sweep after the start");
         watching.stop().await;
     })
     .await;

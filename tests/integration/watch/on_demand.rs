@@ -29,8 +29,9 @@ pub(super) async fn world(backend: &DemoBackend) -> WatchWorld {
 /// A sweep that began then was to look at the account.
 pub(super) async fn mark(world: &WatchWorld, user: &str, at: i64) {
     let account = Account::from_login(user);
-    let mark =
-        DueMark { account, mailbox: None, state: None, is_due: true, for_another_node: false };
+    let (mailbox, state, shown_flags) = (None, None, false);
+    let (is_due, for_another_node) = (true, false);
+    let mark = DueMark { account, mailbox, state, shown_flags, is_due, for_another_node };
     world.store.mark_due(&[], &[mark], Timestamp(at)).await.unwrap();
 }
 
@@ -204,6 +205,7 @@ async fn numbers_that_another_node_was_told_spare_the_login() {
             account: Account::from_login("alice"),
             mailbox: Some(Mailbox::inbox()),
             state,
+            shown_flags: false,
             is_due: true,
             for_another_node: true,
         };
@@ -490,6 +492,7 @@ async fn word_of_another_node_during_a_visit_is_not_lost() {
             account: Account::from_login("alice"),
             mailbox: Some(Mailbox::inbox()),
             state: Some(told(7, 11, 6, 3)),
+            shown_flags: false,
             is_due: true,
             for_another_node: true,
         };
