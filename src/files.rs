@@ -61,8 +61,8 @@ pub fn to_be_made(path: &Path) -> Result<String, String> {
 /// As the system says, where it cannot.
 pub fn takes_new_files(folder: &Path) -> io::Result<()> {
     rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)?;
-    // The mode counts for nothing with root, who can make no file in /proc all the same. This one has no name, and
-    // so goes away whatever happens.
+    // The mode counts for nothing with root, who can make no file in /proc all the same. This one has no name, or loses
+    // it at once where the file system knows no files without one; it goes away when it is closed.
     tempfile::tempfile_in(folder).map(drop)
 }
 
