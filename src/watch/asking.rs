@@ -1,7 +1,8 @@
-//! Accounts on demand that are being asked for, and those that wait for it, by backend. A task that waits, since its
-//! account is parked, does not count. At a backend that cannot be reached one account at a time is asked for, after
-//! growing times, and all others wait without a task. While the database cannot be used, this is so for all backends
-//! together.
+//! Accounts on demand that are being asked for, and those that wait for it, by backend. A task that asks nothing does not
+//! count: one that waits for a time or its user, since it has a password that is still to be stored, one that has devices
+//! pushed, and one that notes a refusal. Parked accounts wait elsewhere (see `on_demand`). At a backend that cannot be reached
+//! one account at a time is asked for, after growing times, and all others wait without a task. While the database cannot
+//! be used, this is so for all backends together.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 

@@ -43,6 +43,16 @@ impl CredentialHistory {
         (self.logins, self.logins_elsewhere)
     }
 
+    /// Whether the next task of an account on demand has to know of it.
+    pub(super) fn matters(&self) -> bool {
+        self.noted || self.refusals > 0 || !self.refused.is_empty() || self.brought.is_some()
+    }
+
+    /// The same for another task, which is told anew.
+    pub(super) fn of_next_task(self) -> Self {
+        Self { logins: 0, logins_elsewhere: 0, logins_missed: 0, ..self }
+    }
+
     /// Whether tries were refused, and not as those of all accounts.
     pub(super) fn is_refused_alone(&self) -> bool {
         self.refusals > 0 && !self.excused

@@ -27,7 +27,7 @@ use super::watcher::{
 use crate::imap::capability::Capabilities;
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::printable;
-use crate::model::{BackendId, seconds};
+use crate::model::seconds;
 use crate::net::backend::{Backend, LoggedIn, LoginError};
 use crate::net::backoff::Backoff;
 
@@ -45,9 +45,12 @@ impl Watcher {
     /// Watches until the supervisor says stop. What it does but seldom is boxed: it spends its life in
     /// a connection.
     pub(super) async fn run(&mut self, begin: WatcherStart) {
-        let mut next = match begin {
-            WatcherStart::Elsewhere(recorded) => self.after(SessionEnd::Elsewhere(recorded)).await,
-            begin => self.begins_refused(&begin),
+        let mut next = match (self.waited.take(), begin) {
+            (Some(waited), _) => waited.goes_on(),
+            (None, WatcherStart::Elsewhere(recorded)) => {
+                self.after(SessionEnd::Elsewhere(recorded)).await
+            }
+            (None, begin) => self.begins_refused(&begin),
         };
         // Its user has just registered or logged in.
         let mut user_is_there = {
@@ -266,20 +269,20 @@ impl Watcher {
             // Another registration may be on its way: only the supervisor ends a watcher.
             SessionEnd::Nothing => {
                 self.rest(None, "no device is registered");
-                NextStep::Try(Duration::MAX)
+                self.waits_for_change()
             }
             SessionEnd::NoPassword { why, login_helps } => self.has_no_password(why, login_helps),
             SessionEnd::Elsewhere(recorded) => self.is_elsewhere(&recorded),
             SessionEnd::NoMaster => {
                 let why = "its backend has no master_user";
                 self.status.set(WatcherState::Parked { why: why.to_owned() });
-                NextStep::Try(Duration::MAX)
+                self.waits_for_change()
             }
             SessionEnd::Refused { answer, refusal, tries } => {
                 self.refused(&answer, refusal, tries).await
             }
             SessionEnd::Excused => match self.excuse("the password was refused").await {
-                Some(retry) => NextStep::Login(LoginWait { retry: Some(retry), push: None }),
+                Some(retry) => NextStep::Login(LoginWait::until_retry(retry)),
                 None => NextStep::Try(Duration::ZERO),
             },
             SessionEnd::MasterRefused { answer, rest } => self.master_refused(&answer, rest),
@@ -323,21 +326,9 @@ impl Watcher {
 
     /// This backend has accepted the account's user, and the configuration names another one.
     fn is_elsewhere(&mut self, recorded: &str) -> NextStep {
-        let account = &self.account;
-        let now = self.context.backends.id_of(account);
-        let now = now.as_ref().map_or("unknown", BackendId::as_str);
-        if !std::mem::replace(&mut self.elsewhere, true) {
-            tracing::warn!(
-                target: "mailchime::watch::parked_other_backend",
-                %account, recorded, now,
-                "parked: the account registered at another backend than the configuration \
-                 names; mailchime watches it again when its phone registers there, or when \
-                 the configuration names the former one"
-            );
-        }
-        let why = format!("it registered at {recorded}, and its backend is {now} now");
-        self.status.set(WatcherState::Parked { why });
-        NextStep::Try(Duration::MAX)
+        let is_new = !std::mem::replace(&mut self.elsewhere, true);
+        self.status.set(self.context.parked_elsewhere(&self.account, recorded, is_new));
+        self.waits_for_change()
     }
 
     /// The backend refused the master user: with `rest`, for any account.

@@ -29,6 +29,7 @@ mod login;
 mod missed_events;
 mod on_demand;
 mod parked;
+mod parked_wait;
 mod reach;
 mod refusal;
 mod snapshot;

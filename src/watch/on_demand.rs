@@ -1,6 +1,8 @@
 //! Accounts on demand, as the supervisor knows them. One for which nothing is to be done has no task and no
-//! socket, only a place in a table. A task begins with a hint, with a login or registration of its user, or in
-//! its turn of a sweep. It ends when the account was asked for, or cannot be for now, and lasts where it is parked.
+//! socket, only a place in a table. A task begins with a hint, with word of another node, with a login or registration of
+//! its user, some time after a session of the user has ended, in the account's turn of a sweep, and when a wait is over. It
+//! ends when the account was asked for, or cannot be for now: since its backend or the database is away, a visit has failed,
+//! or it is parked. It lasts in one case alone, where it has a password that the database has not taken yet.
 //! What was told is remembered for a while, so that the next hint is compared with it.
 //!
 //! A sweep asks for all accounts: after a start, after a time in which events may have been missed, and every
@@ -8,14 +10,18 @@
 //! at a time, and then asked for; each visit takes its marks away. So a sweep that the end of the program interrupts
 //! goes on where it stopped.
 
+mod parked;
+
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
+use self::parked::{KeptCredentials, ParkedAccount};
 use super::asking::{AskingTasks, WaitingAccounts};
 use super::missed_events::MissedEvents;
+use super::parked_wait::ParkedWait;
 use super::source::imap::mailbox_faults::MailboxFaults;
 use super::status::{StatusCell, WatchMode, WatcherState, WatcherStatus};
 use super::watcher::{FailedVisit, TakenOver, Unasked, WatchedMailbox, Watcher, WatcherStart};
@@ -50,12 +56,21 @@ pub(super) struct OnDemand {
     sessions: VecDeque<(Instant, Account)>,
     /// Those of `sessions`.
     after_session: HashSet<Account>,
-    /// When accounts are asked for again whose visits have left mailboxes due.
+    /// When accounts are asked for again whose visits have left mailboxes due or failed, and when there is something to
+    /// do for those that are parked.
     left_due: BTreeSet<(Instant, Account)>,
-    /// The same of each of these, and how many such visits there were in a row.
+    /// The same of each of these, and how many visits in a row have left mailboxes due: none of one that is put off.
     visits_left: HashMap<Account, (Instant, u32)>,
     /// Those without a task whose visits failed.
     failed: HashMap<Account, FailedVisit>,
+    /// What those without a task wait for that are parked.
+    parked: HashMap<Account, ParkedAccount>,
+    /// What the next tasks have to know of credentials that were refused.
+    credentials: HashMap<Account, KeptCredentials>,
+    /// Parked accounts whose devices are to be pushed, in their order.
+    to_push: VecDeque<Account>,
+    /// Those whose tasks do so.
+    pushing: HashSet<Account>,
     /// Of the next sweep.
     sweep_at: Instant,
     /// It is of the accounts of all nodes.
@@ -74,7 +89,8 @@ pub(super) struct OnDemand {
 pub(super) enum OnDemandEvent {
     /// A task has ended.
     Ended(VisitEnd),
-    /// A session of the account's user ended some time ago, or a visit that has left mailboxes due.
+    /// A session of the account's user ended some time ago, or a visit that has left mailboxes due, or the wait is over
+    /// of one that was put off.
     LookAgain(Account),
     /// The task of this account broke off.
     Broken(Account),
@@ -106,6 +122,9 @@ pub(super) struct VisitEnd {
     pub(super) unasked: Option<Unasked>,
     /// Mailboxes are still due: their state is refused for now, or they are left out.
     pub(super) left_due: bool,
+    /// What is known of its credentials where that matters to the next task, and whether nothing has shown yet that they
+    /// are right.
+    pub(super) credentials: Option<KeptCredentials>,
 }
 
 impl OnDemand {
@@ -121,6 +140,10 @@ impl OnDemand {
             left_due: BTreeSet::new(),
             visits_left: HashMap::new(),
             failed: HashMap::new(),
+            parked: HashMap::new(),
+            credentials: HashMap::new(),
+            to_push: VecDeque::new(),
+            pushing: HashSet::new(),
             sweep_at: Instant::now(),
             everybody: false,
             missed: MissedEvents::default(),
@@ -200,16 +223,38 @@ impl OnDemand {
             (watcher.failures, watcher.retry_at) = (failed.failures, Some(failed.retry_at));
             watcher.known.refusals = watcher.known.refusals.max(failed.refusals);
         }
+        if let Some(parked) = self.parked.remove(&watcher.account) {
+            watcher.elsewhere = matches!(parked.wait, ParkedWait::Change { elsewhere: true, .. });
+            watcher.waited = Some(parked.wait);
+        }
+        if let Some(credentials) = self.credentials.remove(&watcher.account) {
+            (watcher.known, watcher.inherited) = *credentials;
+        }
+        watcher.may_push = self.pushing.contains(&watcher.account);
         let backend = watcher.considered.as_ref().map(|backend| backend.id().clone());
         watcher.asking = Some(self.asking.begin(backend));
         let account = watcher.account.clone();
         let task = self.visits.spawn(async move {
             watcher.run(begin).await;
             let taken_over = watcher.taken_over();
+            let of_user = !watcher.acts_as_master();
             let Watcher { account, mailboxes, faults, looked_at, unasked, .. } = watcher;
+            let (known, inherited) = (watcher.known, watcher.inherited);
+            let matters = unasked.is_some() && of_user && known.matters();
+            let credentials = matters.then(|| Box::new((known.of_next_task(), inherited)));
             let is_left = |it: &WatchedMailbox| it.due || it.is_left_out(&faults);
             let left_due = unasked.is_none() && mailboxes.iter().any(is_left);
-            VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, unasked, left_due }
+            VisitEnd {
+                account,
+                began,
+                taken_over,
+                mailboxes,
+                faults,
+                looked_at,
+                unasked,
+                left_due,
+                credentials,
+            }
         });
         self.accounts.insert(task.id(), account);
     }
@@ -275,7 +320,7 @@ impl OnDemand {
         }
     }
 
-    /// The account is asked for again then, and not before.
+    /// The account is looked into then, unless there is a reason before that.
     fn put_off(&mut self, account: &Account, until: Instant) {
         if let Some((at, _)) = self.visits_left.insert(account.clone(), (until, 0)) {
             self.left_due.remove(&(at, account.clone()));
@@ -306,11 +351,16 @@ impl OnDemand {
             Some(ended) = self.visits.join_next_with_id() => match ended {
                 Ok((task, end)) => {
                     self.accounts.remove(&task);
+                    self.pushing.remove(&end.account);
                     OnDemandEvent::Ended(end)
                 }
-                Err(error) => {
-                    self.accounts.remove(&error.id()).map_or(OnDemandEvent::Room, OnDemandEvent::Broken)
-                }
+                Err(error) => match self.accounts.remove(&error.id()) {
+                    Some(account) => {
+                        self.pushing.remove(&account);
+                        OnDemandEvent::Broken(account)
+                    }
+                    None => OnDemandEvent::Room,
+                },
             },
             () = self.asking.room(&self.waiting), if !self.waiting.is_empty() => OnDemandEvent::Room,
             () = sleep_until(at.unwrap_or_else(Instant::now)), if at.is_some() => {
@@ -376,6 +426,8 @@ impl OnDemand {
     pub(super) fn leave(&mut self, account: &Account) -> bool {
         self.faults.remove(account);
         self.failed.remove(account);
+        self.parked.remove(account);
+        self.credentials.remove(account);
         self.told.remove(account);
         self.visited(account, false, Duration::ZERO);
         self.resting.remove(account).is_some()
@@ -472,90 +524,4 @@ impl OnDemand {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::super::asking::MOST_OF_BACKEND;
-    use super::*;
-
-    #[tokio::test]
-    async fn a_task_that_breaks_off_is_told_with_its_account() {
-        let (mut on_demand, alice) = (OnDemand::new(), Account::from_login("alice"));
-        let task = on_demand.visits.spawn(async { panic!("broken off") });
-        on_demand.accounts.insert(task.id(), alice.clone());
-        match on_demand.next().await {
-            OnDemandEvent::Broken(account) => assert_eq!(account, alice),
-            other => panic!("{other:?}"),
-        }
-        assert!(on_demand.accounts.is_empty());
-    }
-
-    #[test]
-    fn a_reading_that_fails_begins_no_sweep_but_the_one_that_it_was_about() {
-        let (mut on_demand, now) = (OnDemand::new(), Instant::now());
-        let every = Duration::from_hours(6);
-        on_demand.sweep_at(now);
-        assert_eq!(on_demand.begin_sweep(now, every), Sweep::Ours);
-        on_demand.sweep_again(Sweep::None, now);
-        assert_eq!(on_demand.begin_sweep(now, every), Sweep::None);
-        for sweep in [Sweep::Ours, Sweep::Everybody] {
-            on_demand.sweep_again(sweep, now);
-            assert_eq!(on_demand.begin_sweep(now, every), sweep);
-            assert_eq!(on_demand.begin_sweep(now, every), Sweep::None);
-        }
-    }
-
-    /// Two readings may be under way at once.
-    #[test]
-    fn what_a_reading_found_does_not_replace_what_another_did() {
-        let mut on_demand = OnDemand::new();
-        on_demand.found_due(2, Sweep::None, vec![Account::from_login("alice")], |_| None);
-        on_demand.found_due(1, Sweep::None, Vec::new(), |_| None);
-        assert_eq!(on_demand.waiting(), 1);
-        // Nor a sweep's batch that was marked while it read.
-        on_demand.found_due(3, Sweep::Ours, Vec::new(), |_| None);
-        assert!(on_demand.marked(3, vec![Account::from_login("bob")], |_| None));
-        on_demand.found_due(4, Sweep::None, Vec::new(), |_| None);
-        assert_eq!(on_demand.waiting(), 1);
-        on_demand.found_due(5, Sweep::None, vec![Account::from_login("bob")], |_| None);
-        assert_eq!(on_demand.waiting(), 1);
-    }
-
-    #[test]
-    fn a_sweep_goes_on_beside_a_reading_and_not_beside_another_sweep() {
-        let mut on_demand = OnDemand::new();
-        let users = |users: &[&str]| users.iter().map(|user| Account::from_login(user)).collect();
-        on_demand.found_due(1, Sweep::Ours, users(&["alice"]), |_| None);
-        on_demand.found_due(2, Sweep::None, users(&["alice"]), |_| None);
-        assert!(on_demand.marked(1, users(&["bob"]), |_| None));
-        assert_eq!(on_demand.waiting(), 2);
-        on_demand.found_due(3, Sweep::Ours, users(&["bob"]), |_| None);
-        assert!(!on_demand.marked(1, users(&["carol"]), |_| None));
-        assert_eq!(on_demand.waiting(), 1);
-    }
-
-    #[test]
-    fn a_sweep_that_does_not_know_of_an_account_leaves_it_waiting_for_its_backend() {
-        let (mut on_demand, alice) = (OnDemand::new(), Account::from_login("alice"));
-        let away = WatcherState::BackingOff { next_try: None, why: "away".to_owned() };
-        let status = StatusCell::new(&Arc::default(), away);
-        on_demand.rest_unasked(alice.clone(), status, 1);
-        on_demand.wait_for_backend(alice.clone(), None);
-        on_demand.found_due(2, Sweep::Ours, vec![Account::from_login("bob")], |_| None);
-        assert_eq!(on_demand.waiting(), 2);
-        assert_eq!(on_demand.next_waiting(), Some(Account::from_login("bob")));
-        assert_eq!(on_demand.next_waiting(), Some(alice));
-    }
-
-    #[tokio::test]
-    async fn a_sweep_waits_for_room_and_hears_of_it() {
-        let mut on_demand = OnDemand::new();
-        let mut asking: Vec<_> =
-            (0..MOST_OF_BACKEND).map(|_| on_demand.asking.begin(None)).collect();
-        on_demand.found_due(1, Sweep::None, vec![Account::from_login("alice")], |_| None);
-        assert_eq!(on_demand.next_waiting(), None);
-        asking[0].set(false);
-        assert!(matches!(on_demand.next().await, OnDemandEvent::Room));
-        assert_eq!(on_demand.next_waiting(), Some(Account::from_login("alice")));
-    }
-}
+mod tests;

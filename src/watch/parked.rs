@@ -1,19 +1,23 @@
 //! What a watcher does while the backend refuses its credentials, or there are none: it waits for its user,
-//! has the user's devices pushed, and tries again now and then.
+//! has the user's devices pushed, and tries again now and then. An account on demand waits for that without a task:
+//! the supervisor begins one when there is something to do (see `on_demand`). What events say in full is told meanwhile.
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::WatchContext;
+use super::credential_history::CredentialHistory;
+use super::parked_wait::{ParkedLogin, ParkedWait};
 use super::refusal::{self, AfterRefusal};
 use super::source::imap::login_breaker::{BreakerState, WITHIN};
 use super::status::WatcherState;
-use super::watcher::{LoginWait, NextStep, Watcher, WatcherStart};
+use super::watcher::{LoginWait, NextStep, SessionEnd, Unasked, Watcher, WatcherStart};
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::printable;
 use crate::metrics::Parked;
-use crate::model::{Timestamp, WatchEvent, seconds};
+use crate::model::{Account, BackendId, Timestamp, WatchEvent, seconds};
 use crate::net::backoff::Backoff;
 
 /// Between attempts to store what was refused.
@@ -25,14 +29,50 @@ const PUSHES: Duration = Duration::from_hours(24);
 /// As long as a wait for nothing in particular.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
 
-impl Watcher {
-    /// What comes first, for one whose credentials were last found to be refused.
-    pub(super) fn begins_refused(&mut self, begin: &WatcherStart) -> NextStep {
-        let WatcherStart::Refused { tries, at, parked } = begin else {
-            return NextStep::Try(Duration::ZERO);
-        };
-        (self.known.refusals, self.known.noted) = (*tries, true);
-        self.known.parked = parked.is_some();
+/// What is known of an account whose credentials were refused before the program started.
+#[derive(Debug)]
+pub(super) struct RefusedBefore {
+    pub(super) known: CredentialHistory,
+    pub(super) waits: LoginWait,
+    pub(super) shown: WatcherState,
+}
+
+impl ParkedWait {
+    /// How the next task goes on.
+    pub(super) fn goes_on(self) -> NextStep {
+        let now = Instant::now();
+        match self {
+            Self::Login(ParkedLogin { retry, push, recoveries, .. }) => {
+                let left = |at: Instant| at.saturating_duration_since(now);
+                let (retry, push) = (retry.map(left), push.map(left));
+                NextStep::Login(LoginWait { retry, push, recoveries })
+            }
+            // The database says at once whether it still waits.
+            Self::Change { .. } => NextStep::Try(Duration::ZERO),
+        }
+    }
+}
+
+impl LoginWait {
+    /// Until there is another try, after this time.
+    pub(super) fn until_retry(retry: Duration) -> Self {
+        Self { retry: Some(retry), ..Self::default() }
+    }
+
+    /// The same of an account that needs no task meanwhile.
+    pub(super) fn without_task(self, refused: bool) -> ParkedWait {
+        let now = Instant::now();
+        let at = |after: Duration| now + after.min(FOREVER);
+        let (retry, push) = (self.retry.map(at), self.push.map(at));
+        let (refused, recoveries) = (refused.then_some(None), self.recoveries);
+        ParkedWait::Login(ParkedLogin { retry, push, refused, recoveries })
+    }
+}
+
+impl WatcherStart {
+    /// What follows where credentials were refused before.
+    pub(super) fn refused_before(&self) -> Option<RefusedBefore> {
+        let Self::Refused { tries, at, parked } = self else { return None };
         let wait = match parked {
             Some(_) => refusal::retry((*tries).max(1), rand::random()),
             None => Some(refusal::again(rand::random())),
@@ -42,10 +82,71 @@ impl Watcher {
         let since = Duration::from_millis(u64::try_from(since).unwrap_or_default());
         let retry = wait.map(|wait| wait.saturating_sub(since));
         let push = parked.as_ref().map(|_| WITHIN);
-        if parked.is_none() {
-            self.rest(retry, "the backend has refused the stored password");
+        let shown = match parked {
+            Some(why) => WatcherState::Parked { why: why.clone() },
+            None => WatcherState::BackingOff {
+                next_try: retry.map(|retry| Timestamp::now().plus(retry)),
+                why: "the backend has refused the stored password".to_owned(),
+            },
+        };
+        let (refusals, parked) = (*tries, parked.is_some());
+        let known = CredentialHistory { refusals, parked, noted: true, ..Default::default() };
+        let waits = LoginWait { retry, push, recoveries: None };
+        Some(RefusedBefore { known, waits, shown })
+    }
+}
+
+impl WatchContext {
+    /// What an account shows that is another backend's, which `recorded` names; says so in the log if that `is_new`.
+    pub(super) fn parked_elsewhere(
+        &self,
+        account: &Account,
+        recorded: &str,
+        is_new: bool,
+    ) -> WatcherState {
+        let now = self.backends.id_of(account);
+        let now = now.as_ref().map_or("unknown", BackendId::as_str);
+        if is_new {
+            tracing::warn!(
+                target: "mailchime::watch::parked_other_backend",
+                %account, recorded, now,
+                "parked: the account registered at another backend than the configuration \
+                 names; mailchime watches it again when its phone registers there, or when \
+                 the configuration names the former one"
+            );
         }
-        NextStep::Login(LoginWait { retry, push })
+        let why = format!("it registered at {recorded}, and its backend is {now} now");
+        WatcherState::Parked { why }
+    }
+
+    /// How often the account's backend was found to have been at fault.
+    pub(super) fn recoveries(&self, account: &Account) -> Option<u64> {
+        let backend = self.backends.of(account).ok()?;
+        let recoveries = self.backend_health.of(&backend).logins.state().borrow().recoveries();
+        Some(recoveries)
+    }
+}
+
+impl Watcher {
+    /// What comes first, for one whose credentials were last found to be refused.
+    pub(super) fn begins_refused(&mut self, begin: &WatcherStart) -> NextStep {
+        let Some(RefusedBefore { known, waits, shown }) = begin.refused_before() else {
+            return NextStep::Try(Duration::ZERO);
+        };
+        self.known = known;
+        self.status.set(shown);
+        NextStep::Login(waits)
+    }
+
+    /// Nothing but another configuration helps, or a registration.
+    pub(super) fn waits_for_change(&mut self) -> NextStep {
+        let (elsewhere, at) = (self.elsewhere, self.considered.clone());
+        // Nothing more is to be read.
+        self.found = self.told;
+        match self.ends_unasked(Unasked::Parked(ParkedWait::Change { elsewhere, at })) {
+            true => NextStep::Rest,
+            false => NextStep::Try(Duration::MAX),
+        }
     }
 
     /// All that was tried is refused; `tries` of them.
@@ -67,7 +168,7 @@ impl Watcher {
         let at_fault = health.logins.state().borrow().explains(Duration::ZERO);
         let reason = printable(answer);
         if at_fault && let Some(retry) = self.excuse(&reason).await {
-            return NextStep::Login(LoginWait { retry: Some(retry), push: None });
+            return NextStep::Login(LoginWait::until_retry(retry));
         }
         match refusal::then(refusal, tries, backoff, rand::random()) {
             AfterRefusal::Again(wait) => {
@@ -79,7 +180,7 @@ impl Watcher {
                 self.rest(Some(wait), &reason);
                 // Before the last try: who is killed after it must not count anew.
                 self.note(tries, wrong.then_some(&reason)).await;
-                NextStep::Login(LoginWait { retry: Some(wait), push: None })
+                NextStep::Login(LoginWait::until_retry(wait))
             }
             AfterRefusal::Park(retry) => {
                 tracing::warn!(
@@ -93,7 +194,7 @@ impl Watcher {
                 self.rest(None, &reason);
                 self.note(tries, Some(&reason)).await;
                 self.status.set(WatcherState::Parked { why: reason });
-                NextStep::Login(LoginWait { retry, push: Some(WITHIN) })
+                NextStep::Login(LoginWait { retry, push: Some(WITHIN), recoveries: None })
             }
         }
     }
@@ -120,7 +221,8 @@ impl Watcher {
         self.context.metrics.parked.of(Parked::NoPassword).inc();
         self.status.set(WatcherState::Parked { why: why.to_owned() });
         (self.known.used, self.known.parked) = (None, true);
-        NextStep::Login(LoginWait { retry: None, push: login_helps.then_some(Duration::ZERO) })
+        let push = login_helps.then_some(Duration::ZERO);
+        NextStep::Login(LoginWait { retry: None, push, recoveries: None })
     }
 
     /// Notes how many tries were refused, for the next start of the program too; with a reason the account
@@ -147,21 +249,33 @@ impl Watcher {
         self.known.noted = true;
     }
 
-    /// Waits until the account's user has logged in, or another try is due; `None` on stop. Returns whether
-    /// its user has logged in: even the same password counts, for the backend has just accepted it.
+    /// Waits until the account's user has logged in, or another try is due; `None` on stop, and where an account on demand
+    /// needs no task for that. Returns whether its user has logged in: even the same password counts, for the backend has
+    /// just accepted it.
     pub(super) async fn wait_for_login(&mut self, waiting: LoginWait) -> Option<bool> {
-        let LoginWait { retry, mut push } = waiting;
+        let LoginWait { retry, mut push, recoveries } = waiting;
         let began = Instant::now();
-        let mut retry = retry.map(|retry| began + retry);
-        let mut push_at = push.map(|push| began + push);
+        let after = |time: Duration| began + time.min(FOREVER);
+        let (mut retry, mut push_at) = (retry.map(after), push.map(after));
         let accepted = self.known.accepted;
         let health = self.context.backends.of(&self.account).ok();
         let health = health.map(|backend| self.context.backend_health.of(&backend));
         let mut state = health.as_ref().map(|health| health.logins.state());
-        let recoveries = state.as_ref().map(|state| state.borrow().recoveries());
+        let recoveries =
+            recoveries.or_else(|| state.as_ref().map(|state| state.borrow().recoveries()));
         // It may be known already that the backend is at fault.
         state.iter_mut().for_each(watch::Receiver::mark_changed);
         loop {
+            let refused = (self.known.refusals > 0).then_some(self.known.refused_at);
+            let wait = ParkedLogin { retry, push: push_at, refused, recoveries };
+            let failed = match self.needs_no_task(ParkedWait::Login(wait), accepted).await {
+                Ok(true) => return None,
+                Ok(false) => None,
+                Err(again) => Some(again),
+            };
+            if self.known.accepted != accepted {
+                break;
+            }
             let (at, push_due) = (retry.unwrap_or(began + FOREVER), push_at);
             tokio::select! {
                 biased;
@@ -183,7 +297,7 @@ impl Watcher {
                         let ago = self.known.refused_at.map(|at| at.elapsed());
                         (Some(state.recoveries()), ago.is_some_and(|ago| state.explains(ago)))
                     };
-                    if now != recoveries {
+                    if now > recoveries {
                         // It was not the password.
                         self.known.refusals = 0;
                         return Some(false);
@@ -205,8 +319,62 @@ impl Watcher {
                     };
                     push_at = pause.map(|pause| Instant::now() + pause);
                 }
+                () = tokio::time::sleep_until(failed.unwrap_or(began)), if failed.is_some() => {}
             }
         }
+        self.user_has_logged_in().await;
+        Some(true)
+    }
+
+    /// Of an account on demand: takes over what the supervisor told, and tells `push` what events say in full. Whether
+    /// it needs no task any more for this wait, which began when so many logins were `accepted`; an error with when to
+    /// try again where the database does not say what is watched.
+    async fn needs_no_task(&mut self, wait: ParkedWait, accepted: u64) -> Result<bool, Instant> {
+        if self.asking.is_none() {
+            return Ok(false);
+        }
+        self.take_directive().await;
+        if self.directive.borrow().stop || self.known.accepted != accepted {
+            return Ok(false);
+        }
+        self.tell_while_parked().await?;
+        let now = Instant::now();
+        let acts = wait.is_due(now)
+            || self.may_push && wait.pushes(now)
+            || wait.is_over(&self.context, &self.account);
+        Ok(!acts && self.ends_unasked(Unasked::Parked(wait)))
+    }
+
+    /// Numbers of events, and new mail, are told without a login.
+    async fn tell_while_parked(&mut self) -> Result<(), Instant> {
+        if self.hints.is_empty() && self.told == self.found {
+            return Ok(());
+        }
+        let found = match self.context.backends.of(&self.account) {
+            Ok(backend) => self.find_due(&backend).await,
+            // Whose mailboxes they are of is not known.
+            Err(error) => Err(SessionEnd::Failed(error.to_string())),
+        };
+        match found {
+            Err(SessionEnd::Database(error)) => {
+                tracing::debug!(
+                    target: "mailchime::watch::events_not_told",
+                    account = %self.account, error,
+                    "the database does not say what is watched; mailchime tries again to tell of events"
+                );
+                Err(Instant::now() + NOTE.wait(u32::MAX, rand::random()))
+            }
+            Err(_) => {
+                self.hints.take();
+                self.found = self.told;
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// The account is not parked any more.
+    async fn user_has_logged_in(&mut self) {
         if self.known.taken.is_none() {
             self.known.refusals = 0;
             // The other node has done so, but this one may have parked the account since.
@@ -223,7 +391,6 @@ impl Watcher {
             target: "mailchime::watch::unparked",
             account = %self.account, "the user logged in; mailchime watches the account again"
         );
-        Some(true)
     }
 
     /// Has the account's devices pushed, so that they look, and their user logs in. Returns after how long

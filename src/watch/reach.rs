@@ -64,7 +64,7 @@ impl Watcher {
             );
         }
         match self.waits_with_others(known) {
-            // It may be another task that tries. This one tries as well, for what it alone knows, and ever more rarely.
+            // It may be another task that tries. This one tries as well, to store what it alone has, and ever more rarely.
             NextStep::Try(wait) => {
                 NextStep::Try(wait.max(backoff.wait(self.unread, rand::random())))
             }
@@ -105,11 +105,10 @@ impl Watcher {
         FailedVisit { retry_at, failures, refusals, at }
     }
 
-    /// Whether the account needs no task while it waits. It does where the task knows what the next one would not.
-    fn ends_unasked(&mut self, unasked: Unasked) -> bool {
-        let known = &self.known;
-        let refused = !self.acts_as_master() && (known.noted || known.refusals > 0);
-        if self.asking.is_none() || known.unsaved || refused {
+    /// Whether the account needs no task while it waits. It does where the task alone has a password that is still to be
+    /// stored.
+    pub(super) fn ends_unasked(&mut self, unasked: Unasked) -> bool {
+        if self.asking.is_none() || self.known.unsaved {
             return false;
         }
         // All of it is looked at by the next task.

@@ -11,6 +11,7 @@ mod device_news;
 mod handle;
 mod hints;
 mod logins;
+mod parked;
 mod sweeps;
 
 use std::collections::{HashMap, HashSet};
@@ -139,6 +140,7 @@ pub async fn run(
     let mut counting = interval(COUNTED);
     let mut looks = supervisor.context.followed.attend();
     let mut replacements = supervisor.context.backends.replacements();
+    let mut faults = supervisor.context.backend_health.faults();
     loop {
         if !supervisor.reading && Instant::now() >= supervisor.reads_at() {
             supervisor.read_all();
@@ -167,6 +169,7 @@ pub async fn run(
                 // Backends may have got names.
                 supervisor.next_refresh = Instant::now();
             }
+            Ok(()) = faults.changed() => supervisor.call_parked(),
             Some(news) = news.recv(), if may_ask => {
                 if supervisor.is_ours(&news.account) {
                     supervisor.look_up(news.account.clone(), Some(news));
@@ -370,11 +373,9 @@ impl Supervisor {
                     }
                 }
                 Some(_) => {}
-                None if self.on_demand.is_resting(&account) => {}
-                None if self.rests(&account, &begin) => {
-                    let doing = WatcherState::Watching(WatchMode::OnDemand);
-                    let status = StatusCell::new(&self.context.metrics, doing);
-                    self.on_demand.rest(account, status, moment);
+                None if self.on_demand.is_resting(&account) => self.may_be_called(&account, joined),
+                None if self.is_ours(&account) && self.context.is_on_demand(&account) => {
+                    self.rests(account, &begin, moment);
                 }
                 None if self.is_ours(&account) => {
                     self.start(account, Directive::default(), begin);
@@ -397,17 +398,10 @@ impl Supervisor {
         );
     }
 
-    /// Whether the account needs no task for now.
-    fn rests(&self, account: &Account, begin: &WatcherStart) -> bool {
-        *begin == WatcherStart::AtOnce
-            && self.context.is_on_demand(account)
-            && self.is_ours(account)
-    }
-
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
         let VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, .. } = end;
-        let VisitEnd { unasked, left_due, .. } = end;
+        let VisitEnd { unasked, left_due, credentials, .. } = end;
         if self.hint_writer.looked_at(looked_at) {
             self.read_all_again();
         }
@@ -424,12 +418,16 @@ impl Supervisor {
         }
         let looks = now.looks != taken_over.looks;
         next.looks = u64::from(looks);
+        next.logins_elsewhere = u64::from(now.logins_elsewhere != taken_over.logins_elsewhere);
+        next.logins_missed = u64::from(now.logins_missed != taken_over.logins_missed);
         // What is due may have been marked by another node since it was read.
         let has_news = now.registrations != taken_over.registrations;
         match unasked {
             None => self.on_demand.rest(account.clone(), handle.status, handle.moment),
             Some(why) => {
+                self.on_demand.remember_credentials(&account, credentials);
                 match why {
+                    Unasked::Parked(wait) => self.parks(&account, wait),
                     Unasked::Failed(failed) => self.on_demand.failed(&account, failed),
                     Unasked::Away(failed) => {
                         self.on_demand.failed_before(&account, failed);
@@ -440,7 +438,10 @@ impl Supervisor {
                 self.on_demand.rest_unasked(account.clone(), handle.status, handle.moment);
             }
         }
-        if !handle.hints.is_empty() || next.logins > 0 || looks || has_news {
+        let has_logins = next.logins + next.logins_elsewhere + next.logins_missed > 0;
+        if !handle.hints.is_empty() || has_logins || looks || has_news {
+            // A parked account hears of what is due on disk then.
+            next.registrations = u64::from(has_news && self.on_demand.is_parked(&account));
             self.start_with(account, next, WatcherStart::AtOnce, handle.hints);
         }
     }
@@ -484,6 +485,7 @@ impl Supervisor {
         self.watchers.values().for_each(|handle| handle.directive.send_modify(|_| {}));
         let backends = &self.context.backends;
         self.on_demand.backends_are_replaced(|account| backends.of(account).ok());
+        self.call_parked();
     }
 
     fn start(&mut self, account: Account, directive: Directive, begin: WatcherStart) {
@@ -499,6 +501,7 @@ impl Supervisor {
     ) {
         // What it was to be asked for is not known any more.
         directive.looks += u64::from(self.on_demand.is_unasked(&account));
+        directive.logins_missed += u64::from(self.on_demand.has_missed_logins(&account));
         let on_demand = self.context.is_on_demand(&account);
         let (sender, receiver) = cell::channel(directive);
         let doing = match &begin {

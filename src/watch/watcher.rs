@@ -15,6 +15,7 @@ use super::asking::{AskingTask, KnownAway};
 use super::credential_history::CredentialHistory;
 use super::hints::Hints;
 use super::ledger::{Consequence, Ledger};
+use super::parked_wait::{ParkedWait, has_moved};
 use super::source::imap::connection::ConnectionLost;
 use super::source::imap::health::BackendHealth;
 use super::source::imap::keepalive::Keepalive;
@@ -97,6 +98,10 @@ pub(super) struct Watcher {
     pub(super) looked_at: Vec<LookedAt>,
     /// Of an account on demand: its task ends although it is still to be asked for.
     pub(super) unasked: Option<Unasked>,
+    /// What the task before it waited for.
+    pub(super) waited: Option<ParkedWait>,
+    /// It is this one's turn to have devices pushed, so that their user logs in.
+    pub(super) may_push: bool,
     /// The account was last found to be of another backend than it has by the configuration.
     pub(super) elsewhere: bool,
     /// Hears of what it sees, instead of `push`. Then the supervisor does not know of it.
@@ -153,17 +158,21 @@ pub(super) struct WatchedMailbox {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TakenOver {
     pub(super) logins: u64,
+    pub(super) logins_elsewhere: u64,
+    pub(super) logins_missed: u64,
     pub(super) looks: u64,
     pub(super) registrations: u64,
 }
 
 /// Why an account on demand waits without a task although all of it is to be looked at.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Unasked {
     /// Its backend cannot be reached, or the database. What failed before that goes on to count.
     Away(FailedVisit),
     /// What it was asked for has failed.
     Failed(FailedVisit),
+    /// It cannot be asked for before something happens, or for long.
+    Parked(ParkedWait),
 }
 
 /// What the next visit has to know of those that failed.
@@ -258,6 +267,8 @@ pub(super) struct LoginWait {
     pub(super) retry: Option<Duration>,
     /// It is parked, and its devices are pushed after this time.
     pub(super) push: Option<Duration>,
+    /// How often its backend was at fault when the wait began; `None` where it begins now.
+    pub(super) recoveries: Option<u64>,
 }
 
 /// What comes after an end.
@@ -282,10 +293,7 @@ impl FailedVisit {
 
     /// Whether the account has another backend now.
     pub(super) fn has_moved(&self, now: Option<&Backend>) -> bool {
-        match (&self.at, now) {
-            (Some(before), Some(now)) => !now.is(before),
-            (before, now) => before.is_some() != now.is_some(),
-        }
+        has_moved(self.at.as_ref(), now)
     }
 }
 
@@ -329,6 +337,8 @@ impl Watcher {
             asking: None,
             looked_at: Vec::new(),
             unasked: None,
+            waited: None,
+            may_push: false,
             elsewhere: false,
             instead: None,
         }
@@ -411,8 +421,9 @@ impl Watcher {
 
     /// What it has taken over.
     pub(super) fn taken_over(&self) -> TakenOver {
-        let logins = self.known.logins().0;
-        TakenOver { logins, looks: self.looks, registrations: self.found }
+        let CredentialHistory { logins, logins_elsewhere, logins_missed, .. } = self.known;
+        let (looks, registrations) = (self.looks, self.found);
+        TakenOver { logins, logins_elsewhere, logins_missed, looks, registrations }
     }
 
     /// After a change of the orders while connected: takes them; returns whether the list of

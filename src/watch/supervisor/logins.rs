@@ -87,17 +87,21 @@ impl Supervisor {
         }
     }
 
-    /// Has an account looked at, some time after a session of its user has ended, or a visit that has left mailboxes due.
+    /// Has an account looked at, some time after a session of its user has ended, or a visit that has left mailboxes due or
+    /// failed; or looked into, when the time of a parked one has come.
     /// After a fault of a mail server's storage there are many such: without a task, it waits until its backend has room.
     pub(super) fn look_again(&mut self, account: Account) {
         if let Some(handle) = self.watchers.get(&account) {
             handle.directive.send_modify(|directive| directive.looks += 1);
         } else if self.on_demand.is_resting(&account) {
             let backend = self.context.backends.id_of(&account);
-            match self.on_demand.has_failed(&account) {
+            if self.on_demand.is_parked(&account) {
+                self.on_demand.parked_until_now(account, backend);
+            } else if self.on_demand.has_failed(&account) {
                 // It may fail again, and there may be many such.
-                true => self.on_demand.wait_for_backend(account, backend),
-                false => self.on_demand.look_again(account, backend),
+                self.on_demand.wait_for_backend(account, backend);
+            } else {
+                self.on_demand.look_again(account, backend);
             }
         } else if !self.is_ours(&account) {
             self.write(vec![Hint::of_all(account)], None);

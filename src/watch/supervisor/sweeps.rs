@@ -51,12 +51,17 @@ impl Supervisor {
         while let Some(account) = self.on_demand.next_waiting() {
             match self.watchers.get(&account) {
                 Some(handle) => handle.directive.send_modify(|directive| directive.looks += 1),
+                // What is due of it waits with it.
+                None if self.on_demand.waits_parked(&account) => {}
                 None if self.on_demand.is_resting(&account) => {
                     let looks = Directive { looks: 1, ..Directive::default() };
                     self.start(account, looks, WatcherStart::AtOnce);
                 }
                 None => {}
             }
+        }
+        while let Some(account) = self.on_demand.next_to_push() {
+            self.start(account, Directive::default(), WatcherStart::AtOnce);
         }
     }
 }

@@ -58,6 +58,8 @@ pub(crate) struct WatchWorld {
     pub(crate) watch: config::WatchConfig,
     /// A master has the password of every user, and the name `user*master` of each.
     pub(crate) credentials: config::CredentialsMode,
+    /// A master has a password here.
+    pub(crate) has_master: bool,
     pub(crate) doveadm: Option<config::DoveadmConfig>,
     /// `[limits] connect_timeout`.
     pub(crate) connect_timeout: Duration,
@@ -122,6 +124,7 @@ impl WatchWorld {
             password,
             watch,
             credentials: config::CredentialsMode::Stored,
+            has_master: true,
             doveadm: None,
             connect_timeout,
             queue,
@@ -224,7 +227,7 @@ impl WatchWorld {
         let backend = config::BackendConfig::new(host, port, self.tls.clone());
         let mut config = Config::new(config::TlsConfig::new("none", "none"), backend);
         config.backend.doveadm.clone_from(&self.doveadm);
-        if self.credentials == config::CredentialsMode::Master {
+        if self.credentials == config::CredentialsMode::Master && self.has_master {
             let password_file = self.folder.path().join("master");
             std::fs::write(&password_file, self.password).unwrap();
             let only_ours = std::fs::Permissions::from_mode(0o600);

@@ -111,9 +111,9 @@ async fn a_reload_that_changes_nothing_tries_nothing() {
     .await;
 }
 
-const USERS: [&str; 4] = ["ann", "ben", "cat", "dan"];
+pub(super) const USERS: [&str; 4] = ["ann", "ben", "cat", "dan"];
 
-async fn four() -> (DemoBackend, WatchWorld) {
+pub(super) async fn four() -> (DemoBackend, WatchWorld) {
     let backend = backend().await;
     let world = WatchWorld::new(backend.address()).await;
     for (user, validity) in USERS.iter().zip(2..) {
@@ -124,21 +124,21 @@ async fn four() -> (DemoBackend, WatchWorld) {
 }
 
 /// The directory is empty.
-fn nobody_is_known(backend: &DemoBackend) {
+pub(super) fn nobody_is_known(backend: &DemoBackend) {
     USERS.iter().for_each(|user| backend.set_password(user, b"nobody").unwrap());
 }
 
-fn everybody_is_known(backend: &DemoBackend) {
+pub(super) fn everybody_is_known(backend: &DemoBackend) {
     USERS.iter().for_each(|user| backend.set_password(user, PASSWORD.as_bytes()).unwrap());
 }
 
 /// How often anybody was refused.
-fn refused(backend: &DemoBackend) -> u64 {
+pub(super) fn refused(backend: &DemoBackend) -> u64 {
     backend.counters().refused.values().sum()
 }
 
 /// Waits until each of the users is in this state.
-async fn until_all(watching: &Watching, state: &str) {
+pub(super) async fn until_all(watching: &Watching, state: &str) {
     until(async || {
         let told = watching.inquirer.watchers(None).await.unwrap();
         told.len() == USERS.len() && told.iter().all(|told| told.state == state)
@@ -147,7 +147,7 @@ async fn until_all(watching: &Watching, state: &str) {
 }
 
 /// Waits until nobody tries for some minutes: they are parked, or wait for so long.
-async fn until_quiet(watching: &Watching) {
+pub(super) async fn until_quiet(watching: &Watching) {
     until(async || {
         let told = watching.inquirer.watchers(None).await.unwrap();
         let minutes = Timestamp::now().plus(Duration::from_mins(5)).0;

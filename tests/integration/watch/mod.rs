@@ -14,6 +14,7 @@ mod mailboxes;
 mod needless;
 mod nodes;
 mod on_demand;
+mod parked;
 mod previews;
 mod scale;
 mod ways;

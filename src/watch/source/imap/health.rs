@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::sleep;
 
 use super::keepalive::SharedKeepalive;
@@ -28,6 +28,8 @@ pub(in crate::watch) struct BackendHealthTable {
     config: config::WatchConfig,
     counters: Arc<LimitCounters>,
     known: Mutex<HashMap<String, Arc<BackendHealth>>>,
+    /// Says when one is at fault that logins are refused, and when one was.
+    faults: watch::Sender<()>,
 }
 
 /// One backend, as all its watchers know it.
@@ -72,7 +74,13 @@ impl BackendHealthTable {
         config: &config::WatchConfig,
         counters: Arc<LimitCounters>,
     ) -> Self {
-        Self { config: config.clone(), counters, known: Mutex::default() }
+        let (known, faults) = (Mutex::default(), watch::Sender::default());
+        Self { config: config.clone(), counters, known, faults }
+    }
+
+    /// Tells when one is at fault that logins are refused, and when one was.
+    pub(in crate::watch) fn faults(&self) -> watch::Receiver<()> {
+        self.faults.subscribe()
     }
 
     pub(in crate::watch) fn of(&self, backend: &Backend) -> Arc<BackendHealth> {
@@ -93,7 +101,7 @@ impl BackendHealthTable {
             let pacer = LoginPacer::new(logins_per_second);
             Arc::new(BackendHealth {
                 name: backend.name(),
-                logins: LoginBreaker::new(),
+                logins: LoginBreaker::new(self.faults.clone()),
                 pacer,
                 places,
                 masters: Mutex::default(),

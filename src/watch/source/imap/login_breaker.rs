@@ -41,6 +41,8 @@ pub(in crate::watch) struct LoginBreaker {
     state: watch::Sender<BreakerState>,
     /// For the one who tries while it is in doubt.
     trial: Semaphore,
+    /// Hears when a backend is at fault, and when it was.
+    faults: watch::Sender<()>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -104,8 +106,9 @@ impl LoginPermit<'_> {
 }
 
 impl LoginBreaker {
-    pub(in crate::watch) fn new() -> Self {
-        Self { state: watch::Sender::default(), trial: Semaphore::new(1) }
+    /// `faults` hears whenever the backend is found to be at fault, or to have been.
+    pub(in crate::watch) fn new(faults: watch::Sender<()>) -> Self {
+        Self { state: watch::Sender::default(), trial: Semaphore::new(1), faults }
     }
 
     /// What is known; it tells of changes.
@@ -181,6 +184,9 @@ impl LoginBreaker {
             }
             changed
         });
+        if recovered {
+            self.faults.send_replace(());
+        }
         recovered
     }
 
@@ -218,6 +224,9 @@ impl LoginBreaker {
                 state.rest = Some(now + rest);
             }
         });
+        if blame.new {
+            self.faults.send_replace(());
+        }
         blame
     }
 }
@@ -241,7 +250,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn of_a_hundred_accounts_few_are_tried_while_the_backend_refuses_all() {
-        let logins = Arc::new(LoginBreaker::new());
+        let logins = Arc::new(LoginBreaker::new(watch::Sender::default()));
         let (tries, watched) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let well = Arc::new(AtomicUsize::new(0));
         for number in 0..100 {
@@ -277,7 +286,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn refusals_between_accepted_logins_or_far_apart_are_the_accounts_own() {
-        let logins = LoginBreaker::new();
+        let logins = LoginBreaker::new(watch::Sender::default());
         let own = RefusalCause { backend: false, new: false };
         for number in 0..9 {
             assert_eq!(logins.refused(&account(number)), own);
@@ -293,7 +302,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_refused_and_works_again_ends_it_for_all() {
-        let logins = LoginBreaker::new();
+        let logins = LoginBreaker::new(watch::Sender::default());
         let mut state = logins.state();
         let refusal = Instant::now();
         advance(Duration::from_mins(1)).await;
@@ -321,7 +330,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn passwords_that_were_changed_are_not_the_backends_fault() {
-        let logins = LoginBreaker::new();
+        let logins = LoginBreaker::new(watch::Sender::default());
         for number in 0..4 {
             logins.refused(&account(number));
         }

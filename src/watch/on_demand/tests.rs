@@ -1,0 +1,84 @@
+use std::sync::Arc;
+
+use super::super::asking::MOST_OF_BACKEND;
+use super::*;
+
+#[tokio::test]
+async fn a_task_that_breaks_off_is_told_with_its_account() {
+    let (mut on_demand, alice) = (OnDemand::new(), Account::from_login("alice"));
+    let task = on_demand.visits.spawn(async { panic!("broken off") });
+    on_demand.accounts.insert(task.id(), alice.clone());
+    match on_demand.next().await {
+        OnDemandEvent::Broken(account) => assert_eq!(account, alice),
+        other => panic!("{other:?}"),
+    }
+    assert!(on_demand.accounts.is_empty());
+}
+
+#[test]
+fn a_reading_that_fails_begins_no_sweep_but_the_one_that_it_was_about() {
+    let (mut on_demand, now) = (OnDemand::new(), Instant::now());
+    let every = Duration::from_hours(6);
+    on_demand.sweep_at(now);
+    assert_eq!(on_demand.begin_sweep(now, every), Sweep::Ours);
+    on_demand.sweep_again(Sweep::None, now);
+    assert_eq!(on_demand.begin_sweep(now, every), Sweep::None);
+    for sweep in [Sweep::Ours, Sweep::Everybody] {
+        on_demand.sweep_again(sweep, now);
+        assert_eq!(on_demand.begin_sweep(now, every), sweep);
+        assert_eq!(on_demand.begin_sweep(now, every), Sweep::None);
+    }
+}
+
+/// Two readings may be under way at once.
+#[test]
+fn what_a_reading_found_does_not_replace_what_another_did() {
+    let mut on_demand = OnDemand::new();
+    on_demand.found_due(2, Sweep::None, vec![Account::from_login("alice")], |_| None);
+    on_demand.found_due(1, Sweep::None, Vec::new(), |_| None);
+    assert_eq!(on_demand.waiting(), 1);
+    // Nor a sweep's batch that was marked while it read.
+    on_demand.found_due(3, Sweep::Ours, Vec::new(), |_| None);
+    assert!(on_demand.marked(3, vec![Account::from_login("bob")], |_| None));
+    on_demand.found_due(4, Sweep::None, Vec::new(), |_| None);
+    assert_eq!(on_demand.waiting(), 1);
+    on_demand.found_due(5, Sweep::None, vec![Account::from_login("bob")], |_| None);
+    assert_eq!(on_demand.waiting(), 1);
+}
+
+#[test]
+fn a_sweep_goes_on_beside_a_reading_and_not_beside_another_sweep() {
+    let mut on_demand = OnDemand::new();
+    let users = |users: &[&str]| users.iter().map(|user| Account::from_login(user)).collect();
+    on_demand.found_due(1, Sweep::Ours, users(&["alice"]), |_| None);
+    on_demand.found_due(2, Sweep::None, users(&["alice"]), |_| None);
+    assert!(on_demand.marked(1, users(&["bob"]), |_| None));
+    assert_eq!(on_demand.waiting(), 2);
+    on_demand.found_due(3, Sweep::Ours, users(&["bob"]), |_| None);
+    assert!(!on_demand.marked(1, users(&["carol"]), |_| None));
+    assert_eq!(on_demand.waiting(), 1);
+}
+
+#[test]
+fn a_sweep_that_does_not_know_of_an_account_leaves_it_waiting_for_its_backend() {
+    let (mut on_demand, alice) = (OnDemand::new(), Account::from_login("alice"));
+    let away = WatcherState::BackingOff { next_try: None, why: "away".to_owned() };
+    let status = StatusCell::new(&Arc::default(), away);
+    on_demand.rest_unasked(alice.clone(), status, 1);
+    on_demand.wait_for_backend(alice.clone(), None);
+    on_demand.found_due(2, Sweep::Ours, vec![Account::from_login("bob")], |_| None);
+    assert_eq!(on_demand.waiting(), 2);
+    assert_eq!(on_demand.next_waiting(), Some(Account::from_login("bob")));
+    assert_eq!(on_demand.next_waiting(), Some(alice));
+}
+
+#[tokio::test]
+async fn a_sweep_waits_for_room_and_hears_of_it() {
+    let mut on_demand = OnDemand::new();
+    let mut asking: Vec<_> = (0..MOST_OF_BACKEND).map(|_| on_demand.asking.begin(None)).collect();
+    on_demand.found_due(1, Sweep::None, vec![Account::from_login("alice")], |_| None);
+    assert_eq!(on_demand.next_waiting(), None);
+    asking[0].set(false);
+    assert!(matches!(on_demand.next().await, OnDemandEvent::Room));
+    assert_eq!(on_demand.next_waiting(), Some(Account::from_login("alice")));
+}

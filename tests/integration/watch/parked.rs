@@ -1,0 +1,330 @@
+//! Accounts without a connection that are parked: they wait without a task, and hear of events all the same.
+
+use std::time::{Duration, Instant};
+
+use mailchime::config::{CredentialsMode, WatchConnection};
+use mailchime::demo::backend::DemoBackend;
+use mailchime::metrics::Watching as Mode;
+use mailchime::model::{Account, BackendId, Hint, Mailbox, MailboxEvent, Snapshot, Timestamp};
+use mailchime::store::DueMark;
+
+use super::away::tasks;
+use super::hints::hint;
+use super::logins::{
+    USERS, everybody_is_known, four, nobody_is_known, refused, until_all, until_quiet,
+};
+use super::mail::backend;
+use super::nodes::{Others, store_password};
+use super::on_demand::{resting, world};
+use crate::support::watching::{PASSWORD, WatchWorld, Watching, told};
+use crate::support::{later, limited, patient, until};
+
+const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
+
+/// More of them than may be asked for at once.
+const MANY: usize = 300;
+
+/// The user's password was refused before the program starts.
+async fn refused_before(world: &WatchWorld, user: &str) {
+    let (account, now) = (Account::from_login(user), Timestamp::now());
+    world.store.refused(&account, &world.id(), 10, Some("no"), now).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_events_say_is_told_while_the_account_waits_for_its_login() {
+    for credentials in [CredentialsMode::Memory, CredentialsMode::Stored] {
+        limited(async {
+            let backend = backend().await;
+            let mut world = world(&backend).await;
+            world.credentials = credentials;
+            let in_memory = credentials == CredentialsMode::Memory;
+            if !in_memory {
+                refused_before(&world, "alice").await;
+            }
+            let mut watching = world.watch();
+            watching.until("parked").await;
+            if in_memory {
+                watching.expect(&["alice is to log in"]).await;
+            }
+            let inbox = || Some(Mailbox::inbox());
+            hint(&watching, inbox(), MailboxEvent::MessageNew, told(1, 2, 1, 1)).await;
+            watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+            hint(&watching, inbox(), MailboxEvent::MessageRead, told(1, 2, 1, 0)).await;
+            watching.expect(&["INBOX: quiet, next 2 of 1 with 0 unseen"]).await;
+            hint(&watching, inbox(), MailboxEvent::MessageNew, Snapshot::default()).await;
+            watching.expect(&["INBOX: new mail, announced"]).await;
+            assert!(watching.until("parked").await.last_hint_at.is_some());
+            let seen = backend.counters();
+            assert_eq!((seen.accepted, seen.refused.len()), (0, 0), "nobody has tried to log in");
+            for _ in 0..2 {
+                backend.deliver("alice", "INBOX", MAIL).unwrap();
+            }
+            backend.set_flags("alice", "INBOX", 1, &["\\Seen"]).unwrap();
+            watching.logged_in("alice", PASSWORD).await;
+            watching.expect(&["INBOX: confirmed, next 3 of 2 with 1 unseen"]).await;
+            watching.until("watching").await;
+            watching.stop().await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_parked_account_hears_of_events_and_logins_at_another_node() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        refused_before(&world, "alice").await;
+        let (others, cluster) = Others::new(true);
+        let mut watching = world.watch_beside(cluster);
+        watching.until("parked").await;
+        let mark = DueMark {
+            account: Account::from_login("alice"),
+            mailbox: Some(Mailbox::inbox()),
+            state: Some(told(1, 2, 1, 1)),
+            shown_flags: false,
+            is_due: true,
+            for_another_node: true,
+        };
+        world.store.mark_due(&[], &[mark], Timestamp::now()).await.unwrap();
+        others.tell("alice", false).await;
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        watching.until("parked").await;
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        store_password(&world, "alice", PASSWORD).await;
+        others.tell("alice", true).await;
+        watching.expect(&["INBOX: new mail, next 3 of 2 with 2 unseen"]).await;
+        assert_eq!(backend.counters().accepted, 1);
+        world.until_parked("alice", false).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// What was missed while the nodes were others is looked into, and is a login here.
+#[tokio::test]
+async fn a_login_at_another_node_of_which_no_word_came_ends_the_wait_of_a_parked_account() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        refused_before(&world, "alice").await;
+        let (others, cluster) = Others::new(true);
+        let watching = world.watch_beside(cluster);
+        watching.until("parked").await;
+        others.divide(true, 2);
+        until(async || watching.watched(Mode::Parked) == 1).await;
+        assert_eq!(backend.counters().accepted, 0, "nobody has logged in");
+        store_password(&world, "alice", PASSWORD).await;
+        others.divide(true, 3);
+        watching.until("watching").await;
+        backend.wait_until(|c| c.accepted == 1 && c.connections == 0).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// Why accounts cannot be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    Refused,
+    NoPassword,
+    Elsewhere,
+    NoMaster,
+}
+
+async fn parked_world(backend: &DemoBackend, trouble: Trouble) -> WatchWorld {
+    let mut world = WatchWorld::new(backend.address()).await;
+    world.watch.connection = WatchConnection::OnDemand;
+    world.queue = 10 * MANY;
+    let elsewhere = BackendId::new(None, "mail.example.org", 143);
+    let id = if trouble == Trouble::Elsewhere { elsewhere } else { world.id() };
+    for number in 0..MANY {
+        let user = format!("user{number}");
+        world.register_at(&id, &user, &[("INBOX", told(1, 1, 0, 0))]).await;
+        if trouble == Trouble::Refused {
+            refused_before(&world, &user).await;
+        }
+    }
+    match trouble {
+        Trouble::NoPassword => drop(world.store.erase_credentials(None).await.unwrap()),
+        Trouble::NoMaster => {
+            (world.credentials, world.has_master) = (CredentialsMode::Master, false);
+        }
+        Trouble::Refused | Trouble::Elsewhere => {}
+    }
+    world
+}
+
+/// Each device is pushed once, so that its user logs in.
+async fn all_are_to_log_in(watching: &mut Watching) {
+    for _ in 0..MANY {
+        let line = watching.next().await;
+        assert!(line.ends_with(" is to log in"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn parked_accounts_wait_without_a_task() {
+    use Trouble::*;
+    for trouble in [Refused, NoPassword, Elsewhere, NoMaster] {
+        patient(async {
+            let backend = backend().await;
+            let mut world = parked_world(&backend, trouble).await;
+            let before = tasks();
+            let mut watching = world.watch();
+            let all_wait = async |watching: &Watching| {
+                watching.watched(Mode::Parked) == MANY && tasks() < before + 20
+            };
+            until(async || all_wait(&watching).await).await;
+            match trouble {
+                Refused => {
+                    watching.expect_nothing();
+                    later(Duration::from_mins(6)).await;
+                    all_are_to_log_in(&mut watching).await;
+                }
+                NoPassword => all_are_to_log_in(&mut watching).await,
+                Elsewhere | NoMaster => watching.expect_nothing(),
+            }
+            // Nor does a sweep begin any.
+            later(Duration::from_hours(7)).await;
+            until(async || all_wait(&watching).await).await;
+            watching.expect_nothing();
+            assert_eq!(backend.counters().connections, 0);
+            backend.add_account("user1", PASSWORD.as_bytes());
+            let back = match trouble {
+                Refused | NoPassword => {
+                    watching.logged_in("user1", PASSWORD).await;
+                    1
+                }
+                Elsewhere => {
+                    world.register("user1", &[("INBOX", told(1, 1, 0, 0))]).await;
+                    watching.registered("user1").await;
+                    1
+                }
+                NoMaster => {
+                    for number in 0..MANY {
+                        backend.add_account(&format!("user{number}*master"), PASSWORD.as_bytes());
+                    }
+                    world.has_master = true;
+                    watching.reload(&world.config());
+                    MANY
+                }
+            };
+            until(async || watching.watched(Mode::OnDemand) == back).await;
+            until(async || tasks() < before + 20).await;
+            assert_eq!(watching.watched(Mode::Parked), MANY - back);
+            // While they come back, all that is due is read, and some are asked for once more.
+            let (asked, back) = (backend.counters().accepted, back as u64);
+            let most = if trouble == NoMaster { 2 * back } else { back };
+            assert!((back..=most).contains(&asked), "{asked}");
+            watching.stop().await;
+        })
+        .await;
+    }
+}
+
+/// An event without numbers has each of the four asked for.
+async fn all_have_events(watching: &Watching) {
+    let hints = USERS.map(|user| Hint {
+        account: Account::from_login(user),
+        mailbox: Some(Mailbox::inbox()),
+        event: MailboxEvent::MessageExpunge,
+        state: Snapshot::default(),
+        seen_at: Instant::now(),
+    });
+    watching.inquirer.hints(hints.into()).await.unwrap();
+}
+
+/// Everybody is refused, until few try any more. They wait without tasks.
+async fn outage(backend: &DemoBackend, world: &mut WatchWorld) -> Watching {
+    world.watch.connection = WatchConnection::OnDemand;
+    let before = tasks();
+    let watching = world.watch();
+    backend.wait_until(|c| c.accepted == 4 && c.connections == 0).await;
+    until_all(&watching, "watching").await;
+    nobody_is_known(backend);
+    all_have_events(&watching).await;
+    until(async || refused(backend) >= 3).await;
+    until_quiet(&watching).await;
+    until(async || tasks() < before + 15).await;
+    watching
+}
+
+#[tokio::test]
+async fn while_the_backend_refuses_everybody_nobody_is_parked_and_all_come_back_with_the_first() {
+    patient(async {
+        let (backend, mut world) = four().await;
+        let watching = outage(&backend, &mut world).await;
+        until_all(&watching, "backing_off").await;
+        for user in USERS {
+            assert_eq!(world.parked(user).await, None, "{user}");
+        }
+        let tries = refused(&backend);
+        assert!(tries <= 5, "{tries}");
+        later(Duration::from_mins(9)).await;
+        until_all(&watching, "backing_off").await;
+        assert_eq!(refused(&backend), tries, "{:?}", backend.counters().refused);
+        everybody_is_known(&backend);
+        later(Duration::from_mins(75)).await;
+        until_all(&watching, "watching").await;
+        backend.wait_until(|c| c.accepted >= 8 && c.connections == 0).await;
+        assert_eq!(refused(&backend), tries);
+        watching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_refused_and_is_accepted_again_brings_all_back_without_a_connection_too() {
+    patient(async {
+        let (backend, mut world) = four().await;
+        let watching = outage(&backend, &mut world).await;
+        everybody_is_known(&backend);
+        // Until one comes who was refused before.
+        for user in USERS {
+            watching.logged_in(user, PASSWORD).await;
+        }
+        until_all(&watching, "watching").await;
+        for user in USERS {
+            assert_eq!(world.parked(user).await, None, "{user}");
+        }
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// No more often than one that has a connection, whatever sweeps and events there are: the first refusal parks, for a
+/// task before may have tried it.
+#[tokio::test]
+async fn a_password_that_is_refused_for_days_is_tried_three_times_without_a_connection() {
+    patient(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let mut watching = resting(&world, &backend).await;
+        backend.set_password("alice", b"changed").unwrap();
+        let inbox = || Some(Mailbox::inbox());
+        let quiet = MailboxEvent::MessageExpunge;
+        hint(&watching, inbox(), quiet, Snapshot::default()).await;
+        watching.until("parked").await;
+        let tries = || backend.counters().refused["alice"];
+        assert_eq!(tries(), 1);
+        later(Duration::from_mins(4)).await;
+        watching.expect_nothing();
+        later(Duration::from_mins(2)).await;
+        assert_eq!(watching.next().await, "alice is to log in");
+        for expected in [2, 3] {
+            later(Duration::from_hours(26)).await;
+            until(async || tries() >= expected).await;
+            hint(&watching, inbox(), quiet, Snapshot::default()).await;
+            watching.until("parked").await;
+        }
+        later(Duration::from_hours(200)).await;
+        hint(&watching, inbox(), quiet, Snapshot::default()).await;
+        watching.until("parked").await;
+        assert_eq!(tries(), 3);
+        watching.expect_nothing();
+        watching.stop().await;
+    })
+    .await;
+}
