@@ -12,6 +12,8 @@ mod ports;
 mod remedies;
 mod user;
 
+pub(in crate::cli) use self::chain::is_self_signed;
+
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -144,13 +144,13 @@ impl StoreError {
                 "the file is damaged or no database: restore a backup, or move it away and let \
                  devices register again"
             }
-            (_, Some(INSUFFICIENT_PRIVILEGE)) => {
+            (_, Some(INSUFFICIENT_PRIVILEGE | NO_SCHEMA)) => {
                 "the user of the database must be able to create tables in its schema: let it own \
-                 the database"
+                 the database (alter database NAME owner to USER)"
             }
             _ if mariadb_number(&source) == Some(MARIADB_NO_PRIVILEGE) => {
                 "the user of the database must be able to create, alter and drop tables in it: grant it \
-                 all privileges on the database"
+                 all privileges on the database (grant all privileges on NAME.* to USER)"
             }
             _ if mariadb_number(&source) == Some(MARIADB_TOO_LONG) => {
                 "MariaDB takes account names of 512 characters and names of apps of 255 at most"
@@ -226,6 +226,8 @@ const UNDEFINED_TABLE: &str = "42P01";
 const UNDEFINED_FUNCTION: &str = "42883";
 const NOT_SUPPORTED: &str = "0A000";
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
+/// No schema in which a table could be made: there is none, or the user may not look into it.
+const NO_SCHEMA: &str = "3F000";
 /// A primary that became a standby: its successor will be found at the same address.
 const READ_ONLY: &str = "25006";
 const LOCK_NOT_AVAILABLE: &str = "55P03";
@@ -304,6 +306,11 @@ pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
 /// Whether the server does not know a statement or a function, as those do that speak PostgreSQL's protocol alone.
 pub(super) fn is_unsupported(error: &sqlx::Error) -> bool {
     postgres_code(error).is_some_and(|code| [UNDEFINED_FUNCTION, NOT_SUPPORTED].contains(&code))
+}
+
+/// Whether the user of a MariaDB has no right to a statement.
+pub(super) fn is_no_right(error: &sqlx::Error) -> bool {
+    mariadb_number(error) == Some(MARIADB_NO_PRIVILEGE)
 }
 
 /// Whether a table is not there, so that it is another's database or an empty one.

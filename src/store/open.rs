@@ -55,9 +55,11 @@ impl Store {
         let first = store.connections.begin_write();
         if tokio::time::timeout(FIRST, first).await.map(drop).is_err() {
             let database = &*store.database;
+            let error = store.connections.fault().await.map(|error| error.to_string());
             tracing::error!(
                 target: "mailchime::store::not_ready",
                 database,
+                error,
                 "the database does not answer yet; mail goes on, and mailchime keeps trying"
             );
             return Ok(store);
@@ -103,6 +105,30 @@ impl Store {
         };
         store.limited(store.expect_schema()).await?;
         Ok(store)
+    }
+
+    /// Whether a start may make the schema in the database of a server, or bring it up to date: the statements of that
+    /// kind are tried, and nothing of them stays. A file of SQLite is not asked.
+    ///
+    /// # Errors
+    /// Says which right is missing, and what to do; else as any call.
+    pub async fn may_migrate(url: &DatabaseUrl, busy_timeout: Duration) -> Result<(), StoreError> {
+        let up_to_date = OnceCell::new_with(Some(()));
+        let (connect, server): (Connect, _) = match url.kind() {
+            DatabaseKind::Sqlite(_) => return Ok(()),
+            DatabaseKind::Postgres(server) => (postgres::connections, server),
+            DatabaseKind::MariaDb(server) => (mariadb::connections, server),
+        };
+        let store = Self::of_server(url, connect, server, busy_timeout, up_to_date)?;
+        let tried = async {
+            match store.connections.dialect() {
+                Dialect::MariaDb => mariadb::try_rights(&store.connections).await,
+                _ => postgres::try_rights(&store.connections).await,
+            }
+        };
+        let tried = store.limited(async { store.named(tried.await) }).await;
+        store.close().await;
+        tried
     }
 
     pub(super) fn of_file(

@@ -11,6 +11,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub(super) enum ChainEnd {
     /// With an authority that this system trusts.
     Trusted,
+    /// With the server's certificate itself, which signed itself; whether this system trusts it, as Debian's `ssl-cert`
+    /// has it, says nothing of phones.
+    SelfSigned,
     /// With one that signed itself and that this system does not trust: its name.
     OwnAuthority(String),
     /// With the server's certificate itself, which says where the one of this authority can be downloaded, as
@@ -28,6 +31,9 @@ pub(super) fn end(chain: &[CertificateDer<'_>], trusted: &RootCertStore) -> Opti
         .filter_map(|der| X509Certificate::from_der(der).ok().map(|(_, parsed)| parsed))
         .collect();
     let mut last = parsed.first()?;
+    if is_self_signed(last) {
+        return Some(ChainEnd::SelfSigned);
+    }
     // No longer than the file, so that two that name each other end it.
     for _ in 0..parsed.len() {
         let issuer = last.issuer().as_raw();
@@ -47,6 +53,11 @@ pub(super) fn end(chain: &[CertificateDer<'_>], trusted: &RootCertStore) -> Opti
         Some(first) if first == last && can_be_downloaded(last) => ChainEnd::Missing(shown(last)),
         _ => ChainEnd::Unknown(shown(last)),
     })
+}
+
+/// Whether it names itself as its authority.
+pub(in crate::cli) fn is_self_signed(certificate: &X509Certificate<'_>) -> bool {
+    certificate.issuer().as_raw() == certificate.subject().as_raw()
 }
 
 /// Whether the content of a SEQUENCE, as rustls keeps the subject of a root, is that of a whole one.
@@ -124,12 +135,15 @@ mod tests {
             (vec![&public, &root], &trusted, ChainEnd::Missing(by("Middle"))),
             (vec![&public, &middle], &nobody, ChainEnd::Unknown(by("Root"))),
             (vec![&public, &middle, &root], &nobody, ChainEnd::OwnAuthority(by("Root"))),
-            (vec![&root], &nobody, ChainEnd::OwnAuthority(by("Root"))),
+            (vec![&root], &nobody, ChainEnd::SelfSigned),
+            // As Debian's ssl-cert has it, whose certificate is among those that the system trusts.
+            (vec![&root], &trusted, ChainEnd::SelfSigned),
         ] {
             let chain: Vec<_> = chain.into_iter().cloned().collect();
             let found = end(&chain, roots).unwrap();
             match (found, expected) {
-                (ChainEnd::Trusted, ChainEnd::Trusted) => {}
+                (ChainEnd::Trusted, ChainEnd::Trusted)
+                | (ChainEnd::SelfSigned, ChainEnd::SelfSigned) => {}
                 (ChainEnd::Missing(found), ChainEnd::Missing(name))
                 | (ChainEnd::Unknown(found), ChainEnd::Unknown(name))
                 | (ChainEnd::OwnAuthority(found), ChainEnd::OwnAuthority(name)) => {

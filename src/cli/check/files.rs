@@ -58,7 +58,8 @@ fn certificate(
     }
     let names = names.join(", ");
     // Where the system trusts nobody, nothing can be said of it.
-    let end = chain::end(&identity.cert, trusted).filter(|_| !trusted.is_empty());
+    let end = chain::end(&identity.cert, trusted)
+        .filter(|end| !trusted.is_empty() || *end == ChainEnd::SelfSigned);
     if let Some(ChainEnd::Missing(authority)) = &end {
         let problem = format!(
             "{file}: lacks the certificate of its authority ({authority}), without which phones refuse it; \
@@ -84,6 +85,13 @@ fn certificate(
         _ => report.ok(part, format_args!("{file}: for {names}, until {until}")),
     }
     match end {
+        Some(ChainEnd::SelfSigned) => report.warning(
+            part,
+            format_args!(
+                "{file}: has signed itself, so phones refuse it, also where this system trusts it; get one of a \
+                 public authority (certbot), or of your own that is installed on the phones"
+            ),
+        ),
         Some(ChainEnd::OwnAuthority(authority)) => report.warning(
             part,
             format_args!(
@@ -208,26 +216,7 @@ pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) 
     let store = match Store::open_existing(&config.url, config.busy_timeout).await {
         Ok(store) => store,
         Err(error) => {
-            match error {
-                // What `serve` makes, or waits for.
-                StoreError::NoTables { .. }
-                    if !matches!(config.url.kind(), DatabaseKind::Sqlite(_)) =>
-                {
-                    let text = format_args!(
-                        "{}: has no tables yet; the first start makes them",
-                        config.url
-                    );
-                    report.ok(PART, text);
-                }
-                StoreError::NoTables { .. } => {
-                    let what = "is empty or another program's database; mailchime makes its tables there at \
-                                its start";
-                    report.warning(PART, format_args!("{}: {what}", config.url));
-                }
-                StoreError::Older { .. } => report.warning(PART, error),
-                error if error.is_temporary() => report.failed(PART, error),
-                error => report.refused(PART, error),
-            }
+            not_opened(error, config, report).await;
             return None;
         }
     };
@@ -238,6 +227,34 @@ pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) 
         Err(error) => report.failed(PART, error),
     }
     Some(store)
+}
+
+/// Of a database that is not as `serve` wants to have it.
+async fn not_opened(error: StoreError, config: &config::StoreConfig, report: &mut Report) {
+    const PART: &str = "[store]";
+    // What `serve` makes, or brings up to date, where it may.
+    if matches!(error, StoreError::NoTables { .. } | StoreError::Older { .. })
+        && let Err(error) = Store::may_migrate(&config.url, config.busy_timeout).await
+    {
+        return match error.is_temporary() {
+            true => report.failed(PART, error),
+            false => report.refused(PART, error),
+        };
+    }
+    match error {
+        StoreError::NoTables { .. } if !matches!(config.url.kind(), DatabaseKind::Sqlite(_)) => {
+            let text = "has no tables yet; the first start makes them";
+            report.ok(PART, format_args!("{}: {text}", config.url));
+        }
+        StoreError::NoTables { .. } => {
+            let what = "is empty or another program's database; mailchime makes its tables there at its start";
+            report.warning(PART, format_args!("{}: {what}", config.url));
+        }
+        StoreError::Older { .. } => report.warning(PART, error),
+        // What it waits for.
+        error if error.is_temporary() => report.failed(PART, error),
+        error => report.refused(PART, error),
+    }
 }
 
 /// A file that the first start makes.

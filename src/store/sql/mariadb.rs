@@ -4,15 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::Row;
+use sqlx::{Row, SqlSafeStr};
 
 use super::dialect::Dialect;
+use super::fault::ConnectionFault;
 use super::pool::pools;
 use super::work::{Connections, TransactionKind};
 use super::{schema, statement};
 use crate::config::ServerUrl;
 use crate::store::StoreError;
-use crate::store::error::{is_refusal, unusable_server};
+use crate::store::error::{is_no_right, is_refusal, is_temporary, unusable_server};
 
 /// Begins a transaction; the session's settings say the rest.
 const BEGIN: &str = "start transaction";
@@ -32,6 +33,7 @@ pub(in crate::store) fn connections(
         begin: BEGIN.into(),
         named: true,
         trust,
+        fault: ConnectionFault::default(),
         listens_at: None,
     };
     Ok(Connections { reads, writes, kind })
@@ -50,6 +52,29 @@ fn settings(busy_timeout: Duration, limit: Duration) -> String {
         busy = seconds(busy_timeout),
         limit = seconds(limit),
     )
+}
+
+/// Tries what the schema and the calls need. MariaDB rolls no table back, so each of these is at fault in another way
+/// as well, which it finds when it has looked at the rights.
+pub(in crate::store) async fn try_rights(connections: &Connections) -> sqlx::Result<()> {
+    let mut work = connections.begin_alone().await?;
+    for sql in [
+        "create table mailchime_rights (name int, name int)",
+        "alter table mailchime_rights drop column name",
+        "create index name on mailchime_rights (name)",
+        "drop table mailchime_rights",
+        "select name from mailchime_rights",
+        "insert into mailchime_rights (name) values (1)",
+        "update mailchime_rights set name = 1",
+        "delete from mailchime_rights",
+    ] {
+        if let Err(error) = work.run(sql.into_sql_str()).await
+            && (is_no_right(&error) || is_temporary(&error))
+        {
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// Applies what is missing of the schema. Of nodes that start at once one waits for the other, `limit` at most;

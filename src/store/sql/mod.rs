@@ -1,6 +1,7 @@
 //! What speaks SQL to the databases: their connections, transactions, schemas, and what is peculiar to each.
 
 pub(super) mod dialect;
+pub(super) mod fault;
 pub(super) mod file;
 pub(super) mod mariadb;
 mod pool;

@@ -11,6 +11,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, SqlSafeStr};
 
 use super::dialect::Dialect;
+use super::fault::ConnectionFault;
 use super::pool::pools;
 use super::schema;
 use super::work::{Connections, TransactionKind};
@@ -33,7 +34,8 @@ pub(in crate::store) fn connections(
             .map_err(|error| unusable_server(database, error))?,
     ));
     let dialect = Dialect::Postgres;
-    let kind = TransactionKind::Server { dialect, begin, named, trust, listens_at };
+    let fault = ConnectionFault::default();
+    let kind = TransactionKind::Server { dialect, begin, named, trust, fault, listens_at };
     Ok(Connections { reads, writes, kind })
 }
 
@@ -49,6 +51,12 @@ fn begin(busy_timeout: Duration, limit: Duration) -> String {
         busy = busy_timeout.as_millis().max(1),
         limit = limit.as_millis().max(1),
     )
+}
+
+/// Tries what the schema needs, and rolls it back.
+pub(in crate::store) async fn try_rights(connections: &Connections) -> sqlx::Result<()> {
+    let mut work = connections.begin_write().await?;
+    work.run("create table mailchime_rights (name text primary key)".into_sql_str()).await
 }
 
 /// Applies what is missing of the schema, all or nothing. Of nodes that start at once one waits for

@@ -25,6 +25,7 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::dialect::Dialect;
+use super::fault::ConnectionFault;
 use super::trust::ConnectionTrust;
 use super::unbroken::Unbroken;
 
@@ -55,6 +56,8 @@ pub(in crate::store) enum TransactionKind {
         /// Statements are kept prepared, by names: only for a server that no pooler stands before.
         named: bool,
         trust: ConnectionTrust,
+        /// Why no connection comes about.
+        fault: ConnectionFault,
         /// Where a connection can listen; `None` where the server knows no notifications.
         listens_at: Option<Arc<PgConnectOptions>>,
     },
@@ -108,16 +111,32 @@ impl Connections {
         if !self.are_to_a_server() {
             return self.begin_write().await;
         }
-        let mut connection = self.writes.acquire().await?;
+        let mut connection = self.acquire(&self.writes).await?;
         connection.close_on_drop();
         self.begun(connection).await
+    }
+
+    /// Why no connection to the server comes about; `None` where one does, or nobody says why not.
+    pub(in crate::store) async fn fault(&self) -> Option<sqlx::Error> {
+        match &self.kind {
+            TransactionKind::Server { fault, .. } => fault.of(&self.writes).await,
+            TransactionKind::File => None,
+        }
+    }
+
+    /// A connection of the pool. Where none came about in time, the error says why.
+    async fn acquire(&self, pool: &AnyPool) -> sqlx::Result<PoolConnection<Any>> {
+        match pool.acquire().await {
+            Err(late @ sqlx::Error::PoolTimedOut) => Err(self.fault().await.unwrap_or(late)),
+            acquired => acquired,
+        }
     }
 
     async fn begin(&self, pool: &AnyPool, of_file: &'static str) -> sqlx::Result<Work> {
         let TransactionKind::Server { trust, .. } = &self.kind else {
             return Work::begin_on(pool, of_file).await;
         };
-        let first = self.begun(pool.acquire().await?);
+        let first = self.begun(self.acquire(pool).await?);
         match timeout(SIGN_OF_LIFE, first).await {
             Ok(Ok(work)) => {
                 trust.is_read_only(false);
@@ -133,7 +152,7 @@ impl Connections {
             ),
         }
         self.distrust();
-        let begun = self.begun(pool.acquire().await?).await;
+        let begun = self.begun(self.acquire(pool).await?).await;
         match &begun {
             Ok(_) => trust.is_read_only(false),
             Err(error) => {

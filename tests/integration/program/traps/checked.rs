@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use mailchime::store::Store;
-use sqlx::{Connection, Executor, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, PgConnection, SqliteConnection};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
@@ -249,6 +249,104 @@ async fn an_empty_database_of_mariadb_is_ok() {
     let Some(mariadb) = MariaDb::start(test) else { return };
     limited(async { an_empty_database_is_ok(&World::new().await, &mariadb.database_url()).await })
         .await;
+}
+
+/// `check` ends as `serve` does where the user of the database may make no tables, and leaves nothing there.
+async fn a_database_without_rights_is_refused(world: &World, url: &str, expected: [&str; 2]) {
+    world.configure("[store]\n", &format!("[store]\nurl = \"{url}\"\n"));
+    fs::set_permissions(world.file("proxy.toml"), Permissions::from_mode(0o600)).unwrap();
+    let said = world.command(&["check"]).await;
+    assert_eq!(said.code, 64, "{}", said.stdout);
+    let line = said.line("FAILED   [store]: ");
+    for part in expected {
+        assert!(line.contains(part), "{part:?} is not in {line}");
+    }
+    assert_eq!(Process::spawn(world.program()).end().await.code(), Some(64));
+}
+
+/// What the documents have for a server's own shell, without its password. Of PostgreSQL, then of MariaDB.
+fn documented() -> [Vec<String>; 2] {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/install.md");
+    let page = fs::read_to_string(page).unwrap();
+    ["### PostgreSQL", "### MariaDB"].map(|title| {
+        let block = page.split(title).nth(1).unwrap().split("```sql\n").nth(1).unwrap();
+        let block = block.split("```").next().unwrap();
+        block.lines().map(|line| line.replace("'A-PASSWORD'", "'secret'")).collect()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_of_postgresql_who_may_make_no_table_is_refused_and_the_documented_one_is_not() {
+    let test = "program::traps::a_user_of_postgresql_who_may_make_no_table_is_refused";
+    let Some(postgres) = Postgres::start(test) else { return };
+    limited(async {
+        let mut beside = PgConnection::connect(&postgres.url()).await.unwrap();
+        let own = ["create user poor password 'secret'", "create database poor"];
+        // It gives no right to the schema, since PostgreSQL 15.
+        let own = own.into_iter().chain(["grant all on database poor to poor"]).map(str::to_owned);
+        for sql in own.chain(documented()[0].clone()) {
+            beside.execute(AssertSqlSafe(sql)).await.unwrap();
+        }
+        let url = |name: &str| format!("postgres://{name}:secret@{}/{name}", postgres.address);
+        let expected = ["permission denied for schema public", "let it own the database"];
+        a_database_without_rights_is_refused(&World::new().await, &url("poor"), expected).await;
+        an_empty_database_is_ok(&World::new().await, &url("mailchime")).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_of_mariadb_who_may_make_no_table_is_refused_and_the_documented_one_is_not() {
+    let test = "program::traps::a_user_of_mariadb_who_may_make_no_table_is_refused";
+    let Some(mariadb) = MariaDb::start(test) else { return };
+    limited(async {
+        let mut beside = MySqlConnection::connect(&mariadb.database_url()).await.unwrap();
+        let poor = |rights: &str| format!("grant {rights} on poor.* to poor@'127.0.0.1'");
+        let own = ["create user poor@'127.0.0.1' identified by 'secret'", "create database poor"];
+        let own = own.map(str::to_owned).into_iter().chain([poor("select")]);
+        for sql in own.chain(documented()[1].clone()) {
+            // The documents have a name where the server looks names up.
+            let sql = sql.replace("@localhost", "@'127.0.0.1'");
+            beside.execute(AssertSqlSafe(sql)).await.unwrap();
+        }
+        let url = |name: &str| format!("mariadb://{name}:secret@{}/{name}", mariadb.address);
+        let expected = ["CREATE command denied", "grant it all privileges"];
+        a_database_without_rights_is_refused(&World::new().await, &url("poor"), expected).await;
+        // Of rights that are not enough to bring a later schema about.
+        let some = "select, insert, update, delete, create, alter, index";
+        beside.execute(AssertSqlSafe(poor(some))).await.unwrap();
+        let world = World::new().await;
+        world.configure("[store]\n", &format!("[store]\nurl = \"{}\"\n", url("poor")));
+        fs::set_permissions(world.file("proxy.toml"), Permissions::from_mode(0o600)).unwrap();
+        let said = world.command(&["check"]).await;
+        assert!(said.line("FAILED   [store]: ").contains("DROP command denied"), "{}", said.stdout);
+        an_empty_database_is_ok(&World::new().await, &url("mailchime")).await;
+    })
+    .await;
+}
+
+/// A pool would say that it timed out.
+#[tokio::test]
+async fn a_database_at_a_closed_port_is_named_with_the_error_of_the_connection() {
+    limited(async {
+        let closed = listener().await.local_addr().unwrap();
+        for scheme in ["postgres", "mariadb"] {
+            let world = World::new().await;
+            let url = format!("{scheme}://mailchime:secret@{closed}/mailchime");
+            world.configure("busy_timeout = \"5s\"", "busy_timeout = \"1s\"");
+            world.configure("[store]\n", &format!("[store]\nurl = \"{url}\"\n"));
+            fs::set_permissions(world.file("proxy.toml"), Permissions::from_mode(0o600)).unwrap();
+            let said = world.command(&["check"]).await;
+            let line = said.line("FAILED   [store]: ");
+            assert!(line.contains("Connection refused") && !line.contains("pool"), "{line}");
+            let mut server = world.serve().await;
+            let logged = server
+                .logged("the database is not ready yet; mail goes on, and mailchime keeps trying")
+                .await;
+            assert!(logged.to_string().contains("Connection refused"), "{logged}");
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
