@@ -107,6 +107,12 @@ pub(super) fn run(options: &SetupOptions) -> Result<(), CommandFailure> {
     let root = &options.root;
     let certificate = certificate(options)?;
     say(format_args!("certificate: {certificate}"));
+    if certificate.refused.is_some() {
+        say(
+            "warning: get a certificate of a public authority (certbot), and name it by --certificate and \
+             --private-key, before the first phone is to connect",
+        );
+    }
     let runtime = runtime()?;
     let probe::ServerSearch { server, other } =
         runtime.block_on(probe::find(options, &certificate.name))?;
@@ -150,9 +156,15 @@ fn certificate(options: &SetupOptions) -> Result<certificates::FoundCertificate,
         ));
     }
     let labels: Vec<_> = found.iter().map(ToString::to_string).collect();
-    let of_server = found[0].is_of_server.then_some(0);
-    let default = of_server.or((found.len() == 1).then_some(0));
-    let chosen = choose("Which certificate do phones see?", &labels, default, "--certificate")?;
+    // The server's own, unless phones refuse it and there is another.
+    let fit: Vec<_> = (0..found.len()).filter(|at| found[*at].refused.is_none()).collect();
+    let default = match fit[..] {
+        [] => found[0].is_of_server.then_some(0),
+        [only] => Some(only),
+        [first, ..] => found[first].is_of_server.then_some(first),
+    };
+    let flags = "--certificate and --private-key";
+    let chosen = choose("Which certificate do phones see?", &labels, default, flags)?;
     Ok(found.swap_remove(chosen))
 }
 

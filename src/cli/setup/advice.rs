@@ -8,6 +8,9 @@ use super::{IMAPS, MailServerKind, SetupPlan, WatchCredentials, below};
 /// Courier's service on that port.
 const COURIER_SSL: &str = "courier-imap-ssl";
 
+/// For clients at the port that the server has for this machine alone from then on.
+const STARTTLS: &str = "[[listener]]\naddress = \"192.0.2.1:143\"\ntls = \"starttls\"";
+
 /// All steps, numbered.
 pub(super) fn text(plan: &SetupPlan) -> String {
     let mut steps = vec![user(plan)];
@@ -39,11 +42,16 @@ pub(super) fn text(plan: &SetupPlan) -> String {
     }
     steps.push(back(plan));
     steps.push(renewal(plan));
-    steps.push(
-        "Push to iOS Mail needs a certificate from Apple: docs/certificate.md. With it, uncomment [apns] and \
-         run mailchime check again."
-            .to_owned(),
-    );
+    // Where the package has it.
+    let page = below(&plan.root, "usr/share/doc/mailchime/docs/certificate.md");
+    let page = match page.exists() {
+        true => page.display().to_string(),
+        false => "docs/certificate.md of the sources".to_owned(),
+    };
+    steps.push(format!(
+        "Push to iOS Mail needs a certificate from Apple: {page}. With it, uncomment [apns] and run mailchime check \
+         again."
+    ));
     let mut text = String::new();
     for (number, step) in (1..).zip(&steps) {
         let _ = write!(text, "\n{number}. ");
@@ -113,9 +121,18 @@ fn master(plan: &SetupPlan) -> String {
             let since = "passdb mailchime {\n  driver = passwd-file\n  \
                          passwd_file_path = /etc/dovecot/mailchime.master\n  master = yes\n}";
             let block = by_version(plan.server.kind, before, since);
+            // The fields between are those of passwd(5).
+            let (nets, from) = match plan.server.is_here() {
+                true => ("::::::allow_nets=127.0.0.0/8", ", from this machine alone"),
+                false => (
+                    "::::::allow_nets=192.0.2.1/32",
+                    ", from the address that follows allow_nets= alone: write \
+                           there that of this machine",
+                ),
+            };
             format!(
-                "Make the master user in Dovecot. It may log in as everybody:\n\n\
-                 (umask 077; printf 'mailchime:{{PLAIN}}%s\\n' \"$(cat {password})\" \
+                "Make the master user in Dovecot. It may log in as everybody{from}:\n\n\
+                 (umask 077; printf 'mailchime:{{PLAIN}}%s{nets}\\n' \"$(cat {password})\" \
                  > /etc/dovecot/mailchime.master)\n\
                  chown dovecot /etc/dovecot/mailchime.master\n\n\
                  In /etc/dovecot/conf.d/10-auth.conf, before the other passdb:\n\n{block}\n\n\
@@ -140,7 +157,11 @@ fn master(plan: &SetupPlan) -> String {
 fn take_over(plan: &SetupPlan, check: &str) -> String {
     let begin = format!("{check}\nsystemctl enable mailchime\nsystemctl restart mailchime");
     format!(
-        "Have your server give up port 993, test every part, and start mailchime there.\n\n{}",
+        "{}, test every part, and start mailchime there.\n\n{}",
+        match plan.server.is_here() {
+            true => "Have your server give up port 993",
+            false => "Take port 993",
+        },
         change(plan, &begin)
     )
 }
@@ -149,10 +170,12 @@ fn take_over(plan: &SetupPlan, check: &str) -> String {
 fn change(plan: &SetupPlan, begin: &str) -> String {
     let service = plan.server.service();
     if !plan.server.is_here() {
-        return format!(
-            "Your server is on another machine and stays as it is. Have the name that phones use lead to \
-             this one.\n\n{begin}"
-        );
+        let own = "Your server is on another machine and stays as it is. Have the name that phones use lead to \
+                   this one.";
+        return match give_up(plan).as_str() {
+            "" => format!("{own}\n\n{begin}"),
+            give_up => format!("{own} On this machine, {give_up}start mailchime:\n\n{begin}"),
+        };
     }
     let server = match plan.server.kind {
         kind @ (MailServerKind::Dovecot23
@@ -188,7 +211,13 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
         }
         false => String::new(),
     };
-    format!("{}{server}{backend}\n\nsystemctl restart {service}\n{begin}", give_up(plan))
+    let config = below(&plan.root, "etc/mailchime/proxy.toml");
+    let starttls = format!(
+        "\n\nPort 143 is then closed to other machines. If clients use it with STARTTLS, add this to {}, with the \
+         address of this machine that they use, for 127.0.0.1 is your server's:\n\n{STARTTLS}",
+        config.display()
+    );
+    format!("{}{server}{backend}{starttls}\n\nsystemctl restart {service}\n{begin}", give_up(plan))
 }
 
 /// What another program than the server is to do, where it holds the port; the text goes on behind it.
@@ -212,9 +241,17 @@ fn restart(PortHolder { program, unit }: &PortHolder) -> String {
 fn back(plan: &SetupPlan) -> String {
     let service = plan.server.service();
     if !plan.server.is_here() {
-        return "To go back: have the name lead to your server again, and run\n\n\
-                systemctl disable --now mailchime"
-            .to_owned();
+        let (also, other) = match &plan.other {
+            Some(holder) => (
+                format!(", take the change to {} back", holder.program),
+                format!("\n{}", restart(holder)),
+            ),
+            None => Default::default(),
+        };
+        return format!(
+            "To go back: have the name lead to your server again{also}, and run\n\n\
+             systemctl disable --now mailchime{other}"
+        );
     }
     let ssl = match plan.server.kind {
         MailServerKind::Courier => format!("\nsystemctl enable --now {COURIER_SSL}"),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::below;
+use crate::cli::check::is_self_signed;
 use crate::files;
 use crate::model::Timestamp;
 use crate::net::tls;
@@ -23,6 +24,8 @@ pub(super) struct FoundCertificate {
     pub(super) name: String,
     /// The mail server shows it, so phones know it.
     pub(super) is_of_server: bool,
+    /// Why phones refuse it all the same.
+    pub(super) refused: Option<&'static str>,
     until: String,
     from: &'static str,
 }
@@ -53,6 +56,13 @@ impl FoundCertificate {
             Some(domain) => format!("mail.{domain}"),
             None => name.to_owned(),
         };
+        let refused = match () {
+            () if is_self_signed(&leaf) => Some("it has signed itself"),
+            () if !name.contains('.') || name.ends_with(".localhost") => {
+                Some("it is for a name that phones cannot look up")
+            }
+            () => None,
+        };
         let end = leaf.validity().not_after.timestamp().saturating_mul(1000);
         if Timestamp::now().0 > end {
             return Err(format!("{file}: expired on {}", Timestamp(end).date()));
@@ -62,6 +72,7 @@ impl FoundCertificate {
             private_key: absolute(private_key)?,
             name,
             is_of_server: false,
+            refused,
             until: Timestamp(end).date(),
             from,
         })
@@ -77,7 +88,11 @@ impl fmt::Display for FoundCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { certificate, name, until, from, .. } = self;
         let name = name.escape_debug();
-        write!(f, "{} for {name}, until {until} ({from})", certificate.display())
+        write!(f, "{} for {name}, until {until} ({from})", certificate.display())?;
+        match self.refused {
+            Some(why) => write!(f, "; phones refuse it: {why}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -134,6 +134,14 @@ impl SeenPlace {
         }
     }
 
+    /// Whether another program than the server has to give the port up.
+    fn is_in_the_way_of(&self, chosen: &Self, server: &FoundServer) -> bool {
+        match server.is_here() {
+            true => !server.is_imaps && self.is_other_than(chosen),
+            false => self.listens,
+        }
+    }
+
     /// Whether the port is held by another program than that of a server.
     fn is_other_than(&self, server: &Self) -> bool {
         match (&self.holder, &server.holder) {
@@ -160,7 +168,7 @@ pub(super) async fn find(
     };
     let mut places = vec![first];
     // mailchime is to have that port of this machine, whatever the server is.
-    if !places[0].is_imaps {
+    if !(places[0].is_imaps && is_here(&places[0].host)) {
         places.push(imaps);
     }
     let mut all = Vec::new();
@@ -175,8 +183,8 @@ pub(super) async fn find(
     if let Some(chosen) = chosen
         && let Ok(server) = &chosen.server
     {
-        let at_imaps = places.iter().position(|place| place.is_imaps).map(|at| &all[at]);
-        let other = at_imaps.filter(|seen| !server.is_imaps && seen.is_other_than(chosen));
+        // The last place is that port of this machine.
+        let other = all.last().filter(|seen| seen.is_in_the_way_of(chosen, server));
         let other = other.map(|seen| seen.holder.clone().unwrap_or_else(PortHolder::unknown));
         return Ok(ServerSearch { server: server.clone(), other });
     }
@@ -320,6 +328,29 @@ fn is_here(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_has_the_port_here_is_in_the_way_of_a_server_elsewhere() {
+        let server = |host: &str| FoundServer {
+            host: host.to_owned(),
+            port: IMAPS,
+            is_imaps: true,
+            tls: BackendTls::None,
+            kind: MailServerKind::Other,
+            version: String::new(),
+            greeting: String::new(),
+        };
+        let seen = |listens| SeenPlace { server: Err(String::new()), holder: None, listens };
+        for (host, listens, expected) in [
+            ("imap.example.org", true, true),
+            ("imap.example.org", false, false),
+            ("127.0.0.1", true, false),
+        ] {
+            let server = server(host);
+            let chosen = SeenPlace { server: Ok(server.clone()), holder: None, listens: true };
+            assert_eq!(seen(listens).is_in_the_way_of(&chosen, &server), expected, "{host}");
+        }
+    }
 
     #[test]
     fn a_greeting_says_what_a_server_is() {

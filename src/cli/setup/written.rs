@@ -1,8 +1,8 @@
 //! What `/etc/mailchime` gets.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use secrecy::zeroize::Zeroizing;
@@ -13,6 +13,9 @@ use crate::files;
 
 /// The name of the master user.
 pub(super) const MASTER: &str = "mailchime";
+
+/// Of the folder.
+const FOLDER_MODE: u32 = 0o750;
 
 /// A file to be made.
 pub(super) struct NewFile {
@@ -100,8 +103,12 @@ pub(super) fn write(all: &[NewFile], root: &Path) -> Result<(), CommandFailure> 
 }
 
 fn write_one(file: &NewFile) -> io::Result<()> {
-    if let Some(folder) = file.path.parent() {
-        DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
+    if let Some(folder) = file.path.parent()
+        && !folder.exists()
+    {
+        DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder)?;
+        // Whatever the umask of the one who runs this takes away: mailchime's group is to read it.
+        fs::set_permissions(folder, Permissions::from_mode(FOLDER_MODE))?;
     }
     files::create(&file.path, &file.bytes, file.mode)
 }

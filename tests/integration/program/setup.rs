@@ -1,5 +1,6 @@
 //! `mailchime setup`: what it finds, what it writes, and that this passes `mailchime check`.
 
+mod certificates;
 mod courier;
 mod documents;
 
@@ -87,20 +88,26 @@ impl Machine {
     /// What is written passes `mailchime check` with a login of the master user, who got it at `before` and is at
     /// `now`.
     async fn master_acts(&self, before: SocketAddr, now: SocketAddr) {
+        let (code, said) = self.try_master(before, now).await;
+        assert_eq!(code, Some(0), "{said}");
+        contains(&said, &["mailchime as alice: "]);
+    }
+
+    async fn try_master(&self, before: SocketAddr, now: SocketAddr) -> (Option<i32>, String) {
         let config = self.path("etc/mailchime/proxy.toml");
         let text = self.written().replace(&before.to_string(), &now.to_string());
         fs::write(&config, text).unwrap();
         let mut command = mailchime(&["check", "--login", "alice", "--config"]);
         command.arg(config);
-        let (code, said) = self.run(&mut command).await;
-        assert_eq!(code, Some(0), "{said}");
-        contains(&said, &["mailchime as alice: "]);
+        self.run(&mut command).await
     }
 
-    /// The line of the master user in a file of Dovecot.
-    fn master_line(&self) -> String {
+    /// The line of the master user in a file of Dovecot, as what was printed makes it.
+    fn master_line(&self, said: &str) -> String {
         let password = fs::read_to_string(self.path("etc/mailchime/master.password")).unwrap();
-        format!("mailchime:{{PLAIN}}{}\n", password.trim_end())
+        let form = said.split("printf '").nth(1).unwrap().split("\\n'").next().unwrap();
+        assert!(form.ends_with(":allow_nets=127.0.0.0/8"), "{form}");
+        format!("{}\n", form.replace("%s", password.trim_end()))
     }
 
     fn written(&self) -> String {
@@ -189,7 +196,9 @@ async fn a_pilot_beside_dovecot_is_written_once_and_passes_check() {
                 "inet_listener imap {\n       address = 127.0.0.1",
                 "login_trusted_networks",
                 "install -m 640 -g mailchime",
-                "docs/certificate.md",
+                "docs/certificate.md of the sources",
+                "Port 143 is then closed to other machines",
+                "tls = \"starttls\"",
                 // Both ways to watch, the chosen one and the other by its flag.
                 "mailboxes are watched with stored: the password of each user who has a phone",
                 "with --credentials master they are watched with master: a master user",
@@ -510,7 +519,10 @@ async fn what_cannot_be_decided_is_asked_for_by_a_flag() {
         machine.certbot("two.example.org", &Pki::generate(None).unwrap());
         let (code, said) = machine.setup(&["--backend", "127.0.0.1:1"]).await;
         assert_eq!(code, Some(64), "{said}");
-        contains(&said, &["one.example.org", "two.example.org", "say which by --certificate"]);
+        contains(
+            &said,
+            &["one.example.org", "two.example.org", "say which by --certificate and --private-key"],
+        );
 
         let live = |name: &str| machine.path("etc/letsencrypt/live/one.example.org").join(name);
         let shown = |path: &Path| path.display().to_string();
@@ -545,13 +557,20 @@ async fn dovecot_takes_the_master_user_that_setup_prints() {
         let (code, said) = machine.setup_at(before.plain, &arguments).await;
         assert_eq!(code, Some(0), "{said}");
         let file = machine.path("mailchime.master");
-        fs::write(&file, machine.master_line()).unwrap();
+        fs::write(&file, machine.master_line(&said)).unwrap();
         fs::set_permissions(machine.0.path(), fs::metadata("/etc").unwrap().permissions()).unwrap();
         let block = printed(&said, "passdb {");
         let extra = block.replace("/etc/dovecot/mailchime.master", &file.display().to_string());
         let options = Options { extra: extra.leak(), ..Options::default() };
         let now = Dovecot::start(test, &options).unwrap();
         machine.master_acts(before.plain, now.plain).await;
+        // From another address than the line says, Dovecot refuses the password.
+        let elsewhere = machine.master_line(&said).replace("127.0.0.0/8", "192.0.2.1/32");
+        fs::write(&file, elsewhere).unwrap();
+        let now = Dovecot::start(test, &options).unwrap();
+        let (code, said) = machine.try_master(before.plain, now.plain).await;
+        assert_eq!(code, Some(1), "{said}");
+        contains(&said, &["FAILED   mailchime as alice: "]);
     })
     .await;
 }
@@ -571,7 +590,7 @@ async fn dovecot_2_4_is_known_by_its_version_and_takes_the_master_user_that_setu
         contains(&said, &["IMAP server: Dovecot 2.4.1 at"]);
         dovecot_2_4_takes_the_change(test, &said);
         let extra = printed(&said, "passdb mailchime {").replace("/etc/dovecot", PLACE);
-        let files = [("mailchime.master", &*machine.master_line())];
+        let files = [("mailchime.master", &*machine.master_line(&said))];
         let now = Dovecot24::start(test, &extra, &files).unwrap();
         machine.master_acts(before.plain, now.plain).await;
     })

@@ -1,0 +1,94 @@
+//! What setup makes of certificates that phones refuse, and with which modes it writes them.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::{Machine, contains, line};
+use crate::support::limited;
+use crate::support::program::mailchime;
+use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::pki;
+
+/// Debian links its own into the certificates that the system trusts.
+#[tokio::test]
+async fn a_certificate_that_signed_itself_is_taken_where_there_is_no_other_and_with_a_warning() {
+    let test =
+        "a_certificate_that_signed_itself_is_taken_where_there_is_no_other_and_with_a_warning";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.dovecot(pki());
+        let own = |certificate: PathBuf, private_key: PathBuf, name: &str| {
+            let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+            let key = rcgen::KeyPair::generate().unwrap();
+            fs::write(certificate, params.self_signed(&key).unwrap().pem()).unwrap();
+            fs::write(private_key, key.serialize_pem()).unwrap();
+        };
+        let snakeoil = ["etc/ssl/mail.pem", "etc/ssl/mail.key"].map(|file| machine.path(file));
+        let [certificate, private_key] = snakeoil.clone();
+        own(certificate, private_key, "localhost");
+        let (code, said) = machine.setup_at(dovecot.plain, &["--dry-run"]).await;
+        assert_eq!(code, Some(0), "{said}");
+        let refused = "(of Dovecot); phones refuse it: it has signed itself";
+        contains(&said, &[refused, "warning: get a certificate of a public authority"]);
+
+        // That of certbot is for a name, and of an authority.
+        machine.certbot("mail.example.org", pki());
+        let (ca, key) = (rcgen::KeyPair::generate().unwrap(), rcgen::KeyPair::generate().unwrap());
+        let params = |name: &str| {
+            let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params
+        };
+        let issuer = rcgen::Issuer::new(params("ca.example.org"), ca);
+        let certificate = params("mail.example.org").signed_by(&key, &issuer).unwrap();
+        let live = |name: &str| machine.path("etc/letsencrypt/live/mail.example.org").join(name);
+        fs::write(live("fullchain.pem"), certificate.pem()).unwrap();
+        fs::write(live("privkey.pem"), key.serialize_pem()).unwrap();
+        let (code, said) = machine.setup_at(dovecot.plain, &["--dry-run"]).await;
+        assert_eq!(code, Some(0), "{said}");
+        let chosen = line(&said, "certificate: ");
+        contains(&chosen, &["live/mail.example.org/fullchain.pem for ", "(of certbot)"]);
+        assert!(!said.contains("phones refuse it"), "{said}");
+
+        let [certificate, private_key] = snakeoil.map(|file| file.display().to_string());
+        let given = ["--certificate", &certificate, "--private-key", &private_key, "--port", "0"];
+        let (code, said) = machine.setup_at(dovecot.plain, &given).await;
+        assert_eq!(code, Some(0), "{said}");
+        contains(&said, &["(as you say); phones refuse it: it has signed itself"]);
+        // As the system has it that trusts it.
+        let mut command = mailchime(&["check", "--config"]);
+        command.arg(machine.path("etc/mailchime/proxy.toml"));
+        command.env("SSL_CERT_FILE", certificate);
+        let (code, said) = machine.run(&mut command).await;
+        assert_eq!(code, Some(0), "{said}");
+        contains(&said, &["warning  [tls]: ", "has signed itself, so phones refuse it"]);
+    })
+    .await;
+}
+
+/// mailchime's user is to read what root has made, whatever root's umask.
+#[tokio::test]
+async fn the_umask_of_who_runs_setup_takes_nothing_from_the_modes() {
+    let test = "the_umask_of_who_runs_setup_takes_nothing_from_the_modes";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.certbot("mail.example.org", pki());
+        let mut command = Command::new("sh");
+        command.args(["-c", "umask 077 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_mailchime")]);
+        command.args(["setup", "--backend", &dovecot.plain.to_string(), "--root"]);
+        command.arg(machine.0.path());
+        let (code, said) = machine.run(&mut command).await;
+        assert_eq!(code, Some(0), "{said}");
+        for (name, mode) in
+            [("", 0o750), ("proxy.toml", 0o640), ("server.pem", 0o640), ("server.key", 0o640)]
+        {
+            let path = machine.path("etc/mailchime").join(name);
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, mode, "{}", path.display());
+        }
+    })
+    .await;
+}
