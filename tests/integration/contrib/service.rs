@@ -68,7 +68,13 @@ fn fail2ban_takes_the_jail() {
         fs::copy(from, config.join(part).join("mailchime.conf")).unwrap();
     }
     let said = succeeds(client.arg("-c").arg(&config).arg("-d"));
-    for part in ["'add', 'mailchime'", "_SYSTEMD_UNIT=mailchime.service", "login refused", "1h"] {
+    for part in [
+        "'add', 'mailchime'",
+        "_SYSTEMD_UNIT=mailchime.service",
+        "login refused",
+        "1h",
+        "imap,imaps,1993,8443",
+    ] {
         assert!(said.contains(part), "no {part} in {said}");
     }
 }
@@ -138,6 +144,22 @@ fn certbots_hook_copies_a_renewed_certificate() {
         assert_eq!(fs::read_to_string(&path).unwrap(), text);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
     }
+    // With another certificate beside it, the hook does not guess which is that of the IMAP server.
+    let other = folder.path().join("www.example.org");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("fullchain.pem"), "that of the web").unwrap();
+    fs::write(other.join("privkey.pem"), "its key").unwrap();
+    for lineage in [&renewed, &other] {
+        let (succeeded, said) = ends(hook().env("RENEWED_LINEAGE", lineage));
+        assert!(
+            !succeeded && said.contains("write the name of the one of the IMAP server"),
+            "{said}"
+        );
+    }
+    succeeds(hook().env("LINEAGE", "imap.example.org").env("RENEWED_LINEAGE", &other));
+    assert_eq!(fs::read_to_string(into.join("server.pem")).unwrap(), "certificate");
+    succeeds(hook().env("LINEAGE", "imap.example.org"));
+    fs::remove_dir_all(other).unwrap();
     // Files of another program, under other names.
     fs::write(renewed.join("cert.pem"), "another certificate").unwrap();
     fs::write(renewed.join("key.pem"), "another key").unwrap();
