@@ -34,29 +34,65 @@ const NOT_RUN: &str = "<!-- not-run -->";
 
 /// Programs of which the documents have command lines. Those of mailchime itself may stand in the text: its own parser
 /// takes them in `written`.
-const PROGRAMS: [&str; 22] = [
+const PROGRAMS: [&str; 58] = [
     "apt",
     "apt-get",
     "cargo",
     "certbot",
+    "chgrp",
     "chmod",
+    "chown",
+    "cp",
     "curl",
     "docker",
     "doveadm",
     "doveconf",
+    "dovecot",
+    "dpkg",
+    "dpkg-deb",
+    "fail2ban-client",
+    "getent",
     "git",
+    "groupadd",
+    "install",
     "journalctl",
+    "just",
     "kubectl",
+    "ln",
+    "mariadb",
     "mariadb-dump",
+    "mdbook",
+    "mkdir",
+    "mv",
+    "mysql",
+    "npm",
+    "npx",
     "openssl",
     "pg_dump",
     "pip",
+    "podman",
+    "podman-compose",
+    "promtool",
+    "psql",
     "python3",
+    "rm",
+    "rustup",
     "saslpasswd2",
+    "scp",
+    "setpriv",
+    "sh",
+    "sha256sum",
     "sqlite3",
     "ssh",
     "sudo",
     "systemctl",
+    "systemd-run",
+    "systemd-sysusers",
+    "systemd-tmpfiles",
+    "tar",
+    "useradd",
+    "usermod",
+    "wget",
 ];
 
 /// A block of a document.
@@ -107,7 +143,7 @@ fn blocks_of(shown: &str, text: &str) -> Vec<Block> {
     let (mut blocks, mut open) = (Vec::new(), None::<Block>);
     for (number, raw) in (1..).zip(text.lines()) {
         let line = raw.trim();
-        match (line.strip_prefix("```"), open.take()) {
+        match (fence(line), open.take()) {
             (Some(_), Some(block)) => blocks.push(block),
             (Some(info), None) => {
                 let place = format!("{shown}:{number}");
@@ -125,11 +161,20 @@ fn blocks_of(shown: &str, text: &str) -> Vec<Block> {
     blocks
 }
 
-/// Blocks of the shell and of Python that are not marked, and blocks of another name with a command line.
+/// What stands behind the fence that begins or ends a block.
+fn fence(line: &str) -> Option<&str> {
+    ["```", "~~~"].into_iter().find_map(|fence| line.strip_prefix(fence))
+}
+
+/// Blocks of the shell and of Python that are not marked, blocks of another name with a command line, and blocks that do
+/// not say what they are.
 fn unmarked(blocks: &[Block]) -> Vec<&str> {
     let is_to_be_run = |block: &&Block| {
         let name = block.info.split([' ', ',']).next().unwrap();
-        SHELLS.contains(&name) || PYTHONS.contains(&name) || block.text.lines().any(is_command_line)
+        name.is_empty()
+            || SHELLS.contains(&name)
+            || PYTHONS.contains(&name)
+            || block.text.lines().any(is_command_line)
     };
     let blocks = blocks.iter().filter(|block| !MARKS.contains(&block.info.as_str()));
     blocks.filter(is_to_be_run).map(|block| block.place.as_str()).collect()
@@ -145,7 +190,7 @@ fn is_command_line(code: &str) -> bool {
 fn loose(shown: &str, text: &str) -> Vec<String> {
     let (mut loose, mut is_block) = (Vec::new(), false);
     for (number, line) in (1..).zip(text.lines()) {
-        if line.trim_start().starts_with("```") {
+        if fence(line.trim_start()).is_some() {
             is_block = !is_block;
         } else if !is_block && !line.contains(NOT_RUN) {
             let inline = line.split('`').skip(1).step_by(2);
@@ -174,13 +219,23 @@ fn a_block_without_a_mark_is_found() {
     assert_eq!(unmarked(&blocks_of("page", page)), ["page:5", "page:10"]);
     let page = "```python\n```\n```text\n$ curl -v x\ncurl lists\n```\n```python not-run\n```\n";
     assert_eq!(unmarked(&blocks_of("page", page)), ["page:1", "page:3"]);
+    let page = "```\na\n```\n~~~sh\nb\n~~~\n~~~\nc\n~~~\n```text\nsudo mv a b\n```\n";
+    assert_eq!(unmarked(&blocks_of("page", page)), ["page:1", "page:4", "page:7", "page:10"]);
 }
 
 #[test]
 fn a_command_line_in_the_text_is_found() {
     let page = "`docker compose up` and `apt purge`, `mailchime push alice --explain`, sudo is no code\n\n    \
-                curl -v x\n| `doveadm pw -s X` <!-- not-run --> |\n```sh not-run\ncurl -v x\n```\n";
-    assert_eq!(loose("page", page), ["page:1: docker compose up", "page:3: curl -v x"]);
+                curl -v x\n| `podman build --format docker` `mv a b` |\n| `doveadm pw -s X` <!-- not-run --> |\n```sh not-run\ncurl -v x\n```\n";
+    assert_eq!(
+        loose("page", page),
+        [
+            "page:1: docker compose up",
+            "page:3: curl -v x",
+            "page:4: podman build --format docker",
+            "page:4: mv a b",
+        ]
+    );
 }
 
 #[test]
@@ -222,6 +277,37 @@ fn each_state_and_outcome_is_explained() {
     let missing: Vec<_> =
         words.iter().filter(|word| !page.contains(&format!("`{word}`"))).collect();
     assert!(missing.is_empty(), "docs/book/troubleshooting.md does not name {missing:?}");
+}
+
+/// What the page has of the log: in the answers of steps 2 and 7, and in the table of what hits many users.
+#[test]
+fn each_line_of_the_log_that_the_troubleshooting_names_is_in_the_list_of_them() {
+    let page = fs::read_to_string(root().join("docs/book/troubleshooting.md")).unwrap();
+    let logs = fs::read_to_string(root().join("docs/logs.md")).unwrap();
+    // What is told apart from words of commands, states and keys by where it stands.
+    let step = |from: &str, to: &str| page.split(from).nth(1).unwrap().split(to).next().unwrap();
+    let parts = [
+        step("look in the log for", "\n\n"),
+        step("The log says `mailchime starts`", "with `routes`"),
+        step("The way of one change is", ". The first"),
+        step("the log says `push attempted`", "|"),
+    ];
+    let [first, starts, way, attempted] = parts;
+    let (starts, attempted) =
+        (format!("`mailchime starts`{starts}"), format!("`push attempted`{attempted}"));
+    let named = [first, &starts, way, &attempted].map(|part| part.split('`').skip(1).step_by(2));
+    let rows = step("| in the log |", "\u{0}").lines().skip(2);
+    let rows = rows.filter_map(|row| row.strip_prefix("| `")?.split('`').next());
+    let named: BTreeSet<_> = named.into_iter().flatten().chain(rows).collect();
+    assert!(named.len() >= 10, "{named:?}");
+    let texts: Vec<_> = logs
+        .lines()
+        .filter_map(|row| row.strip_prefix("| `mailchime::")?.split(" | ").nth(2))
+        .collect();
+    assert!(texts.len() > 100);
+    let missing: Vec<_> =
+        named.iter().filter(|name| !texts.iter().any(|text| text.contains(**name))).collect();
+    assert!(missing.is_empty(), "docs/logs.md has no line {missing:?}");
 }
 
 /// What `push --explain` says: the sentences of these parts of the program, each up to its first semicolon, with `…` for
