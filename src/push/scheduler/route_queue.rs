@@ -318,8 +318,7 @@ impl PeerQueue {
                 route = %route.name,
                 peer,
                 outcome = verdict.name(),
-                "pushes of this route fail, to more than one subscription; mailchime holds them back and \
-                 tries one at a time"
+                "pushes of this route fail; mailchime holds them back and tries one at a time"
             );
         }
         None
