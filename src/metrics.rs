@@ -118,6 +118,8 @@ struct Asked {
     certificates: Option<Measure<Vec<(String, SystemTime)>>>,
     /// Of certificates that clients are shown, by their files.
     server_certificates: Vec<(String, SystemTime)>,
+    /// Of the configuration.
+    notices: Vec<String>,
 }
 
 // === impl Metrics ===
@@ -311,6 +313,16 @@ impl Metrics {
         ends: impl Fn() -> Vec<(String, SystemTime)> + Send + Sync + 'static,
     ) {
         self.asked().certificates = Some(Box::new(ends));
+    }
+
+    /// Takes note of what the configuration in use warns of, in sentences for people.
+    pub fn notice(&self, notices: Vec<String>) {
+        self.asked().notices = notices;
+    }
+
+    /// What the configuration in use warns of.
+    pub fn notices(&self) -> Vec<String> {
+        self.asked().notices.clone()
     }
 
     /// Takes note of when the certificates that clients are shown end, each by its file, and of how many

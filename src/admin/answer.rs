@@ -167,7 +167,8 @@ async fn ready(parts: &[Part], query: &Query<'_>) -> Result<HttpResponse, Refuse
     for (name, verdict) in readiness(parts, &excluded).await {
         all &= verdict.is_ok();
         let verdict = match verdict {
-            Ok(()) => json!({ "ok": true }),
+            Ok(Value::Null) => json!({ "ok": true }),
+            Ok(note) => json!({ "ok": true, "note": note }),
             Err(why) => json!({ "ok": false, "why": why }),
         };
         verdicts.insert(name.to_owned(), verdict);

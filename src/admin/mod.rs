@@ -62,7 +62,8 @@ pub struct Context {
     pub subscriptions: Ask<Account>,
     /// Whether a change would be pushed.
     pub explain: Ask<(Account, Option<Mailbox>)>,
-    /// What the status page shows beside what is counted: `{node, nodes, pushes}`, the last pushes first.
+    /// What the status page shows beside what is counted: `{node, nodes, pushes, routes}`, the last pushes first, the
+    /// open routes as the log has them.
     pub status: Ask<()>,
     /// When the program started.
     pub started_at: Timestamp,
@@ -82,7 +83,11 @@ pub struct Ask<Q>(Box<dyn Fn(Q) -> Answered + Send + Sync>);
 const READY_TIME: Duration = Duration::from_secs(3);
 
 /// What each part says of itself, asked at once, but for those of these names.
-async fn readiness(parts: &[Part], excluded: &[String]) -> Vec<(&'static str, Result<(), String>)> {
+/// One that is ready may have a note, as text, or null.
+async fn readiness(
+    parts: &[Part],
+    excluded: &[String],
+) -> Vec<(&'static str, Result<Value, String>)> {
     let asked = parts.iter().filter(|part| !excluded.iter().any(|name| name == part.name));
     let asked: Vec<_> = asked
         .map(|part| (part.name, tokio::spawn(timeout(READY_TIME, part.check.ask(())))))
@@ -90,7 +95,7 @@ async fn readiness(parts: &[Part], excluded: &[String]) -> Vec<(&'static str, Re
     let mut verdicts = Vec::new();
     for (name, verdict) in asked {
         let verdict = match verdict.await {
-            Ok(Ok(verdict)) => verdict.map(|_| ()),
+            Ok(Ok(verdict)) => verdict,
             Ok(Err(_)) => Err(format!("no answer in {READY_TIME:?}")),
             Err(_) => Err("it broke while it was asked".to_owned()),
         };
@@ -107,9 +112,20 @@ impl Part {
     where
         F: Future<Output = Result<(), String>> + Send + 'static,
     {
+        Self::with_note(name, move || {
+            let checked = check();
+            async move { checked.await.map(|()| None) }
+        })
+    }
+
+    /// A part about which `check` says what is wrong, or, where nothing is, what is worth knowing.
+    pub fn with_note<F>(name: &'static str, check: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<Option<&'static str>, String>> + Send + 'static,
+    {
         let check = Ask::new(move |()| {
             let checked = check();
-            async move { checked.await.map(|()| Value::Null) }
+            async move { checked.await.map(Value::from) }
         });
         Self { name, check }
     }

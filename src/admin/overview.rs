@@ -102,7 +102,10 @@ impl Overview {
         let metrics = &context.metrics;
         let mut warnings = Vec::new();
         for (part, verdict) in readiness(&context.parts, &[]).await {
-            warnings.extend(verdict.err().map(|why| format!("{part} is not ready: {why}")));
+            match verdict {
+                Ok(note) => warnings.extend(note.as_str().map(|note| format!("{part}: {note}"))),
+                Err(why) => warnings.push(format!("{part} is not ready: {why}")),
+            }
         }
         for certificate in self.certificates.iter().filter(|it| it.is_due()) {
             let (name, days) = (&certificate.name, certificate.days());
@@ -139,6 +142,8 @@ impl Overview {
             warnings.extend((count > 0).then(|| format!("{what}: {count}.")));
         }
         warnings.extend(self.failing_pushes());
+        warnings.extend(self.without_route());
+        warnings.extend(metrics.notices());
         let nodes = self.status["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
         if !nodes.is_empty() && !nodes.contains(&self.status["node"]) {
             warnings.push(
@@ -146,6 +151,20 @@ impl Overview {
             );
         }
         self.warnings = warnings;
+    }
+
+    /// Subscriptions by services of which no route is open.
+    fn without_route(&self) -> Vec<String> {
+        let open = self.status["routes"].as_str().unwrap_or_default();
+        let is_open = |transport: &str| {
+            open.split(' ').any(|route| route.split(':').next() == Some(transport))
+        };
+        let closed = self.transports.iter().filter(|of| of.active > 0 && !is_open(&of.transport));
+        let said = closed.map(|of| {
+            let (count, transport) = (of.active, &of.transport);
+            format!("Subscriptions by {transport}, of which no route is open, so they get no pushes: {count}.")
+        });
+        said.collect()
     }
 
     /// Services by which most of the last pushes were not accepted.

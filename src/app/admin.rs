@@ -30,7 +30,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// For the database to count what is in it.
 const CENSUS_TIME: Duration = Duration::from_secs(2);
 
-const PUSH_OFF: &str = "push is off: no way to push is configured";
+pub(super) const PUSH_OFF: &str = "push is off: no way to push is configured";
 
 /// The server of `[admin]`, listening.
 #[derive(Debug)]
@@ -93,12 +93,13 @@ impl Parts {
             listening(self.stopping),
             database(self.store.clone()),
             backend(self.backends.clone(), self.capability_size),
-            self.mail_push.health(),
+            self.mail_push.health(self.routes.clone()),
         ];
         let (watchers, pushes, assignment) = (self.watchers.clone(), self.pushes, self.assignment);
         let (assigned, changed) = (assignment.clone(), pushes.clone());
         let (shares, of_status) = (assignment.clone(), pushes.clone());
         let (counted, counts) = (self.store.clone(), Arc::clone(&self.metrics));
+        let of_service = self.routes.clone();
         let on = WhileOn(self.routes.clone());
         let (store, routes, push) = (self.store, self.routes, self.push);
         let backends = self.backends.clone();
@@ -132,13 +133,16 @@ impl Parts {
             status: Ask::new(move |()| {
                 let (pushes, shared) = (of_status.recent(), shares.borrow().clone());
                 let (store, metrics) = (counted.clone(), Arc::clone(&counts));
+                let open = of_service.open(Timestamp::now());
                 async move {
                     // Those of a minute ago will do where the database does not answer.
                     if let Ok(Ok(census)) = timeout(CENSUS_TIME, store.census()).await {
                         metrics.registered(census.accounts, &census.subscriptions);
                     }
                     let nodes: Vec<_> = shared.nodes().collect();
-                    Ok(json!({ "node": shared.here(), "nodes": nodes, "pushes": pushes }))
+                    Ok(json!({
+                        "node": shared.here(), "nodes": nodes, "pushes": pushes, "routes": open
+                    }))
                 }
             }),
             started_at: Timestamp::now(),

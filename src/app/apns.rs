@@ -8,6 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio::sync::watch as cell;
 
 use super::StartError;
+use super::admin::PUSH_OFF;
 use super::tasks::{StopStage, Tasks};
 use crate::admin::Part;
 use crate::config::{self, Config, ProviderFiles};
@@ -99,13 +100,14 @@ impl MailPushSetup {
 
     /// Whether all identities can be used. Without any, push is off because it was not wanted, and nothing
     /// is missing.
-    pub(super) fn health(self) -> Part {
+    pub(super) fn health(self, routes: Routes) -> Part {
         let Self { identities, .. } = self;
-        Part::new("push", move || {
+        Part::with_note("push", move || {
             let statuses = identities.statuses(Timestamp::now());
+            let note = routes.is_empty().then_some(PUSH_OFF);
             async move {
                 match statuses.iter().find(|status| !status.valid) {
-                    None => Ok(()),
+                    None => Ok(note),
                     Some(first) => Err(format!(
                         "{}: has expired or is not valid yet; nothing is pushed under {}",
                         first.file.display(),

@@ -6,7 +6,7 @@
 use super::listeners::{ListenerSocket, Listening};
 use super::server_tls::server_tls;
 use super::services::ServicesSetup;
-use super::startup::{check_record, exposed};
+use super::startup::{check_record, exposed, notices};
 use super::tasks::StopStage;
 use super::webpush::{self, WebPushSetup};
 use super::{Renewal, Server, StartError, intake};
@@ -67,6 +67,7 @@ impl Server {
             tracing::warn!(target: "mailchime::config::warning", "{warning}");
         }
         self.metrics.exposed_files.set(exposed(config));
+        self.metrics.notice(notices(config));
         self.tell_of_the_rest(config);
         self.backends.replace(table);
         let context = self.current.get().reloaded(server_tls, config);

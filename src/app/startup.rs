@@ -25,6 +25,7 @@ use crate::metrics::{Metrics, Queue};
 use crate::model::{Account, SessionEvent, Timestamp, WatchEvent};
 use crate::net::backends::{Backends, Table};
 use crate::net::counters::LimitCounters;
+use crate::net::descriptors;
 use crate::net::door::SessionDoor;
 use crate::net::resolve::NameResolver;
 use crate::net::tls::{self, ServerTls};
@@ -109,6 +110,7 @@ impl Built {
         }
         webpush::publish(web_push, &routes, &transports);
         metrics.exposed_files.set(exposed(config));
+        metrics.notice(notices(config));
         let port = sockets.first().map_or(0, |socket| socket.address.port());
         let node = config.node.name.clone().unwrap_or_else(|| nodes::default_name(port));
         Ok(Self {
@@ -543,6 +545,11 @@ async fn keep_key(config: &Config, store: &Store) -> Result<(), StartError> {
 /// Takes what comes until nobody is left to send.
 async fn forget(events: &mut mpsc::Receiver<SessionEvent>) {
     while events.recv().await.is_some() {}
+}
+
+/// What is to be said of the configuration, beside the log, for as long as it is in use.
+pub(super) fn notices(config: &Config) -> Vec<String> {
+    config.warnings.iter().cloned().chain(descriptors::shortage(&config.limits)).collect()
 }
 
 /// How many files with secrets others can use; the log names each.

@@ -41,7 +41,10 @@ pub(super) fn run(options: &HealthOptions) -> Result<(), CommandFailure> {
 
 fn line(part: &str, verdict: &Value) -> String {
     match verdict["ok"].as_bool() {
-        Some(true) => format!("{part}: ok"),
+        Some(true) => match verdict["note"].as_str() {
+            Some(note) => format!("{part}: ok, but {}", note.escape_debug()),
+            None => format!("{part}: ok"),
+        },
         _ => format!("{part}: FAILED: {}", word(&verdict["why"])),
     }
 }

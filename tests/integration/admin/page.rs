@@ -12,7 +12,7 @@ use super::{Answer, get};
 use crate::support::browser::BrowserScript;
 use crate::support::in_process::{InProcess, demo_backend, loopback};
 use crate::support::servers::pki;
-use crate::support::world::MAIL;
+use crate::support::world::{MAIL, World};
 use crate::support::{limited, until};
 
 const ALICE: &str = "alice@example.org";
@@ -30,6 +30,9 @@ async fn start() -> (DemoBackend, InProcess) {
     let world = InProcess::pushing(backend.address(), |config| {
         config.admin.address = Some(AdminAddress::Tcp(loopback()));
         config.node.name = Some("mail1".to_owned());
+        // Whatever this machine allows to be open.
+        config.limits.sessions = 100;
+        config.limits.waiting = 100;
     });
     let world = world.await;
     backend.create_mailbox(ALICE, "Lists").unwrap();
@@ -97,6 +100,36 @@ async fn it_shows_what_is_watched_and_what_became_of_the_last_pushes() {
         };
         until(failed).await;
         world.mailchime.stop().await;
+    })
+    .await;
+}
+
+/// Nobody is pushed, and what the log says at the start is easily missed.
+#[tokio::test(flavor = "multi_thread")]
+async fn push_that_is_off_and_warnings_of_the_configuration_need_attention() {
+    limited(async {
+        let world = World::new().await;
+        world.configure(
+            "busy_timeout = \"5s\"",
+            "busy_timeout = \"5s\"\n[limits]\nsessions = 1000000",
+        );
+        let text = std::fs::read_to_string(world.file("proxy.toml")).unwrap();
+        let table = text.split("[apns]").nth(1).unwrap().split("\n[").next().unwrap();
+        std::fs::write(world.file("proxy.toml"), text.replace(&format!("[apns]{table}"), ""))
+            .unwrap();
+        let _server = world.serve_with_admin().await;
+        let page = world.get("/").await;
+        let warnings = page.split("<h2 id=\"warnings\">").nth(1).unwrap();
+        let warnings = warnings.split("</section>").next().unwrap();
+        for part in
+            ["push: push is off: no way to push is configured", "raise the limit (LimitNOFILE"]
+        {
+            assert!(warnings.contains(part), "{part:?} is not in {warnings}");
+        }
+        let said = world.command(&["health", "--ready"]).await;
+        assert_eq!(said.code, 0, "{}", said.stdout);
+        let line = "push: ok, but push is off: no way to push is configured";
+        assert!(said.stdout.contains(line), "{}", said.stdout);
     })
     .await;
 }
