@@ -132,6 +132,15 @@ pub fn exposure(path: &Path) -> Option<String> {
         .then(|| format!("it belongs to another user ({owner}); run: chown {us} {shown}"))
 }
 
+/// What to do about a file that cannot be read.
+pub fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "correct the path, or make the file",
+        io::ErrorKind::PermissionDenied => "let the user that mailchime runs as read it",
+        _ => "see whether it is a file that can be read",
+    }
+}
+
 /// Writes a new file with this mode, whole or not at all; it is on disk when this returns. A file that is
 /// there stays as it is, and nothing is left of one that is not finished when the program is killed.
 ///

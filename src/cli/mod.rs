@@ -70,9 +70,14 @@ fn default_config() -> PathBuf {
     let is_free = || process::geteuid().is_root() || !Path::new(HERE).exists();
     match named {
         Some(named) => named.into(),
-        None if is_free() && Path::new(INSTALLED).exists() => INSTALLED.into(),
+        None if is_free() && may_be_there(Path::new(INSTALLED)) => INSTALLED.into(),
         None => HERE.into(),
     }
+}
+
+/// Who may not look into its folder is told so, rather than that there is no configuration.
+fn may_be_there(path: &Path) -> bool {
+    path.try_exists().unwrap_or(true)
 }
 
 #[derive(Debug, Subcommand)]

@@ -37,7 +37,12 @@ pub(super) fn run(options: &CopyOptions) -> Result<(), CommandFailure> {
         })?;
     say(format_args!("copied from {from} to {to}:"));
     for rows in copied {
-        say(format_args!("{:>9} {}", rows.rows, rows.table));
+        let note = match rows.table {
+            "account" => ", each with the password that is kept of it",
+            "credential" => ", further passwords of accounts",
+            _ => "",
+        };
+        say(format_args!("{:>9} {}{note}", rows.rows, rows.table));
     }
     say("Write its url to [store], keep the key file, and start mailchime.");
     Ok(())

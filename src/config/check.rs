@@ -132,7 +132,7 @@ impl Check<'_> {
                     .to_owned()
             }
             Err(error) => {
-                format!("cannot be read ({error}); let the user that mailchime runs as read it")
+                format!("cannot be read ({error}); {}", files::remedy(&error))
             }
         };
         Err(self.refusal(key, format!("{} {problem}", path.display())))

@@ -191,6 +191,9 @@ impl Config {
                 io::ErrorKind::NotFound => {
                     "no such file; name the configuration with --config".to_owned()
                 }
+                io::ErrorKind::PermissionDenied => {
+                    format!("{error}; run this as root or as the user mailchime")
+                }
                 io::ErrorKind::InvalidData => "not text; it must be TOML in UTF-8".to_owned(),
                 _ => format!("cannot be read: {error}"),
             },

@@ -33,8 +33,9 @@ pub const EXPIRY_WARNING_DAYS: i64 = 30;
 pub enum TlsError {
     /// A file cannot be read.
     #[error(
-        "{path}: cannot be read: {source}; let the user that mailchime runs as read it",
-        path = path.display()
+        "{path}: cannot be read: {source}; {remedy}",
+        path = path.display(),
+        remedy = files::remedy(source)
     )]
     Unreadable {
         /// The file.

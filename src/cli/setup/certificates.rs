@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
@@ -10,7 +11,7 @@ use super::below;
 use crate::cli::check::is_self_signed;
 use crate::files;
 use crate::model::Timestamp;
-use crate::net::tls;
+use crate::net::tls::{self, TlsError};
 
 /// Longest configuration file that is read, in bytes.
 const LONGEST: u64 = 1024 * 1024;
@@ -37,8 +38,11 @@ impl FoundCertificate {
         private_key: &Path,
         from: &'static str,
     ) -> Result<Self, String> {
-        let identity =
-            tls::identity(certificate, private_key).map_err(|error| error.to_string())?;
+        let identity = tls::identity(certificate, private_key).map_err(|error| match error {
+            // It is root who runs setup, and not mailchime's user.
+            TlsError::Unreadable { path, source } => unreadable(&path, &source),
+            error => error.to_string(),
+        })?;
         let file = certificate.display();
         let leaf = identity.cert.first().and_then(|der| X509Certificate::from_der(der).ok());
         let (_, leaf) = leaf.ok_or_else(|| format!("{file}: cannot be read"))?;
@@ -79,6 +83,14 @@ impl FoundCertificate {
     }
 }
 
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => format!("{path}: {error}; run setup as root"),
+        _ => format!("{path}: cannot be read: {error}; {}", files::remedy(error)),
+    }
+}
+
 /// The path as another folder sees it.
 fn absolute(file: &Path) -> Result<PathBuf, String> {
     std::path::absolute(file).map_err(|error| format!("{}: {error}", file.display()))
@@ -109,7 +121,13 @@ pub(super) fn find(root: &Path) -> (Vec<FoundCertificate>, Vec<String>) {
             Err(why) => unfit.push(why),
         }
     }
-    let live = fs::read_dir(below(root, "etc/letsencrypt/live")).into_iter().flatten().flatten();
+    let live = below(root, "etc/letsencrypt/live");
+    let live = fs::read_dir(&live).inspect_err(|error| {
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            unfit.push(unreadable(&live, error));
+        }
+    });
+    let live = live.into_iter().flatten().flatten();
     let mut folders: Vec<_> = live.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     folders.sort();
     for folder in folders {
