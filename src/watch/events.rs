@@ -46,7 +46,10 @@ impl Watcher {
         let uid_next = watched.ledger.known().uid_next;
         // The last look may know better.
         let follows = match watched.looked_at.is_some_and(|looked_at| hint.seen_at < looked_at) {
-            true => Consequence::LookDue(kind),
+            true => {
+                watched.ledger.hears_of(kind);
+                Consequence::LookDue(kind)
+            }
             // The connection that is held looks at once.
             false if !self.on_demand => {
                 watched.ledger.hint(Some(kind), &Snapshot::default(), || context.next_id())

@@ -33,6 +33,10 @@ pub(super) struct Ledger {
     renumbered: Option<u64>,
     /// UIDVALIDITY was another one at each of the last looks: the server makes its numbers up.
     unnumbered: bool,
+    /// Mail that looks have shown and of which no event has told: it may still come.
+    untold: u64,
+    /// Events of new mail since the last look.
+    told_of: u64,
 }
 
 /// New mail that `push` heard of before a look at it.
@@ -42,6 +46,8 @@ struct Unconfirmed {
     id: u64,
     /// Messages of which nothing but the count of messages says that they are unread.
     thought_unread: u64,
+    /// By how much `known` is ahead of the last look.
+    mails: u64,
 }
 
 /// What follows.
@@ -106,6 +112,8 @@ impl Ledger {
             announced: None,
             renumbered: None,
             unnumbered: false,
+            untold: 0,
+            told_of: 0,
         }
     }
 
@@ -144,7 +152,7 @@ impl Ledger {
             Some(announced) => (self.unread_before, announced.thought_unread),
             None => (self.known.unseen, 0),
         };
-        let older = now.unseen.zip(arrived(&self.known, now)).filter(|_| !is_renumbered);
+        let older = now.unseen.zip(arrived(&self.known, now, 0)).filter(|_| !is_renumbered);
         let older =
             older.map(|(unseen, arrived)| unseen.saturating_sub(arrived.saturating_add(announced)));
         // What is not known is lower than any number.
@@ -195,13 +203,38 @@ impl Ledger {
             let id = next_id();
             let unread = if state.unseen.is_some() { 0 } else { arrived };
             let before = self.announced.map_or(0, |before| before.thought_unread);
-            let thought_unread = before.saturating_add(unread);
-            self.new_mail_comes();
-            self.known = thought;
-            self.announced = Some(Unconfirmed { id, thought_unread });
+            self.announce(thought, id, before.saturating_add(unread));
             return Consequence::Announced { id };
         }
         differs.max(kind).map_or(Consequence::Nothing, |kind| self.look_is_due(kind))
+    }
+
+    /// The devices hear of new mail before a look, which is to find this state.
+    fn announce(&mut self, thought: Snapshot, id: u64, thought_unread: u64) {
+        self.new_mail_comes();
+        let before = self.announced.map_or(0, |before| before.mails);
+        let mails = arrived(&self.known, &thought, before).unwrap_or(before);
+        self.known = thought;
+        self.announced = Some(Unconfirmed { id, thought_unread, mails });
+    }
+
+    /// An event of this kind has come, also where it only has the mailbox looked at.
+    pub(super) fn hears_of(&mut self, kind: ChangeKind) {
+        self.told_of = self.told_of.saturating_add(u64::from(kind == ChangeKind::NewMail));
+    }
+
+    /// A look shows which of the events had mail of their own. Whether more have come than mail, so that one of them
+    /// may have told of mail that the devices knew: what was announced by it was not this mail.
+    fn counts_events(&mut self, now: &Snapshot, is_renumbered: bool) -> bool {
+        let told_of = std::mem::take(&mut self.told_of);
+        let before = self.announced.map_or(0, |before| before.mails);
+        let Some(mails) = arrived(&self.known, now, before).filter(|_| !is_renumbered) else {
+            self.untold = 0;
+            return false;
+        };
+        let mails = self.untold.saturating_add(mails);
+        self.untold = mails.saturating_sub(told_of);
+        told_of > mails
     }
 
     /// Another source than the account's connection says that this happened, and as much of the state after it as it
@@ -215,6 +248,7 @@ impl Ledger {
         next_id: impl FnOnce() -> u64,
     ) -> Consequence {
         let kind = event.kind();
+        self.hears_of(kind);
         // Events may overtake each other, and a mailbox that was made anew has to be seen twice.
         if renumbered(&self.known, state).is_some() || is_older(&self.known, state) {
             return self.look_is_due(kind);
@@ -226,11 +260,11 @@ impl Ledger {
             return self.look(&now, shown, next_id);
         }
         let uncounted = counts.iter().all(Option::is_none);
-        if uncounted && kind == ChangeKind::NewMail && self.expects_nothing() {
+        // Where a look has shown its mail already it foretells nothing: the next mail would be taken for it.
+        let is_news = kind == ChangeKind::NewMail && self.told_of > self.untold;
+        if uncounted && is_news && self.expects_nothing() {
             let id = next_id();
-            self.new_mail_comes();
-            self.known = with_new_mail(&self.known, 1);
-            self.announced = Some(Unconfirmed { id, thought_unread: 1 });
+            self.announce(with_new_mail(&self.known, 1), id, 1);
             return Consequence::Announced { id };
         }
         self.hint(Some(kind), state, next_id)
@@ -281,9 +315,12 @@ impl Ledger {
         if differs == Some(ChangeKind::NewMail) {
             self.new_mail_is_seen(&state, new_number.is_some());
         }
+        let is_doubled = self.counts_events(&state, new_number.is_some());
         let announced = self.announced.take();
         self.is_doubtful = false;
         self.known = state;
+        let differs =
+            differs.or((is_doubled && announced.is_some()).then_some(ChangeKind::NewMail));
         if let Some(kind) = differs {
             return Consequence::Changed { kind, id: next_id(), state };
         }
@@ -299,10 +336,11 @@ impl Ledger {
     }
 }
 
-/// How many messages have come since that state, as far as the numbers say.
-fn arrived(before: &Snapshot, now: &Snapshot) -> Option<u64> {
+/// How many messages have come since that state without the last `foretold` of it, as far as the numbers say.
+fn arrived(before: &Snapshot, now: &Snapshot, foretold: u64) -> Option<u64> {
     let numbers = [(before.uid_next, now.uid_next), (before.messages, now.messages)];
-    numbers.into_iter().find_map(|(before, now)| Some(now?.saturating_sub(before?)))
+    let arrived = |now: u64, before| now.saturating_add(foretold).saturating_sub(before);
+    numbers.into_iter().find_map(|(before, now)| Some(arrived(now?, before?)))
 }
 
 /// Whether all that differs from what was `thought` is that some of the new mail is not unread.

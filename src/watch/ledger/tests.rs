@@ -290,7 +290,44 @@ fn what_follows_from_events_of_other_sources() {
                 (Event(MessageNew, nothing), "1 announced"),
                 (Event(MessageNew, nothing), "look due, new mail"),
                 (Hint(Some(NewMail), messages(6)), "look due, new mail"),
+                (Look(new(12, 7, 4)), "2 changed: new mail, next 12 of 7 with 4"),
+                (Event(MessageNew, nothing), "3 announced"),
+                (Look(new(13, 8, 5)), "3 rebased, next 13 of 8 with 5"),
+            ],
+        ),
+        (
+            "without numbers: of two events one may be of mail that is known, and was announced in place of the other",
+            told,
+            vec![
+                (Event(MessageNew, nothing), "1 announced"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(11, 6, 3)), "2 changed: new mail, next 11 of 6 with 3"),
+                (Look(new(11, 6, 3)), "nothing"),
+                (Event(MessageNew, nothing), "3 announced"),
+            ],
+        ),
+        (
+            "without numbers: an event behind the look at its mail foretells nothing",
+            told,
+            vec![
+                (Look(new(12, 7, 4)), "1 changed: new mail, next 12 of 7 with 4"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(13, 8, 5)), "2 changed: new mail, next 13 of 8 with 5"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(13, 8, 5)), "nothing"),
+                (Event(MessageNew, nothing), "3 announced"),
+                (Look(new(14, 9, 6)), "3 rebased, next 14 of 9 with 6"),
+            ],
+        ),
+        (
+            "without numbers: the event of mail that another one foretold is announced itself",
+            told,
+            vec![
+                (Event(MessageNew, nothing), "1 announced"),
                 (Look(new(11, 6, 3)), "1 rebased, next 11 of 6 with 3"),
+                (Event(MessageNew, nothing), "2 announced"),
+                (Look(new(11, 6, 3)), "3 changed: quiet, next 11 of 6 with 3"),
             ],
         ),
         (
@@ -464,8 +501,11 @@ fn new_mail_comes_on_top_of_what_was_unread() {
     ledger.look(&new(12, 7, 4), None, || 3);
     ledger.look(&new(13, 8, 5), None, || 4);
     assert_eq!(ledger.unread_before(), Some(4));
-    ledger.event(MessageNew, &Snapshot::default(), || 5);
+    ledger.hint(None, &Snapshot { messages: Some(9), ..Snapshot::default() }, || 5);
     assert_eq!(ledger.unread_before(), Some(5));
+    let mut ledger = Ledger::new(new(10, 5, 2));
+    ledger.event(MessageNew, &Snapshot::default(), || 1);
+    assert_eq!(ledger.unread_before(), Some(2));
 }
 
 #[test]
