@@ -149,7 +149,16 @@ impl EntryWriter {
     /// Forgets what is in memory of an account without a subscription.
     async fn forget(&self, account: &Account) {
         let WatchContext { store, credentials, .. } = &*self.context;
-        if credentials.holds(account) && matches!(store.has_any(account).await, Ok(false)) {
+        let has_gone = async || {
+            // In this order: one that loses its last subscription behind the first question is leaving by the second, and
+            // the removal of its entry takes the password.
+            matches!(store.has_any(account).await, Ok(false))
+                && store
+                    .leaving(Some(account), Timestamp::now())
+                    .await
+                    .is_ok_and(|it| it.is_empty())
+        };
+        if credentials.holds(account) && has_gone().await {
             credentials.forget(account);
         }
     }

@@ -146,14 +146,19 @@ async fn an_entry_goes_with_the_last_device_where_the_password_is_in_memory() {
         watching.registered("alice").await;
         let mut writes = asks(&stage, "NIL").await;
         writes.play(&set(2)).await;
-        accepts(writes, 2).await;
-        let since = Timestamp(1);
-        until(async || !stage.world.store.lacks_entry(&alice(), since).await.unwrap()).await;
-        leaves(&stage.world, &watching).await;
+        writes.play("S: w2 OK\nC: w3 LOGOUT\n").await;
+        let (store, since) = (&stage.world.store, Timestamp(1));
+        until(async || !store.lacks_entry(&alice(), since).await.unwrap()).await;
+        // The last device is gone before the one that wrote the entry asks whether there is any.
+        stage.world.unregister("alice").await;
+        writes.play("S: * BYE\nS: w3 OK\n").await;
+        writes.left().await;
+        store.has_any(&alice()).await.unwrap();
+        watching.unwatched.send(alice()).await.unwrap();
         let mut removes = asks(&stage, "\"user=alice\"").await;
         removes.play(&unset(2)).await;
         // A user who comes back now, perhaps after the end of the program, has the entry looked at.
-        assert!(stage.world.store.lacks_entry(&alice(), since).await.unwrap());
+        assert!(store.lacks_entry(&alice(), since).await.unwrap());
         accepts(removes, 2).await;
         until_forgotten(&stage.world).await;
         stop(watching, held).await;
