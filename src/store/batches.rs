@@ -81,7 +81,12 @@ impl Store {
         let store = self.clone();
         tokio::spawn(async move {
             let Ok(_turn) = store.batches.turns.acquire().await else { return };
-            store.write_waiting().await;
+            // As with what is asked: what takes longer than a call may is given up.
+            let written = async {
+                store.write_waiting().await;
+                Ok(())
+            };
+            let _ = store.limited(written).await;
         });
         match answer.await {
             Ok(Ok(registered)) => Ok(registered),

@@ -18,8 +18,6 @@ use crate::metrics::Call;
 
 /// Most questions of one statement.
 const MOST: usize = 64;
-/// Statements of one kind at a time. There are twice as many connections that read.
-const TURNS: usize = 2;
 
 /// A query that asks for rows by rows.
 pub(super) struct GatheredQuery {
@@ -40,13 +38,12 @@ struct Question<Q, R> {
     reply: oneshot::Sender<Result<Vec<R>, Arc<sqlx::Error>>>,
 }
 
-impl<Q, R> Default for Questions<Q, R> {
-    fn default() -> Self {
-        Self { waiting: Mutex::default(), turns: Semaphore::new(TURNS) }
-    }
-}
-
 impl<Q, R> Questions<Q, R> {
+    /// Has so many statements answered at a time. There are twice as many connections that read.
+    pub(super) fn new(turns: usize) -> Self {
+        Self { waiting: Mutex::default(), turns: Semaphore::new(turns) }
+    }
+
     /// Those that have waited for longest and whose callers still wait.
     fn take(&self) -> Vec<Question<Q, R>> {
         let mut waiting = self.waiting.lock();
@@ -95,6 +92,8 @@ impl Store {
             let store = self.clone();
             tokio::spawn(async move {
                 let Ok(_turn) = Q::questions(&store).turns.acquire().await else { return };
+                // Whoever is about to ask goes along.
+                tokio::task::yield_now().await;
                 // What takes longer than a call may is given up with its connection, and so is what hangs at the end.
                 let asked = async {
                     store.ask_waiting::<Q>().await;
@@ -204,7 +203,7 @@ mod tests {
     #[tokio::test]
     async fn what_waits_together_is_asked_together_without_what_is_given_up() {
         let (_folder, store) = open().await;
-        let turns = store.asked_targets.turns.acquire_many(2).await.unwrap();
+        let turns = store.asked_targets.turns.acquire().await.unwrap();
         let mut tasks = Vec::new();
         for login in ["alice", "bob", "carol"] {
             tasks.push(ask(&store, login).await);
@@ -226,7 +225,7 @@ mod tests {
     #[tokio::test]
     async fn a_statement_that_fails_fails_for_all_who_wait_for_it() {
         let (_folder, store) = open().await;
-        let turns = store.asked_targets.turns.acquire_many(2).await.unwrap();
+        let turns = store.asked_targets.turns.acquire().await.unwrap();
         let tasks = [ask(&store, "alice").await, ask(&store, "bob").await];
         store.connections.reads.close().await;
         drop(turns);

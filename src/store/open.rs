@@ -8,6 +8,7 @@ use sqlx::Row;
 use tokio::sync::OnceCell;
 
 use super::batches::Batches;
+use super::gathered::Questions;
 use super::shares::Shares;
 use super::sql::dialect::Dialect;
 use super::sql::work::Connections;
@@ -163,8 +164,10 @@ impl Store {
         up_to_date: OnceCell<()>,
     ) -> Self {
         let (connections, up_to_date) = (Arc::new(connections), Arc::new(up_to_date));
-        // SQLite has one writer. A server has the disk to itself, and others may share it.
-        let batches = Arc::new(Batches::new(if connections.are_to_a_server() { 2 } else { 1 }));
+        // SQLite has one writer, and a statement that reads takes it less than the wake of another connection's thread. A
+        // server has the disk to itself, and others may share it.
+        let turns = if connections.are_to_a_server() { 2 } else { 1 };
+        let batches = Arc::new(Batches::new(turns));
         let limit = busy_timeout + GRACE;
         let (metrics, incarnation, shares) = (Arc::default(), "".into(), Shares::default());
         let (service, vault, file, traces) = (None, None, None, Arc::default());
@@ -175,8 +178,8 @@ impl Store {
             limit,
             up_to_date,
             batches,
-            asked_watched: Arc::default(),
-            asked_targets: Arc::default(),
+            asked_watched: Arc::new(Questions::new(turns)),
+            asked_targets: Arc::new(Questions::new(turns)),
             shares,
             service,
             vault,
