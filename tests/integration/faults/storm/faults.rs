@@ -64,7 +64,7 @@ pub(super) fn mail(site: Arc<Site>, mut chance: Chance) -> Stream {
                     "MessageNew"
                 }
             };
-            if let Some(address) = site.events() {
+            if site.takes_events() {
                 let has_numbers = chance.below(2) == 0;
                 let numbers =
                     if has_numbers { numbers(&site, user, mailbox) } else { String::new() };
@@ -74,8 +74,7 @@ pub(super) fn mail(site: Arc<Site>, mut chance: Chance) -> Stream {
                 );
                 let site = site.clone();
                 tokio::spawn(async move {
-                    let told = tokio::time::timeout(ANSWERED, tell(address, &body)).await;
-                    let taken = told.is_ok_and(|told| told.is_ok_and(|taken| taken));
+                    let taken = tell(site.events().await, &body).await.unwrap_or(false);
                     let Tally { events, numbered_events, lost_events, .. } = &site.tally;
                     let count = match (taken, has_numbers) {
                         (false, _) => lost_events,
@@ -100,13 +99,13 @@ fn numbers(site: &Site, user: &User, mailbox: &str) -> String {
     format!(r#","uidnext":{next},"messages":{},"unseen":{unseen}"#, messages.len())
 }
 
-/// Whether the event is taken.
+/// Whether the event is taken. The one who sends it waits for the answer alone no longer than it is to come.
 async fn tell(address: SocketAddr, body: &str) -> std::io::Result<bool> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("POST /v1/events\nAuthorization: Bearer {TOKEN}\n\n{body}");
     stream.write_all(written(&request).as_bytes()).await?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
+    tokio::time::timeout(ANSWERED, stream.read_to_string(&mut answer)).await??;
     Ok(answer.starts_with("HTTP/1.1 204"))
 }
 

@@ -65,8 +65,8 @@ pub(super) struct Site {
     pub(super) client_config: Arc<ClientConfig>,
     process: AsyncMutex<Process>,
     address: watch::Sender<SocketAddr>,
-    /// Where it takes events, if it does.
-    events: Option<watch::Sender<SocketAddr>>,
+    /// Where it takes events, if it does; `None` while it has not said where.
+    events: Option<watch::Sender<Option<SocketAddr>>>,
     /// Of all processes that have ended.
     log: Mutex<Vec<String>>,
     /// Since when phones are to be told.
@@ -172,7 +172,7 @@ impl Site {
             true => {
                 let line = server.logged(TAKES_EVENTS).await;
                 let events = line["address"].as_str().unwrap().parse().unwrap();
-                Some(watch::Sender::new(events))
+                Some(watch::Sender::new(Some(events)))
             }
             false => None,
         };
@@ -221,9 +221,16 @@ impl Site {
         *self.address.borrow()
     }
 
-    /// Where the program takes events, if it does.
-    pub(super) fn events(&self) -> Option<SocketAddr> {
-        self.events.as_ref().map(|events| *events.borrow())
+    /// Whether the program takes events.
+    pub(super) fn takes_events(&self) -> bool {
+        self.events.is_some()
+    }
+
+    /// Where it takes them, or did before it was killed. Servers know its port also before this has read it.
+    pub(super) async fn events(&self) -> SocketAddr {
+        let mut events = self.events.as_ref().unwrap().subscribe();
+        let address = *events.wait_for(Option::is_some).await.unwrap();
+        address.unwrap()
     }
 
     /// SIGKILL, and a start; another one where the database is locked, as a service manager does it.
@@ -233,19 +240,24 @@ impl Site {
         process.signal("KILL");
         let _ = process.end().await;
         loop {
+            if let Some(events) = &self.events {
+                events.send_replace(None);
+            }
             *process = Process::spawn(self.world.program());
             let mut missing = 1 + usize::from(self.events.is_some());
             while let Some(line) = process.stderr.next().await {
                 let line: Value = serde_json::from_str(&line).unwrap_or_default();
-                let address = match line["message"].as_str() {
-                    Some("listening") => Some(&self.address),
-                    Some(TAKES_EVENTS) => self.events.as_ref(),
-                    _ => None,
-                };
-                if let Some(address) = address {
-                    address.send_replace(line["address"].as_str().unwrap().parse().unwrap());
-                    missing -= 1;
+                let address = || line["address"].as_str().unwrap().parse().unwrap();
+                match (line["message"].as_str(), &self.events) {
+                    (Some("listening"), _) => {
+                        self.address.send_replace(address());
+                    }
+                    (Some(TAKES_EVENTS), Some(events)) => {
+                        events.send_replace(Some(address()));
+                    }
+                    _ => continue,
                 }
+                missing -= 1;
                 if missing == 0 {
                     return;
                 }
