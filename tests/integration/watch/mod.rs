@@ -17,4 +17,5 @@ mod on_demand;
 mod parked;
 mod previews;
 mod scale;
+mod unnumbered;
 mod ways;
