@@ -562,13 +562,13 @@ async fn dovecot_takes_the_master_user_that_setup_prints() {
         let block = printed(&said, "passdb {");
         let extra = block.replace("/etc/dovecot/mailchime.master", &file.display().to_string());
         let options = Options { extra: extra.leak(), ..Options::default() };
-        let now = Dovecot::start(test, &options).unwrap();
-        machine.master_acts(before.plain, now.plain).await;
+        let here = Dovecot::start(test, &options).unwrap();
+        machine.master_acts(before.plain, here.plain).await;
         // From another address than the line says, Dovecot refuses the password.
-        let elsewhere = machine.master_line(&said).replace("127.0.0.0/8", "192.0.2.1/32");
-        fs::write(&file, elsewhere).unwrap();
-        let now = Dovecot::start(test, &options).unwrap();
-        let (code, said) = machine.try_master(before.plain, now.plain).await;
+        let line = machine.master_line(&said).replace("127.0.0.0/8", "192.0.2.1/32");
+        fs::write(&file, line).unwrap();
+        let elsewhere = Dovecot::start(test, &options).unwrap();
+        let (code, said) = machine.try_master(here.plain, elsewhere.plain).await;
         assert_eq!(code, Some(1), "{said}");
         contains(&said, &["FAILED   mailchime as alice: "]);
     })
