@@ -311,6 +311,10 @@ async fn try_login(
             let _ = logged_in.stream.write_all(b"m3 LOGOUT\r\n").await;
             let _ = logged_in.stream.shutdown().await;
         }
+        // It names the backend.
+        Err(error @ LoginError::Connect(_)) => {
+            report.failed(part, format_args!("{error}; {}", remedy(&error)));
+        }
         Err(error) => {
             report.failed(part, format_args!("{}: {error}; {}", backend.name(), remedy(&error)));
         }

@@ -140,7 +140,7 @@ fn of_certificate(certificate: &RefusedCertificate) -> String {
              -addext subjectAltName=DNS:HOST)"
         }
         CertificateError::NotValidForNameContext { presented, .. } => {
-            let names: Vec<_> = presented.iter().take(NAMES).map(|name| short(name)).collect();
+            let names: Vec<_> = presented.iter().take(NAMES).map(|name| plain(name)).collect();
             return format!(
                 "the certificate is for {}: set server_name to that name{pin}",
                 if names.is_empty() { "no name".to_owned() } else { names.join(", ") }
@@ -162,6 +162,12 @@ fn of_certificate(certificate: &RefusedCertificate) -> String {
         _ => "name the authority in `ca` or the certificate's name in `server_name`",
     };
     format!("{remedy}{pin}")
+}
+
+/// A name of a certificate as rustls shows it, such as `DnsName("imap.example.org")`.
+fn plain(name: &str) -> String {
+    let inside = name.split_once('(').and_then(|(_, name)| name.strip_suffix(')'));
+    short(inside.unwrap_or(name).trim_matches('"'))
 }
 
 fn short(name: &str) -> String {
