@@ -39,7 +39,7 @@ struct Question<Q, R> {
 }
 
 impl<Q, R> Questions<Q, R> {
-    /// Has so many statements answered at a time. There are twice as many connections that read.
+    /// Has so many statements answered at a time. There are more connections that read.
     pub(super) fn new(turns: usize) -> Self {
         Self { waiting: Mutex::default(), turns: Semaphore::new(turns) }
     }

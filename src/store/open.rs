@@ -164,8 +164,8 @@ impl Store {
         up_to_date: OnceCell<()>,
     ) -> Self {
         let (connections, up_to_date) = (Arc::new(connections), Arc::new(up_to_date));
-        // SQLite has one writer, and a statement that reads takes it less than the wake of another connection's thread. A
-        // server has the disk to itself, and others may share it.
+        // SQLite has one writer, and a read takes less time than waking the thread of another connection. A server has the
+        // disk to itself, and others may share it.
         let turns = if connections.are_to_a_server() { 2 } else { 1 };
         let batches = Arc::new(Batches::new(turns));
         let limit = busy_timeout + GRACE;

@@ -150,7 +150,7 @@ impl EntryWriter {
     async fn forget(&self, account: &Account) {
         let WatchContext { store, credentials, .. } = &*self.context;
         let has_gone = async || {
-            // In this order: one that loses its last subscription behind the first question is leaving by the second, and
+            // In this order: the second question finds an account that loses its last subscription after the first one, and
             // the removal of its entry takes the password.
             matches!(store.has_any(account).await, Ok(false))
                 && store

@@ -33,7 +33,7 @@ pub(super) struct Ledger {
     renumbered: Option<u64>,
     /// UIDVALIDITY was another one at each of the last looks: the server makes its numbers up.
     unnumbered: bool,
-    /// Mail that looks have shown and of which no event has told: it may still come.
+    /// Mail that looks have shown and of which no event has told: the event may still come.
     untold: u64,
     /// Events of new mail since the last look.
     told_of: u64,
@@ -221,6 +221,11 @@ impl Ledger {
     /// An event of this kind has come, also where it only has the mailbox looked at.
     pub(super) fn hears_of(&mut self, kind: ChangeKind) {
         self.told_of = self.told_of.saturating_add(u64::from(kind == ChangeKind::NewMail));
+    }
+
+    /// Events have told of all mail that looks have shown.
+    pub(super) fn is_told(&mut self) {
+        self.untold = 0;
     }
 
     /// A look shows which of the events had mail of their own. Whether more have come than mail, so that one of them

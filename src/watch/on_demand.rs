@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use self::parked::{KeptCredentials, ParkedAccount};
+use self::parked::{KeptCredentials, LoginPushes, ParkedAccount};
 use super::asking::{AskingTasks, WaitingAccounts};
 use super::missed_events::MissedEvents;
 use super::parked_wait::ParkedWait;
@@ -67,10 +67,7 @@ pub(super) struct OnDemand {
     parked: HashMap<Account, ParkedAccount>,
     /// What the next tasks have to know of credentials that were refused.
     credentials: HashMap<Account, KeptCredentials>,
-    /// Parked accounts whose devices are to be pushed, in their order.
-    to_push: VecDeque<Account>,
-    /// Those whose tasks do so.
-    pushing: HashSet<Account>,
+    pushes: LoginPushes,
     /// Of the next sweep.
     sweep_at: Instant,
     /// It is of the accounts of all nodes.
@@ -142,8 +139,7 @@ impl OnDemand {
             failed: HashMap::new(),
             parked: HashMap::new(),
             credentials: HashMap::new(),
-            to_push: VecDeque::new(),
-            pushing: HashSet::new(),
+            pushes: LoginPushes::default(),
             sweep_at: Instant::now(),
             everybody: false,
             missed: MissedEvents::default(),
@@ -230,7 +226,7 @@ impl OnDemand {
         if let Some(credentials) = self.credentials.remove(&watcher.account) {
             (watcher.known, watcher.inherited) = *credentials;
         }
-        watcher.may_push = self.pushing.contains(&watcher.account);
+        watcher.may_push = self.pushes.is_under_way(&watcher.account);
         let backend = watcher.considered.as_ref().map(|backend| backend.id().clone());
         watcher.asking = Some(self.asking.begin(backend));
         let account = watcher.account.clone();
@@ -351,12 +347,12 @@ impl OnDemand {
             Some(ended) = self.visits.join_next_with_id() => match ended {
                 Ok((task, end)) => {
                     self.accounts.remove(&task);
-                    self.pushing.remove(&end.account);
+                    self.pushes.ended(&end.account);
                     OnDemandEvent::Ended(end)
                 }
                 Err(error) => match self.accounts.remove(&error.id()) {
                     Some(account) => {
-                        self.pushing.remove(&account);
+                        self.pushes.ended(&account);
                         OnDemandEvent::Broken(account)
                     }
                     None => OnDemandEvent::Room,

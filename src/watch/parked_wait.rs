@@ -44,6 +44,14 @@ impl ParkedWait {
         }
     }
 
+    /// When the account is tried again.
+    pub(super) fn retry(&self) -> Option<Instant> {
+        match self {
+            Self::Login(ParkedLogin { retry, .. }) => *retry,
+            Self::Change { .. } => None,
+        }
+    }
+
     /// Whether the account is to be tried now.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         matches!(self, Self::Login(ParkedLogin { retry: Some(retry), .. }) if *retry <= now)

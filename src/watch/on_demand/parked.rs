@@ -1,5 +1,7 @@
 //! Parked accounts on demand: what each waits for, and when there is something to do for it.
 
+use std::collections::{HashMap, HashSet, VecDeque};
+
 use tokio::time::Instant;
 
 use super::OnDemand;
@@ -7,8 +9,8 @@ use crate::model::{Account, BackendId};
 use crate::watch::credential_history::CredentialHistory;
 use crate::watch::parked_wait::ParkedWait;
 
-/// Parked accounts whose devices are being pushed at once, each in its turn at its backend.
-const PUSHING: usize = 64;
+/// Parked accounts of one backend whose devices are being pushed at once, each in its turn there.
+pub(super) const PUSHING: usize = 64;
 
 /// What was refused, and whether nothing has shown yet that the credentials are right.
 pub(in crate::watch) type KeptCredentials = Box<(CredentialHistory, bool)>;
@@ -21,6 +23,63 @@ pub(super) struct ParkedAccount {
     is_called: bool,
     /// Its user may have logged in at another node.
     missed_logins: bool,
+}
+
+/// Parked accounts whose devices are to be pushed, so that their users log in. A backend at which turns are slow holds
+/// up no other one's.
+#[derive(Debug, Default)]
+pub(super) struct LoginPushes {
+    of_backends: HashMap<Option<BackendId>, PushQueue>,
+    /// Those that wait, of all backends.
+    waiting: HashSet<Account>,
+    /// Those of which a task pushes the devices, with their backends.
+    under_way: HashMap<Account, Option<BackendId>>,
+}
+
+#[derive(Debug, Default)]
+struct PushQueue {
+    waiting: VecDeque<Account>,
+    under_way: usize,
+}
+
+impl LoginPushes {
+    fn add(&mut self, account: Account, backend: Option<BackendId>) {
+        if self.waiting.insert(account.clone()) {
+            self.of_backends.entry(backend).or_default().waiting.push_back(account);
+        }
+    }
+
+    /// The next account for which a task may begin, of those that still are to be pushed.
+    fn next(&mut self, is_parked: impl Fn(&Account) -> bool) -> Option<Account> {
+        for (backend, queue) in &mut self.of_backends {
+            while queue.under_way < PUSHING
+                && let Some(account) = queue.waiting.pop_front()
+            {
+                self.waiting.remove(&account);
+                if is_parked(&account) {
+                    queue.under_way += 1;
+                    self.under_way.insert(account.clone(), backend.clone());
+                    return Some(account);
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether a task has begun for this.
+    pub(super) fn is_under_way(&self, account: &Account) -> bool {
+        self.under_way.contains_key(account)
+    }
+
+    /// The task of the account has ended.
+    pub(super) fn ended(&mut self, account: &Account) {
+        let Some(backend) = self.under_way.remove(account) else { return };
+        let Some(queue) = self.of_backends.get_mut(&backend) else { return };
+        queue.under_way -= 1;
+        if queue.under_way == 0 && queue.waiting.is_empty() {
+            self.of_backends.remove(&backend);
+        }
+    }
 }
 
 impl OnDemand {
@@ -116,21 +175,19 @@ impl OnDemand {
         let now = Instant::now();
         if !self.waits_parked(&account) {
             self.wait_for_backend(account, backend);
-        } else if self.parked.get(&account).is_some_and(|parked| parked.wait.pushes(now)) {
-            self.to_push.push_back(account);
+        } else if let Some(parked) = self.parked.get(&account)
+            && parked.wait.pushes(now)
+        {
+            // The push may have to wait for its turn.
+            if let Some(retry) = parked.wait.retry() {
+                self.put_off(&account, retry);
+            }
+            self.pushes.add(account, backend);
         }
     }
 
     /// The next parked account whose devices are to be pushed, if another task for that may begin.
     pub(in crate::watch) fn next_to_push(&mut self) -> Option<Account> {
-        while self.pushing.len() < PUSHING {
-            let account = self.to_push.pop_front()?;
-            // It may have got a task meanwhile.
-            if self.parked.contains_key(&account) {
-                self.pushing.insert(account.clone());
-                return Some(account);
-            }
-        }
-        None
+        self.pushes.next(|account| self.parked.contains_key(account))
     }
 }

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
 use super::super::asking::MOST_OF_BACKEND;
+use super::super::parked_wait::{ParkedLogin, ParkedWait};
+use super::parked::PUSHING;
 use super::*;
 
 #[tokio::test]
@@ -81,4 +83,45 @@ async fn a_sweep_waits_for_room_and_hears_of_it() {
     asking[0].set(false);
     assert!(matches!(on_demand.next().await, OnDemandEvent::Room));
     assert_eq!(on_demand.next_waiting(), Some(Account::from_login("alice")));
+}
+
+/// One backend lets its accounts wait for their turns. Another one's are pushed meanwhile, and each is tried again in time.
+#[tokio::test(start_paused = true)]
+async fn parked_accounts_of_a_slow_backend_hold_up_no_other_pushes_and_no_tries() {
+    let mut on_demand = OnDemand::new();
+    let backend = |name: &str| Some(BackendId::new(None, name, 143));
+    let now = Instant::now();
+    let mut park = |user: &str, at: &str, retry: Option<Duration>| {
+        let account = Account::from_login(user);
+        let retry = retry.map(|wait| now + wait);
+        let wait = ParkedLogin { retry, push: Some(now), refused: None, recoveries: None };
+        on_demand.parked(&account, ParkedWait::Login(wait));
+        // Each of its sessions that ends is a reason to look at it.
+        for _ in 0..2 {
+            on_demand.parked_until_now(account.clone(), backend(at));
+        }
+    };
+    let slow: Vec<String> = (0..PUSHING + 2).map(|number| format!("user{number}@slow")).collect();
+    for user in &slow {
+        park(user, "slow", Some(Duration::from_mins(1)));
+    }
+    park("alice@quick", "quick", None);
+    let mut begun: Vec<Account> = std::iter::from_fn(|| on_demand.next_to_push()).collect();
+    assert_eq!(begun.len(), PUSHING + 1);
+    assert!(begun.contains(&Account::from_login("alice@quick")));
+    begun.retain(|account| account.as_str().ends_with("slow"));
+    on_demand.pushes.ended(&begun[0]);
+    assert_eq!(on_demand.next_to_push(), Some(Account::from_login(&slow[PUSHING])));
+    assert_eq!(on_demand.next_to_push(), None);
+    // The last one waits for its push still, and its time for another try comes.
+    let last = Account::from_login(&slow[PUSHING + 1]);
+    tokio::time::advance(Duration::from_mins(1)).await;
+    let mut looked_at = Vec::new();
+    while let OnDemandEvent::LookAgain(account) = on_demand.next().await {
+        looked_at.push(account);
+        if looked_at.len() == slow.len() {
+            break;
+        }
+    }
+    assert!(looked_at.contains(&last), "{looked_at:?}");
 }

@@ -87,7 +87,7 @@ impl Watcher {
             watched.must_look |= marks > 0 && state.is_none();
             match state {
                 Some(state) if marks > 0 => {
-                    // Of what else it was the numbers speak.
+                    // The numbers say what else has happened.
                     let event = match shown_flags {
                         true => MailboxEvent::MessageRead,
                         false => MailboxEvent::FlagsSet,
@@ -96,6 +96,7 @@ impl Watcher {
                     let (account, mailbox) = (self.account.clone(), Some(mailbox));
                     self.hear_hint(index, &Hint { account, mailbox, event, state, seen_at })
                         .await?;
+                    self.mailboxes[index].ledger.is_told();
                 }
                 _ => {
                     watched.due |= marks > 0;
