@@ -150,8 +150,8 @@ impl EntryWriter {
     async fn forget(&self, account: &Account) {
         let WatchContext { store, credentials, .. } = &*self.context;
         let has_gone = async || {
-            // In this order: the second question finds an account that loses its last subscription after the first one, and
-            // the removal of its entry takes the password.
+            // In this order: an account that has none at the first question is found by the second if its entry is still to
+            // be removed. That takes the password.
             matches!(store.has_any(account).await, Ok(false))
                 && store
                     .leaving(Some(account), Timestamp::now())

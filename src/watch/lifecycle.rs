@@ -48,7 +48,7 @@ impl Watcher {
         let mut next = match (self.waited.take(), begin) {
             (Some(waited), _) => waited.goes_on(),
             (None, WatcherStart::Elsewhere(recorded)) => {
-                self.after(SessionEnd::Elsewhere(recorded)).await
+                Box::pin(self.after(SessionEnd::Elsewhere(recorded))).await
             }
             (None, begin) => self.begins_refused(&begin),
         };
@@ -103,7 +103,7 @@ impl Watcher {
                 false => None,
                 true => match health.master(&backend) {
                     None => {
-                        next = self.after(SessionEnd::NoMaster).await;
+                        next = Box::pin(self.after(SessionEnd::NoMaster)).await;
                         continue;
                     }
                     master => master,

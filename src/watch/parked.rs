@@ -144,7 +144,11 @@ impl Watcher {
         // Nothing more is to be read.
         self.found = self.told;
         match self.ends_unasked(Unasked::Parked(ParkedWait::Change { elsewhere, at })) {
-            true => NextStep::Rest,
+            true => {
+                // They cannot be told now, and another task could not either. The one that helps looks at everything.
+                self.hints.take();
+                NextStep::Rest
+            }
             false => NextStep::Try(Duration::MAX),
         }
     }
