@@ -75,7 +75,7 @@ fn default_config() -> PathBuf {
     }
 }
 
-/// Who may not look into its folder is told so, rather than that there is no configuration.
+/// A user who may not look into its folder reads that, rather than that there is no configuration.
 fn may_be_there(path: &Path) -> bool {
     path.try_exists().unwrap_or(true)
 }

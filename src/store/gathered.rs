@@ -92,7 +92,7 @@ impl Store {
             let store = self.clone();
             tokio::spawn(async move {
                 let Ok(_turn) = Q::questions(&store).turns.acquire().await else { return };
-                // Whoever is about to ask goes along.
+                // Callers that are about to ask go along.
                 tokio::task::yield_now().await;
                 // What takes longer than a call may is given up with its connection, and so is what hangs at the end.
                 let asked = async {

@@ -48,7 +48,7 @@ impl CredentialHistory {
         self.noted || self.refusals > 0 || !self.refused.is_empty() || self.brought.is_some()
     }
 
-    /// The same for another task, which is told anew.
+    /// The same for another task, which the supervisor tells anew.
     pub(super) fn of_next_task(self) -> Self {
         Self { logins: 0, logins_elsewhere: 0, logins_missed: 0, ..self }
     }

@@ -1,6 +1,6 @@
 //! What a watcher does while the backend refuses its credentials, or there are none: it waits for its user,
 //! has the user's devices pushed, and tries again now and then. An account on demand waits for that without a task:
-//! the supervisor begins one when there is something to do (see `on_demand`). What events say in full is told meanwhile.
+//! the supervisor begins one when there is something to do (see `on_demand`). Tasks tell `push` meanwhile what events say in full.
 
 use std::time::Duration;
 
@@ -349,7 +349,7 @@ impl Watcher {
         Ok(!acts && self.ends_unasked(Unasked::Parked(wait)))
     }
 
-    /// Numbers of events, and new mail, are told without a login.
+    /// The task tells numbers of events, and new mail, without a login.
     async fn tell_while_parked(&mut self) -> Result<(), Instant> {
         if self.hints.is_empty() && self.told == self.found {
             return Ok(());

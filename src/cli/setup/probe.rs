@@ -330,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_has_the_port_here_is_in_the_way_of_a_server_elsewhere() {
+    fn a_program_at_the_port_here_is_in_the_way_of_a_server_elsewhere() {
         let server = |host: &str| FoundServer {
             host: host.to_owned(),
             port: IMAPS,

@@ -119,7 +119,7 @@ impl OnDemand {
         self.parked.contains_key(account)
     }
 
-    /// Whether the account is parked, and neither is its time over nor is there something to be looked into.
+    /// Whether the account is parked, its time is not over, and there is nothing to look into.
     pub(in crate::watch) fn waits_parked(&self, account: &Account) -> bool {
         let now = Instant::now();
         self.parked.get(account).is_some_and(|it| !it.is_called && !it.wait.is_due(now))

@@ -186,7 +186,7 @@ async fn parked_accounts_wait_without_a_task() {
                 NoPassword => all_are_to_log_in(&mut watching).await,
                 Elsewhere | NoMaster => watching.expect_nothing(),
             }
-            // Nor does a sweep begin any.
+            // A sweep begins none either.
             later(Duration::from_hours(7)).await;
             until(async || all_wait(&watching).await).await;
             watching.expect_nothing();
