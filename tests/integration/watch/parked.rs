@@ -224,6 +224,39 @@ async fn parked_accounts_wait_without_a_task() {
     }
 }
 
+/// Nothing of it can be told, and no visit helps, so one task for an event is enough.
+#[tokio::test]
+async fn an_event_of_an_account_that_waits_for_a_change_begins_no_task_after_task() {
+    use Trouble::*;
+    for trouble in [Elsewhere, NoMaster] {
+        patient(async {
+            let backend = backend().await;
+            let world = parked_world(&backend, trouble).await;
+            let before = tasks();
+            let mut watching = world.watch();
+            let all_wait = || watching.watched(Mode::Parked) == MANY && tasks() < before + 20;
+            until(async || all_wait()).await;
+            let hints = (0..MANY).map(|number| Hint {
+                account: Account::from_login(&format!("user{number}")),
+                mailbox: Some(Mailbox::inbox()),
+                event: MailboxEvent::MessageNew,
+                state: Snapshot::default(),
+                seen_at: Instant::now(),
+            });
+            watching.inquirer.hints(hints.collect()).await.unwrap();
+            until(async || all_wait()).await;
+            let told = watching.inquirer.watchers(None).await.unwrap();
+            assert!(told.iter().all(|it| it.last_hint_at.is_some()), "they have had tasks");
+            assert_eq!(backend.counters().connections, 0);
+            if trouble == Elsewhere {
+                watching.expect_nothing();
+            }
+            watching.stop().await;
+        })
+        .await;
+    }
+}
+
 /// An event without numbers has each of the four asked for.
 async fn all_have_events(watching: &Watching) {
     let hints = USERS.map(|user| Hint {
