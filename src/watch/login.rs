@@ -340,36 +340,21 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use tokio::sync::{mpsc, watch};
+    use tokio::sync::watch;
     use tokio::time::timeout;
 
     use super::*;
-    use crate::config::{self, BackendTls, Config};
     use crate::model::Account;
-    use crate::net::backends::{Backends, Table};
-    use crate::net::resolve::NameResolver;
-    use crate::store::{CredentialSource, Store};
-    use crate::watch::WatchContext;
     use crate::watch::hints::Hints;
     use crate::watch::status::{StatusCell, WatcherState};
+    use crate::watch::test_context::{context, one_backend};
     use crate::watch::watcher::{LoginWait, NextStep};
 
     /// The program ends while a watcher is about to log in. It finds nothing to log in with, and does not wait
     /// for its user then.
     #[tokio::test]
     async fn a_watcher_that_takes_over_a_stop_with_something_else_stops_all_the_same() {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
-        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(30)).await.unwrap();
-        let backend = config::BackendConfig::new("localhost", 1, BackendTls::None);
-        let config = Config::new(config::TlsConfig::new("none", "none"), backend);
-        let table = Table::new(&config, &NameResolver::default()).unwrap();
-        let (memory, key_file) = (config::CredentialsMode::Memory, folder.path().join("key"));
-        let source = CredentialSource::open(memory, &key_file, store.clone()).unwrap();
-        let source = Arc::new(source);
-        let backends = Backends::new(table, Arc::default());
-        let context =
-            WatchContext::new(&config, backends, store, source, mpsc::channel(1).0).into();
+        let (_folder, context) = context(&one_backend("localhost")).await;
         let (directive, told) = watch::channel(Directive::default());
         let status = StatusCell::new(&Arc::default(), WatcherState::Starting);
         let alice = Account::from_login("alice");

@@ -36,6 +36,8 @@ mod snapshot;
 mod source;
 mod status;
 mod supervisor;
+#[cfg(test)]
+mod test_context;
 mod watcher;
 
 use std::fmt;

@@ -413,9 +413,14 @@ impl OnDemand {
         self.resting.contains_key(account)
     }
 
-    /// The account gets a task.
-    pub(super) fn take(&mut self, account: &Account) -> Option<StatusCell> {
-        self.resting.remove(account).map(|(status, _)| status)
+    /// When it was last known that the account, which has no task, is to be watched.
+    pub(super) fn rests_since(&self, account: &Account) -> Option<u64> {
+        self.resting.get(account).map(|(_, moment)| *moment)
+    }
+
+    /// The account gets a task. What it shows, and when it was last known that it is to be watched.
+    pub(super) fn take(&mut self, account: &Account) -> Option<(StatusCell, u64)> {
+        self.resting.remove(account)
     }
 
     /// The account is not this node's any more. Whether it was, without a task.

@@ -513,19 +513,20 @@ impl Supervisor {
                 WatcherState::Starting
             }
         };
-        let status = match self.on_demand.take(&account) {
-            Some(status) => status,
-            None => StatusCell::new(&self.context.metrics, doing),
-        };
+        let began = self.now();
+        // That it gets a task says nothing of its devices.
+        let (status, moment) = self
+            .on_demand
+            .take(&account)
+            .unwrap_or_else(|| (StatusCell::new(&self.context.metrics, doing), began));
         let context = Arc::clone(&self.context);
         let mut watcher =
             Watcher::new(account.clone(), context, receiver, hints.clone(), status.clone());
-        let moment = self.now();
         match on_demand {
-            true => self.on_demand.spawn(watcher, begin, moment),
+            true => self.on_demand.spawn(watcher, begin, began),
             false => drop(self.tasks.spawn(async move { watcher.run(begin).await })),
         }
-        let (directive, began) = (sender, moment);
+        let directive = sender;
         let handle = WatcherHandle { directive, hints, status, moment, began, on_demand };
         self.watchers.insert(account, handle);
     }
@@ -578,3 +579,6 @@ impl Directive {
         self.login = of_users.then_some(login);
     }
 }
+
+#[cfg(test)]
+mod tests;

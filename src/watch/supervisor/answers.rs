@@ -105,7 +105,9 @@ impl Supervisor {
         let is_ours = self.is_ours(account);
         let handle = self.watchers.get_mut(account).filter(|handle| handle.is_live());
         match (handle, live, news) {
+            // It has registered since.
             (Some(handle), None, _) if handle.moment > moment => {}
+            (None, None, _) if self.on_demand.rests_since(account) > Some(moment) => {}
             (_, None, _) => self.stop(account),
             (Some(handle), Some(_), Some(Invalidation { login, event, .. })) => {
                 if event {
@@ -122,6 +124,7 @@ impl Supervisor {
                 let (registrations, logins_elsewhere) = (u64::from(rests), u64::from(login));
                 let news = Directive { registrations, logins_elsewhere, ..Directive::default() };
                 self.start(account.clone(), news, begin);
+                self.is_known_since(account, moment);
             }
             (_, Some(_), _) => {}
         }

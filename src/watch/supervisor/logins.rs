@@ -22,13 +22,21 @@ impl Supervisor {
         let Some(handle) = handle else {
             let mut directive = Directive::default();
             directive.log_in(login, of_users);
-            return self.start(account, directive, WatcherStart::AtOnce);
+            self.start(account.clone(), directive, WatcherStart::AtOnce);
+            return self.is_known_since(&account, moment);
         };
         handle.moment = moment;
         handle.directive.send_modify(|directive| {
             directive.registrations += 1;
             directive.log_in(login, of_users);
         });
+    }
+
+    /// At that moment it was known that the account, which has a task, is to be watched.
+    pub(super) fn is_known_since(&mut self, account: &Account, moment: u64) {
+        if let Some(handle) = self.watchers.get_mut(account) {
+            handle.moment = handle.moment.max(moment);
+        }
     }
 
     /// The registration was on disk before: of an account that is watched it is no news.
