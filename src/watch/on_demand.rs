@@ -42,8 +42,8 @@ const REMEMBERED: Duration = Duration::from_secs(10);
 /// The accounts on demand of this node.
 #[derive(Debug)]
 pub(super) struct OnDemand {
-    /// Those without a task, each with when it was last known that it is to be watched.
-    resting: HashMap<Account, (StatusCell, u64)>,
+    /// Those without a task.
+    resting: HashMap<Account, RestingAccount>,
     /// What those have been told that had a task lately, each with the number of that task.
     told: HashMap<Account, (u64, Vec<WatchedMailbox>)>,
     /// When that is forgotten.
@@ -79,6 +79,16 @@ pub(super) struct OnDemand {
     /// Whose tasks these are.
     accounts: HashMap<Id, Account>,
     asking: AskingTasks,
+}
+
+/// An account without a task.
+#[derive(Debug)]
+pub(super) struct RestingAccount {
+    pub(super) status: StatusCell,
+    /// When it was last known that it is to be watched.
+    pub(super) known_at: u64,
+    /// As [`Watcher::inherited`].
+    pub(super) inherited: bool,
 }
 
 /// What happens to accounts on demand.
@@ -119,9 +129,10 @@ pub(super) struct VisitEnd {
     pub(super) unasked: Option<Unasked>,
     /// Mailboxes are still due: their state is refused for now, or they are left out.
     pub(super) left_due: bool,
-    /// What is known of its credentials where that matters to the next task, and whether nothing has shown yet that they
-    /// are right.
+    /// What is known of its credentials where that matters to the next task.
     pub(super) credentials: Option<KeptCredentials>,
+    /// As [`Watcher::inherited`].
+    pub(super) inherited: bool,
 }
 
 impl OnDemand {
@@ -224,7 +235,7 @@ impl OnDemand {
             watcher.waited = Some(parked.wait);
         }
         if let Some(credentials) = self.credentials.remove(&watcher.account) {
-            (watcher.known, watcher.inherited) = *credentials;
+            watcher.known = *credentials;
         }
         watcher.may_push = self.pushes.is_under_way(&watcher.account);
         let backend = watcher.considered.as_ref().map(|backend| backend.id().clone());
@@ -237,7 +248,7 @@ impl OnDemand {
             let Watcher { account, mailboxes, faults, looked_at, unasked, .. } = watcher;
             let (known, inherited) = (watcher.known, watcher.inherited);
             let matters = unasked.is_some() && of_user && known.matters();
-            let credentials = matters.then(|| Box::new((known.of_next_task(), inherited)));
+            let credentials = matters.then(|| Box::new(known.of_next_task()));
             let is_left = |it: &WatchedMailbox| it.due || it.is_left_out(&faults);
             let left_due = unasked.is_none() && mailboxes.iter().any(is_left);
             VisitEnd {
@@ -250,6 +261,7 @@ impl OnDemand {
                 unasked,
                 left_due,
                 credentials,
+                inherited,
             }
         });
         self.accounts.insert(task.id(), account);
@@ -384,14 +396,14 @@ impl OnDemand {
     }
 
     /// The account has no task any more, or none yet.
-    pub(super) fn rest(&mut self, account: Account, status: StatusCell, moment: u64) {
-        status.set(WatcherState::Watching(WatchMode::OnDemand));
-        self.resting.insert(account, (status, moment));
+    pub(super) fn rest(&mut self, account: Account, resting: RestingAccount) {
+        resting.status.set(WatcherState::Watching(WatchMode::OnDemand));
+        self.resting.insert(account, resting);
     }
 
     /// The same of one that is still to be asked for: it goes on showing why.
-    pub(super) fn rest_unasked(&mut self, account: Account, status: StatusCell, moment: u64) {
-        self.resting.insert(account, (status, moment));
+    pub(super) fn rest_unasked(&mut self, account: Account, resting: RestingAccount) {
+        self.resting.insert(account, resting);
     }
 
     /// The account is to be asked for behind others, when its backend can be reached and has room.
@@ -406,7 +418,7 @@ impl OnDemand {
 
     /// Whether the account has no task although all of it is still to be looked at.
     pub(super) fn is_unasked(&self, account: &Account) -> bool {
-        self.resting.get(account).is_some_and(|(status, _)| status.rests())
+        self.resting.get(account).is_some_and(|resting| resting.status.rests())
     }
 
     pub(super) fn is_resting(&self, account: &Account) -> bool {
@@ -415,11 +427,11 @@ impl OnDemand {
 
     /// When it was last known that the account, which has no task, is to be watched.
     pub(super) fn rests_since(&self, account: &Account) -> Option<u64> {
-        self.resting.get(account).map(|(_, moment)| *moment)
+        self.resting.get(account).map(|resting| resting.known_at)
     }
 
-    /// The account gets a task. What it shows, and when it was last known that it is to be watched.
-    pub(super) fn take(&mut self, account: &Account) -> Option<(StatusCell, u64)> {
+    /// The account gets a task.
+    pub(super) fn take(&mut self, account: &Account) -> Option<RestingAccount> {
         self.resting.remove(account)
     }
 
@@ -437,7 +449,7 @@ impl OnDemand {
     /// Those that were known before this moment and are not among these.
     pub(super) fn others(&self, live: &HashSet<&Account>, moment: u64) -> Vec<Account> {
         let known = self.resting.iter();
-        let gone = known.filter(|(account, (_, at))| *at <= moment && !live.contains(account));
+        let gone = known.filter(|(account, it)| it.known_at <= moment && !live.contains(account));
         gone.map(|(account, _)| account.clone()).collect()
     }
 
@@ -515,8 +527,8 @@ impl OnDemand {
             }
             false => None,
         };
-        let shown = asked.map(|(account, (status, _))| {
-            let status = status.of(account);
+        let shown = asked.map(|(account, resting)| {
+            let status = resting.status.of(account);
             let reason = status.reason.or_else(|| reason(account).map(str::to_owned));
             WatcherStatus { reason, ..status }
         });

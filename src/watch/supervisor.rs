@@ -33,7 +33,7 @@ use super::entries::Entries;
 use super::follow::LookRequest;
 use super::hint_writer::HintWriter;
 use super::hints::Hints;
-use super::on_demand::{OnDemand, OnDemandEvent, Sweep, VisitEnd};
+use super::on_demand::{OnDemand, OnDemandEvent, RestingAccount, Sweep, VisitEnd};
 use super::status::{
     StatusCell, SupervisorRequest, SupervisorRequests, WatchMode, WatcherState, WatcherStatus,
 };
@@ -401,7 +401,7 @@ impl Supervisor {
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
         let VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, .. } = end;
-        let VisitEnd { unasked, left_due, credentials, .. } = end;
+        let VisitEnd { unasked, left_due, credentials, inherited, .. } = end;
         if self.hint_writer.looked_at(looked_at) {
             self.read_all_again();
         }
@@ -422,8 +422,10 @@ impl Supervisor {
         next.logins_missed = u64::from(now.logins_missed != taken_over.logins_missed);
         // What is due may have been marked by another node since it was read.
         let has_news = now.registrations != taken_over.registrations;
+        let WatcherHandle { status, moment: known_at, .. } = handle;
+        let resting = RestingAccount { status, known_at, inherited };
         match unasked {
-            None => self.on_demand.rest(account.clone(), handle.status, handle.moment),
+            None => self.on_demand.rest(account.clone(), resting),
             Some(why) => {
                 self.on_demand.remember_credentials(&account, credentials);
                 match why {
@@ -435,7 +437,7 @@ impl Supervisor {
                         self.on_demand.wait_for_backend(account.clone(), backend);
                     }
                 }
-                self.on_demand.rest_unasked(account.clone(), handle.status, handle.moment);
+                self.on_demand.rest_unasked(account.clone(), resting);
             }
         }
         let has_logins = next.logins + next.logins_elsewhere + next.logins_missed > 0;
@@ -454,7 +456,9 @@ impl Supervisor {
         if self.watchers.get(&account).is_some_and(broke_off)
             && let Some(handle) = self.watchers.remove(&account)
         {
-            self.on_demand.rest(account.clone(), handle.status, handle.moment);
+            let WatcherHandle { status, moment: known_at, .. } = handle;
+            let resting = RestingAccount { status, known_at, inherited: true };
+            self.on_demand.rest(account.clone(), resting);
             self.session_ended(account);
         }
     }
@@ -515,13 +519,16 @@ impl Supervisor {
         };
         let began = self.now();
         // That it gets a task says nothing of its devices.
-        let (status, moment) = self
-            .on_demand
-            .take(&account)
-            .unwrap_or_else(|| (StatusCell::new(&self.context.metrics, doing), began));
+        let new = || {
+            let status = StatusCell::new(&self.context.metrics, doing);
+            RestingAccount { status, known_at: began, inherited: true }
+        };
+        let RestingAccount { status, known_at: moment, inherited } =
+            self.on_demand.take(&account).unwrap_or_else(new);
         let context = Arc::clone(&self.context);
         let mut watcher =
             Watcher::new(account.clone(), context, receiver, hints.clone(), status.clone());
+        watcher.inherited &= inherited;
         match on_demand {
             true => self.on_demand.spawn(watcher, begin, began),
             false => drop(self.tasks.spawn(async move { watcher.run(begin).await })),

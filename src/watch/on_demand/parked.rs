@@ -12,8 +12,8 @@ use crate::watch::parked_wait::ParkedWait;
 /// Parked accounts of one backend whose devices are being pushed at once, each in its turn there.
 pub(super) const PUSHING: usize = 64;
 
-/// What was refused, and whether nothing has shown yet that the credentials are right.
-pub(in crate::watch) type KeptCredentials = Box<(CredentialHistory, bool)>;
+/// What is known of credentials.
+pub(in crate::watch) type KeptCredentials = Box<CredentialHistory>;
 
 /// A parked account without a task.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ impl OnDemand {
         known: CredentialHistory,
     ) {
         self.parked(account, wait);
-        self.credentials.insert(account.clone(), Box::new((known, true)));
+        self.credentials.insert(account.clone(), Box::new(known));
     }
 
     /// Whether the account has no task since it is parked.

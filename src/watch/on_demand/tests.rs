@@ -66,7 +66,8 @@ fn a_sweep_that_does_not_know_of_an_account_leaves_it_waiting_for_its_backend() 
     let (mut on_demand, alice) = (OnDemand::new(), Account::from_login("alice"));
     let away = WatcherState::BackingOff { next_try: None, why: "away".to_owned() };
     let status = StatusCell::new(&Arc::default(), away);
-    on_demand.rest_unasked(alice.clone(), status, 1);
+    let resting = RestingAccount { status, known_at: 1, inherited: true };
+    on_demand.rest_unasked(alice.clone(), resting);
     on_demand.wait_for_backend(alice.clone(), None);
     on_demand.found_due(2, Sweep::Ours, vec![Account::from_login("bob")], |_| None);
     assert_eq!(on_demand.waiting(), 2);

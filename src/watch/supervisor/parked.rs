@@ -2,6 +2,7 @@
 
 use super::Supervisor;
 use crate::model::Account;
+use crate::watch::on_demand::RestingAccount;
 use crate::watch::parked::RefusedBefore;
 use crate::watch::parked_wait::ParkedWait;
 use crate::watch::status::{StatusCell, WatchMode, WatcherState};
@@ -36,11 +37,13 @@ impl Supervisor {
             (_, None) => {
                 let doing = WatcherState::Watching(WatchMode::OnDemand);
                 let status = StatusCell::new(&context.metrics, doing);
-                return self.on_demand.rest(account, status, moment);
+                let resting = RestingAccount { status, known_at: moment, inherited: true };
+                return self.on_demand.rest(account, resting);
             }
         };
         let status = StatusCell::new(&context.metrics, shown);
-        self.on_demand.rest_unasked(account, status, moment);
+        let resting = RestingAccount { status, known_at: moment, inherited: true };
+        self.on_demand.rest_unasked(account, resting);
     }
 
     /// All is read again. Where other nodes have `joined` meanwhile, the user of a parked account may have logged in there.
