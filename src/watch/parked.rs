@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::WatchContext;
 use super::credential_history::CredentialHistory;
-use super::parked_wait::{ParkedLogin, ParkedWait};
+use super::parked_wait::{ParkedLogin, ParkedWait, RefusedTries};
 use super::refusal::{self, AfterRefusal};
 use super::source::imap::login_breaker::{BreakerState, WITHIN};
 use super::status::WatcherState;
@@ -60,12 +60,12 @@ impl LoginWait {
     }
 
     /// The same of an account that needs no task meanwhile.
-    pub(super) fn without_task(self, refused: bool) -> ParkedWait {
+    pub(super) fn without_task(self, refusals: u32) -> ParkedWait {
         let now = Instant::now();
         let at = |after: Duration| now + after.min(FOREVER);
         let (retry, push) = (self.retry.map(at), self.push.map(at));
-        let (refused, recoveries) = (refused.then_some(None), self.recoveries);
-        ParkedWait::Login(ParkedLogin { retry, push, refused, recoveries })
+        let refused = (refusals > 0).then_some(RefusedTries { tries: refusals, at: None });
+        ParkedWait::Login(ParkedLogin { retry, push, refused, recoveries: self.recoveries })
     }
 }
 
@@ -270,7 +270,8 @@ impl Watcher {
         // It may be known already that the backend is at fault.
         state.iter_mut().for_each(watch::Receiver::mark_changed);
         loop {
-            let refused = (self.known.refusals > 0).then_some(self.known.refused_at);
+            let (tries, at) = (self.known.refusals, self.known.refused_at);
+            let refused = (tries > 0).then_some(RefusedTries { tries, at });
             let wait = ParkedLogin { retry, push: push_at, refused, recoveries };
             let failed = match self.needs_no_task(ParkedWait::Login(wait), accepted).await {
                 Ok(true) => return None,

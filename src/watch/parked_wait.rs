@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::WatchContext;
+use super::{WatchContext, refusal};
 use crate::model::Account;
 use crate::net::backend::Backend;
 
@@ -27,10 +27,18 @@ pub(super) struct ParkedLogin {
     pub(super) retry: Option<Instant>,
     /// Its devices are pushed then, so that they log in.
     pub(super) push: Option<Instant>,
-    /// Tries were refused, the last one at this time, if this process made it.
-    pub(super) refused: Option<Option<Instant>>,
+    /// Tries were refused.
+    pub(super) refused: Option<RefusedTries>,
     /// How often its backend was at fault when the wait began.
     pub(super) recoveries: Option<u64>,
+}
+
+/// Tries in a row that were refused.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RefusedTries {
+    pub(super) tries: u32,
+    /// When the last one was, if this process made it.
+    pub(super) at: Option<Instant>,
 }
 
 impl ParkedWait {
@@ -68,13 +76,15 @@ impl ParkedWait {
         match self {
             Self::Change { at, .. } => has_moved(at.as_ref(), now.as_ref()),
             Self::Login(ParkedLogin { refused: None, .. }) => false,
-            Self::Login(ParkedLogin { push, refused: Some(at), recoveries, .. }) => {
+            Self::Login(ParkedLogin { push, refused: Some(refused), recoveries, .. }) => {
                 let Some(backend) = now else { return false };
                 let state = context.backend_health.of(&backend).logins.state();
                 let state = state.borrow();
-                let explains = || at.is_some_and(|at| state.explains(at.elapsed()));
+                let explains = || refused.at.is_some_and(|at| state.explains(at.elapsed()));
+                // After too many tries it stays parked, whoever is at fault.
+                let is_excused = || refusal::is_excused(refused.tries) && explains();
                 recoveries.is_some_and(|known| state.recoveries() > known)
-                    || push.is_some() && explains()
+                    || push.is_some() && is_excused()
             }
         }
     }
@@ -85,5 +95,38 @@ pub(super) fn has_moved(before: Option<&Backend>, now: Option<&Backend>) -> bool
     match (before, now) {
         (Some(before), Some(now)) => !now.is(before),
         (before, now) => before.is_some() != now.is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::watch::test_context::{context, one_backend};
+
+    #[tokio::test]
+    async fn a_backend_at_fault_changes_the_wait_only_where_the_account_is_excused() {
+        let (_folder, context) = context(&one_backend("localhost")).await;
+        let alice = Account::from_login("alice");
+        let backend = context.backends.of(&alice).unwrap();
+        let health = context.backend_health.of(&backend);
+        let now = Instant::now();
+        let is_over = |tries| {
+            let refused = Some(RefusedTries { tries, at: Some(now) });
+            let (push, recoveries) = (Some(now + Duration::from_hours(24)), Some(0));
+            let wait = ParkedLogin { retry: None, push, refused, recoveries };
+            ParkedWait::Login(wait).is_over(&context, &alice)
+        };
+        assert!(!is_over(3));
+        for user in ["bob", "carol", "dave"] {
+            health.logins.refused(&Account::from_login(user));
+        }
+        assert!(is_over(3));
+        // It stays parked, so there is nothing to do.
+        assert!(!is_over(4));
+        // But when it is well again there is.
+        assert!(health.logins.accepted(&Account::from_login("bob"), true));
+        assert!(is_over(4));
     }
 }

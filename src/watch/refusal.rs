@@ -45,6 +45,11 @@ pub(super) fn wait_for_backend(tries: u32, chance: f64) -> Option<Duration> {
     FAULT_WAITS.get(place).map(|wait| spread(*wait, chance))
 }
 
+/// Whether an account of which so many tries in a row were refused is not parked while its backend refuses everybody.
+pub(super) fn is_excused(tries: u32) -> bool {
+    wait_for_backend(tries, 0.0).is_some()
+}
+
 /// What comes after this many tries in a row were refused, this one included, with what the backend said
 /// last. `chance` is 0 to 1.
 pub(super) fn then(refusal: Refusal, tries: u32, backoff: Backoff, chance: f64) -> AfterRefusal {

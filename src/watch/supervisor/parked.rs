@@ -30,7 +30,7 @@ impl Supervisor {
             }
             (_, Some(RefusedBefore { known, mut waits, shown })) => {
                 waits.recoveries = context.recoveries(&account);
-                let wait = waits.without_task(known.refusals > 0);
+                let wait = waits.without_task(known.refusals);
                 self.on_demand.parked_before(&account, wait, known);
                 shown
             }
