@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::WatchContext;
 use super::credential_history::CredentialHistory;
-use super::parked_wait::{ParkedLogin, ParkedWait, RefusedTries};
+use super::parked_wait::{KnownRecoveries, ParkedLogin, ParkedWait, RefusedTries};
 use super::refusal::{self, AfterRefusal};
 use super::source::imap::login_breaker::{BreakerState, WITHIN};
 use super::status::WatcherState;
@@ -120,10 +120,10 @@ impl WatchContext {
     }
 
     /// How often the account's backend was found to have been at fault.
-    pub(super) fn recoveries(&self, account: &Account) -> Option<u64> {
-        let backend = self.backends.of(account).ok()?;
-        let recoveries = self.backend_health.of(&backend).logins.state().borrow().recoveries();
-        Some(recoveries)
+    pub(super) fn recoveries(&self, account: &Account) -> Option<KnownRecoveries> {
+        let at = self.backends.of(account).ok()?;
+        let count = self.backend_health.of(&at).logins.state().borrow().recoveries();
+        Some(KnownRecoveries { at, count })
     }
 }
 
@@ -262,17 +262,26 @@ impl Watcher {
         let after = |time: Duration| began + time.min(FOREVER);
         let (mut retry, mut push_at) = (retry.map(after), push.map(after));
         let accepted = self.known.accepted;
-        let health = self.context.backends.of(&self.account).ok();
-        let health = health.map(|backend| self.context.backend_health.of(&backend));
+        let now = self.context.recoveries(&self.account);
+        let health = now.as_ref().map(|now| self.context.backend_health.of(&now.at));
         let mut state = health.as_ref().map(|health| health.logins.state());
-        let recoveries =
-            recoveries.or_else(|| state.as_ref().map(|state| state.borrow().recoveries()));
+        let recoveries = match recoveries {
+            Some(known) if now.as_ref().is_some_and(|now| now.at.is(&known.at)) => Some(known),
+            known => {
+                if known.is_some() {
+                    // It was refused at another backend.
+                    self.known.refused_at = None;
+                }
+                now.map(Box::new)
+            }
+        };
         // It may be known already that the backend is at fault.
         state.iter_mut().for_each(watch::Receiver::mark_changed);
         loop {
             let (tries, at) = (self.known.refusals, self.known.refused_at);
             let refused = (tries > 0).then_some(RefusedTries { tries, at });
-            let wait = ParkedLogin { retry, push: push_at, refused, recoveries };
+            let known = recoveries.clone();
+            let wait = ParkedLogin { retry, push: push_at, refused, recoveries: known };
             let failed = match self.needs_no_task(ParkedWait::Login(wait), accepted).await {
                 Ok(true) => return None,
                 Ok(false) => None,
@@ -300,9 +309,9 @@ impl Watcher {
                     let (now, explains) = {
                         let state = state.borrow_and_update();
                         let ago = self.known.refused_at.map(|at| at.elapsed());
-                        (Some(state.recoveries()), ago.is_some_and(|ago| state.explains(ago)))
+                        (state.recoveries(), ago.is_some_and(|ago| state.explains(ago)))
                     };
-                    if now > recoveries {
+                    if recoveries.as_ref().is_none_or(|known| now > known.count) {
                         // It was not the password.
                         self.known.refusals = 0;
                         return Some(false);

@@ -29,8 +29,15 @@ pub(super) struct ParkedLogin {
     pub(super) push: Option<Instant>,
     /// Tries were refused.
     pub(super) refused: Option<RefusedTries>,
-    /// How often its backend was at fault when the wait began.
-    pub(super) recoveries: Option<u64>,
+    /// When the wait began.
+    pub(super) recoveries: Option<Box<KnownRecoveries>>,
+}
+
+/// How often a backend was found to have been at fault.
+#[derive(Clone, Debug)]
+pub(super) struct KnownRecoveries {
+    pub(super) at: Backend,
+    pub(super) count: u64,
 }
 
 /// Tries in a row that were refused.
@@ -78,15 +85,33 @@ impl ParkedWait {
             Self::Login(ParkedLogin { refused: None, .. }) => false,
             Self::Login(ParkedLogin { push, refused: Some(refused), recoveries, .. }) => {
                 let Some(backend) = now else { return false };
+                // What was refused at another one says nothing of this one.
+                let known = recoveries.as_deref().filter(|known| known.at.is(&backend));
+                let Some(KnownRecoveries { count, .. }) = known else { return false };
                 let state = context.backend_health.of(&backend).logins.state();
                 let state = state.borrow();
                 let explains = || refused.at.is_some_and(|at| state.explains(at.elapsed()));
                 // After too many tries it stays parked, whoever is at fault.
                 let is_excused = || refusal::is_excused(refused.tries) && explains();
-                recoveries.is_some_and(|known| state.recoveries() > known)
-                    || push.is_some() && is_excused()
+                state.recoveries() > *count || push.is_some() && is_excused()
             }
         }
+    }
+}
+
+impl ParkedLogin {
+    /// Its account has another backend since the wait began, if this is another one: what happens there from now on counts.
+    /// Whether it is.
+    pub(super) fn moves(&mut self, now: Option<KnownRecoveries>) -> bool {
+        let before = self.recoveries.as_ref().map(|known| &known.at);
+        let moved = has_moved(before, now.as_ref().map(|known| &known.at));
+        if moved {
+            self.recoveries = now.map(Box::new);
+            if let Some(refused) = &mut self.refused {
+                refused.at = None;
+            }
+        }
+        moved
     }
 }
 
@@ -114,7 +139,8 @@ mod tests {
         let now = Instant::now();
         let is_over = |tries| {
             let refused = Some(RefusedTries { tries, at: Some(now) });
-            let (push, recoveries) = (Some(now + Duration::from_hours(24)), Some(0));
+            let push = Some(now + Duration::from_hours(24));
+            let recoveries = Some(KnownRecoveries { at: backend.clone(), count: 0 }.into());
             let wait = ParkedLogin { retry: None, push, refused, recoveries };
             ParkedWait::Login(wait).is_over(&context, &alice)
         };

@@ -489,6 +489,7 @@ impl Supervisor {
         self.watchers.values().for_each(|handle| handle.directive.send_modify(|_| {}));
         let backends = &self.context.backends;
         self.on_demand.backends_are_replaced(|account| backends.of(account).ok());
+        self.on_demand.parked_move(|account| self.context.recoveries(account));
         self.call_parked();
     }
 

@@ -15,7 +15,7 @@ use super::asking::{AskingTask, KnownAway};
 use super::credential_history::CredentialHistory;
 use super::hints::Hints;
 use super::ledger::{Consequence, Ledger};
-use super::parked_wait::{ParkedWait, has_moved};
+use super::parked_wait::{KnownRecoveries, ParkedWait, has_moved};
 use super::source::imap::connection::ConnectionLost;
 use super::source::imap::health::BackendHealth;
 use super::source::imap::keepalive::Keepalive;
@@ -261,14 +261,14 @@ pub(super) struct LoginTarget<'a> {
 }
 
 /// How a watcher waits while its credentials are refused, or there are none.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct LoginWait {
     /// There is another try after this time.
     pub(super) retry: Option<Duration>,
     /// It is parked, and its devices are pushed after this time.
     pub(super) push: Option<Duration>,
     /// How often its backend was at fault when the wait began; `None` where it begins now.
-    pub(super) recoveries: Option<u64>,
+    pub(super) recoveries: Option<Box<KnownRecoveries>>,
 }
 
 /// What comes after an end.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::OnDemand;
 use crate::model::{Account, BackendId};
 use crate::watch::credential_history::CredentialHistory;
-use crate::watch::parked_wait::ParkedWait;
+use crate::watch::parked_wait::{KnownRecoveries, ParkedWait};
 
 /// Parked accounts of one backend whose devices are being pushed at once, each in its turn there.
 pub(super) const PUSHING: usize = 64;
@@ -139,6 +139,21 @@ impl OnDemand {
         });
         let called = called.collect();
         self.waiting.add(called, backend_of);
+    }
+
+    /// Accounts have these backends from now on. What parked ones wait for may happen at another one.
+    pub(in crate::watch) fn parked_move(
+        &mut self,
+        recoveries: impl Fn(&Account) -> Option<KnownRecoveries>,
+    ) {
+        for (account, parked) in &mut self.parked {
+            if let ParkedWait::Login(wait) = &mut parked.wait
+                && wait.moves(recoveries(account))
+                && let Some(known) = self.credentials.get_mut(account)
+            {
+                known.refused_at = None;
+            }
+        }
     }
 
     /// The same of one account.

@@ -29,7 +29,7 @@ impl Supervisor {
                 context.parked_elsewhere(&account, recorded, true)
             }
             (_, Some(RefusedBefore { known, mut waits, shown })) => {
-                waits.recoveries = context.recoveries(&account);
+                waits.recoveries = context.recoveries(&account).map(Box::new);
                 let wait = waits.without_task(known.refusals);
                 self.on_demand.parked_before(&account, wait, known);
                 shown

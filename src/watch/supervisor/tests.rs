@@ -3,7 +3,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::WatchConnection;
 use crate::model::Credentials;
-use crate::watch::test_context::{context, one_backend};
+use crate::watch::parked_wait::{ParkedLogin, ParkedWait, RefusedTries};
+use crate::watch::test_context::{context, one_backend, table};
 
 /// Watches on demand. The database is in the folder.
 async fn supervisor() -> (TempDir, Supervisor) {
@@ -29,6 +30,17 @@ async fn task_ends(supervisor: &mut Supervisor) {
             return supervisor.visit_ended(end);
         }
     }
+}
+
+/// The backend refuses several, and then takes one of them with what it has refused.
+fn was_at_fault(supervisor: &Supervisor, account: &Account) {
+    let backend = supervisor.context.backends.of(account).unwrap();
+    let health = supervisor.context.backend_health.of(&backend);
+    let [bob, carol, dave] = ["bob", "carol", "dave"].map(Account::from_login);
+    for user in [&bob, &carol, &dave] {
+        health.logins.refused(user);
+    }
+    assert!(health.logins.accepted(&bob, true));
 }
 
 /// A database in which the account has no device answers what it was asked at that moment.
@@ -57,4 +69,20 @@ async fn a_look_up_that_began_before_a_registration_does_not_stop_the_account() 
     task_ends(&mut supervisor).await;
     has_no_device(&mut supervisor, after, &alice);
     assert!(!supervisor.on_demand.is_resting(&alice));
+}
+
+#[tokio::test]
+async fn a_parked_account_that_a_reload_gives_another_backend_waits_for_that_one() {
+    let (_folder, mut supervisor, alice) = with_alice().await;
+    was_at_fault(&supervisor, &alice);
+    let refused = Some(RefusedTries { tries: 4, at: None });
+    let recoveries = supervisor.context.recoveries(&alice).map(Box::new);
+    let wait = ParkedLogin { retry: None, push: None, refused, recoveries };
+    supervisor.parks(&alice, ParkedWait::Login(wait));
+    supervisor.context.backends.replace(table(&one_backend("127.0.0.1")));
+    supervisor.backends_are_replaced();
+    assert!(supervisor.on_demand.waits_parked(&alice));
+    was_at_fault(&supervisor, &alice);
+    supervisor.call_parked();
+    assert!(!supervisor.on_demand.waits_parked(&alice));
 }
