@@ -116,6 +116,10 @@ impl Watcher {
             if std::mem::take(&mut watched.marked) {
                 let (account, mailbox) = (self.account.clone(), watched.mailbox.clone());
                 let marks = std::mem::take(&mut watched.marks);
+                if marks > 0 {
+                    // The events of what the look has shown came to other nodes.
+                    watched.ledger.is_told();
+                }
                 self.looked_at.push(LookedAt { account, mailbox, marks });
             }
         }

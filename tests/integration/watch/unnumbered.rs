@@ -1,9 +1,11 @@
 //! Events without numbers, of accounts without a connection, at the demo server.
 
-use mailchime::model::{Mailbox, MailboxEvent, Snapshot};
+use mailchime::model::{Account, Mailbox, MailboxEvent, Snapshot, Timestamp};
+use mailchime::store::DueMark;
 
 use super::hints::hint;
 use super::mail::backend;
+use super::nodes::Others;
 use super::on_demand::{MAIL, resting, until_resting, world};
 use crate::support::limited;
 use crate::support::watching::Watching;
@@ -50,6 +52,38 @@ async fn an_event_that_comes_behind_the_look_at_its_mail_hides_no_other_mail() {
         new_mail(&watching).await;
         backend.deliver("alice", "INBOX", MAIL).unwrap();
         watching.expect(&["INBOX: new mail, next 3 of 2 with 2 unseen"]).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// Another node had the event of the first mail, and has marked the mailbox for it. So none is on its way to this node.
+#[tokio::test]
+async fn mail_that_comes_after_mail_of_which_another_node_was_told_is_announced() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let (others, cluster) = Others::new(true);
+        let mut watching = world.watch_beside(cluster);
+        backend.wait_until(|c| c.commands.contains_key("LOGOUT") && c.connections == 0).await;
+        until_resting(&world, &watching).await;
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        let mark = DueMark {
+            account: Account::from_login("alice"),
+            mailbox: Some(Mailbox::inbox()),
+            state: None,
+            shown_flags: false,
+            is_due: true,
+            for_another_node: true,
+        };
+        world.store.mark_due(&[], &[mark], Timestamp::now()).await.unwrap();
+        others.tell("alice", false).await;
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        until_resting(&world, &watching).await;
+        new_mail(&watching).await;
+        watching.expect(&["INBOX: new mail, announced"]).await;
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        watching.expect(&["INBOX: confirmed, next 3 of 2 with 2 unseen"]).await;
         watching.stop().await;
     })
     .await;
