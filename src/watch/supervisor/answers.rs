@@ -7,7 +7,7 @@ use super::{ReplyKind, StoreReply, Supervisor};
 use crate::model::Account;
 use crate::store::{Invalidation, LiveAccount, StoreError};
 use crate::watch::on_demand::Sweep;
-use crate::watch::watcher::Directive;
+use crate::watch::watcher::{Directive, WatcherStart};
 
 /// All is to be read again soon.
 #[derive(Debug)]
@@ -117,9 +117,13 @@ impl Supervisor {
                 handle.look_again(login && self.context.credentials.are_shared());
             }
             (None, Some(live), Some(Invalidation { login, .. })) if is_ours => {
-                // What was refused counts here, too.
-                let begin = self.begin(&live);
                 let rests = self.on_demand.is_resting(account);
+                let begin = match rests {
+                    // More is known of it here, and of later: its user may have logged in since it was looked up.
+                    true => WatcherStart::AtOnce,
+                    // What was refused counts here, too.
+                    false => self.begin(&live),
+                };
                 let login = rests && login && self.context.credentials.are_shared();
                 let (registrations, logins_elsewhere) = (u64::from(rests), u64::from(login));
                 let news = Directive { registrations, logins_elsewhere, ..Directive::default() };

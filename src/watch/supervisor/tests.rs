@@ -3,6 +3,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::WatchConnection;
 use crate::model::Credentials;
+use crate::watch::credential_history::CredentialHistory;
 use crate::watch::parked_wait::{ParkedLogin, ParkedWait, RefusedTries};
 use crate::watch::test_context::{context, one_backend, table};
 
@@ -25,9 +26,14 @@ async fn with_alice() -> (TempDir, Supervisor, Account) {
 
 /// Waits until the task of an account ends.
 async fn task_ends(supervisor: &mut Supervisor) {
+    let end = task_end(supervisor).await;
+    supervisor.visit_ended(end);
+}
+
+async fn task_end(supervisor: &mut Supervisor) -> VisitEnd {
     loop {
         if let OnDemandEvent::Ended(end) = supervisor.on_demand.next().await {
-            return supervisor.visit_ended(end);
+            return end;
         }
     }
 }
@@ -85,4 +91,22 @@ async fn a_parked_account_that_a_reload_gives_another_backend_waits_for_that_one
     was_at_fault(&supervisor, &alice);
     supervisor.call_parked();
     assert!(!supervisor.on_demand.waits_parked(&alice));
+}
+
+#[tokio::test]
+async fn what_is_known_here_of_refusals_is_not_replaced_by_what_was_looked_up_before() {
+    let (_folder, mut supervisor, alice) = with_alice().await;
+    // Its backend could not be reached when it was to be tried again.
+    let refused = vec![Credentials::password("alice", b"old".to_vec())];
+    let known = CredentialHistory { refusals: 2, refused, ..CredentialHistory::default() };
+    supervisor.on_demand.remember_credentials(&alice, Some(Box::new(known)));
+    let news = Some(Invalidation { account: alice.clone(), login: false, event: true });
+    let (backend, refused) = (None, Some((1, Timestamp::now())));
+    let live = LiveAccount { account: alice.clone(), backend, parked: None, refused };
+    let moment = supervisor.now();
+    let what = ReplyKind::One { account: alice.clone(), live: Ok(Some(live)), news };
+    supervisor.answered(Ok(StoreReply { moment, what }), Instant::now()).unwrap();
+    let end = task_end(&mut supervisor).await;
+    let known = end.credentials.unwrap();
+    assert_eq!((known.refusals, known.refused.len()), (2, 1));
 }
