@@ -237,7 +237,8 @@ impl OnDemand {
         if let Some(credentials) = self.credentials.remove(&watcher.account) {
             watcher.known = *credentials;
         }
-        watcher.may_push = self.pushes.is_under_way(&watcher.account);
+        let may_push = self.pushes.begins(&watcher.account);
+        watcher.may_push = may_push;
         let backend = watcher.considered.as_ref().map(|backend| backend.id().clone());
         watcher.asking = Some(self.asking.begin(backend));
         let account = watcher.account.clone();
@@ -265,6 +266,9 @@ impl OnDemand {
             }
         });
         self.accounts.insert(task.id(), account);
+        if may_push {
+            self.pushes.begun(task.id());
+        }
     }
 
     /// What this task of an account has told is remembered for a while; with `unasked`, where new mail was announced, until
@@ -359,16 +363,14 @@ impl OnDemand {
             Some(ended) = self.visits.join_next_with_id() => match ended {
                 Ok((task, end)) => {
                     self.accounts.remove(&task);
-                    self.pushes.ended(&end.account);
+                    self.pushes.ended(task);
                     OnDemandEvent::Ended(end)
                 }
-                Err(error) => match self.accounts.remove(&error.id()) {
-                    Some(account) => {
-                        self.pushes.ended(&account);
-                        OnDemandEvent::Broken(account)
-                    }
-                    None => OnDemandEvent::Room,
-                },
+                Err(error) => {
+                    self.pushes.ended(error.id());
+                    let account = self.accounts.remove(&error.id());
+                    account.map_or(OnDemandEvent::Room, OnDemandEvent::Broken)
+                }
             },
             () = self.asking.room(&self.waiting), if !self.waiting.is_empty() => OnDemandEvent::Room,
             () = sleep_until(at.unwrap_or_else(Instant::now)), if at.is_some() => {

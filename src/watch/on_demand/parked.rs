@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use tokio::task::Id;
 use tokio::time::Instant;
 
 use super::OnDemand;
@@ -32,8 +33,10 @@ pub(super) struct LoginPushes {
     of_backends: HashMap<Option<BackendId>, PushQueue>,
     /// Those that wait, of all backends.
     waiting: HashSet<Account>,
-    /// Those of which a task pushes the devices, with their backends.
-    under_way: HashMap<Account, Option<BackendId>>,
+    /// The one that is to get its task now, with its backend.
+    begins: Option<(Account, Option<BackendId>)>,
+    /// The tasks that push devices, with the backends of their accounts.
+    under_way: HashMap<Id, Option<BackendId>>,
 }
 
 #[derive(Debug, Default)]
@@ -49,7 +52,7 @@ impl LoginPushes {
         }
     }
 
-    /// The next account for which a task may begin, of those that still are to be pushed.
+    /// The next account for which a task may begin, of those that still are to be pushed. It has to begin at once.
     fn next(&mut self, is_parked: impl Fn(&Account) -> bool) -> Option<Account> {
         for (backend, queue) in &mut self.of_backends {
             while queue.under_way < PUSHING
@@ -57,8 +60,7 @@ impl LoginPushes {
             {
                 self.waiting.remove(&account);
                 if is_parked(&account) {
-                    queue.under_way += 1;
-                    self.under_way.insert(account.clone(), backend.clone());
+                    self.begins = Some((account.clone(), backend.clone()));
                     return Some(account);
                 }
             }
@@ -66,14 +68,21 @@ impl LoginPushes {
         None
     }
 
-    /// Whether a task has begun for this.
-    pub(super) fn is_under_way(&self, account: &Account) -> bool {
-        self.under_way.contains_key(account)
+    /// Whether the task of this account that begins now is to push its devices.
+    pub(super) fn begins(&self, account: &Account) -> bool {
+        self.begins.as_ref().is_some_and(|(begins, _)| begins == account)
     }
 
-    /// The task of the account has ended.
-    pub(super) fn ended(&mut self, account: &Account) {
-        let Some(backend) = self.under_way.remove(account) else { return };
+    /// The task has begun that is to push devices.
+    pub(super) fn begun(&mut self, task: Id) {
+        let Some((_, backend)) = self.begins.take() else { return };
+        self.of_backends.entry(backend.clone()).or_default().under_way += 1;
+        self.under_way.insert(task, backend);
+    }
+
+    /// The task has ended. An account may have another one by now.
+    pub(super) fn ended(&mut self, task: Id) {
+        let Some(backend) = self.under_way.remove(&task) else { return };
         let Some(queue) = self.of_backends.get_mut(&backend) else { return };
         queue.under_way -= 1;
         if queue.under_way == 0 && queue.waiting.is_empty() {

@@ -86,6 +86,59 @@ async fn a_sweep_waits_for_room_and_hears_of_it() {
     assert_eq!(on_demand.next_waiting(), Some(Account::from_login("alice")));
 }
 
+/// The task of the next account whose devices are to be pushed begins, if one may.
+fn begin_push(on_demand: &mut OnDemand) -> Option<(Id, Account)> {
+    let account = on_demand.next_to_push()?;
+    let task = on_demand.visits.spawn(std::future::pending()).id();
+    on_demand.pushes.begun(task);
+    Some((task, account))
+}
+
+fn begin_pushes(on_demand: &mut OnDemand) -> Vec<(Id, Account)> {
+    std::iter::from_fn(|| begin_push(on_demand)).collect()
+}
+
+/// Its devices are to be pushed now.
+fn park(
+    on_demand: &mut OnDemand,
+    account: &Account,
+    at: Option<BackendId>,
+    retry: Option<Instant>,
+) {
+    let push = Some(Instant::now());
+    let wait = ParkedLogin { retry, push, refused: None, recoveries: None };
+    on_demand.parked(account, ParkedWait::Login(wait));
+    on_demand.parked_until_now(account.clone(), at);
+}
+
+/// Accounts leave while their tasks push, and come again before these end.
+#[tokio::test]
+async fn a_task_that_ends_late_gives_back_no_place_but_its_own() {
+    let mut on_demand = OnDemand::new();
+    let users = |name: &str| -> Vec<Account> {
+        let user = |number| Account::from_login(&format!("{name}{number}"));
+        (0..PUSHING).map(user).collect()
+    };
+    let (mut tasks, others) = (Vec::new(), users("other"));
+    for _ in 0..2 {
+        for account in &users("user")[..PUSHING / 2] {
+            on_demand.leave(account);
+            park(&mut on_demand, account, None, None);
+        }
+        tasks.extend(begin_pushes(&mut on_demand));
+    }
+    others.iter().for_each(|account| park(&mut on_demand, account, None, None));
+    assert_eq!((tasks.len(), begin_push(&mut on_demand)), (PUSHING, None));
+    for (task, _) in tasks.drain(..PUSHING / 2) {
+        on_demand.pushes.ended(task);
+    }
+    let mut begun = begin_pushes(&mut on_demand);
+    assert_eq!(begun.len(), PUSHING / 2);
+    tasks.into_iter().for_each(|(task, _)| on_demand.pushes.ended(task));
+    begun.extend(begin_pushes(&mut on_demand));
+    assert_eq!(begun.len(), PUSHING);
+}
+
 /// One backend lets its accounts wait for their turns. Another one's are pushed meanwhile, and each is tried again in time.
 #[tokio::test(start_paused = true)]
 async fn parked_accounts_of_a_slow_backend_hold_up_no_other_pushes_and_no_tries() {
@@ -94,26 +147,23 @@ async fn parked_accounts_of_a_slow_backend_hold_up_no_other_pushes_and_no_tries(
     let now = Instant::now();
     let mut park = |user: &str, at: &str, retry: Option<Duration>| {
         let account = Account::from_login(user);
-        let retry = retry.map(|wait| now + wait);
-        let wait = ParkedLogin { retry, push: Some(now), refused: None, recoveries: None };
-        on_demand.parked(&account, ParkedWait::Login(wait));
+        park(&mut on_demand, &account, backend(at), retry.map(|wait| now + wait));
         // Each of its sessions that ends is a reason to look at it.
-        for _ in 0..2 {
-            on_demand.parked_until_now(account.clone(), backend(at));
-        }
+        on_demand.parked_until_now(account, backend(at));
     };
     let slow: Vec<String> = (0..PUSHING + 2).map(|number| format!("user{number}@slow")).collect();
     for user in &slow {
         park(user, "slow", Some(Duration::from_mins(1)));
     }
     park("alice@quick", "quick", None);
-    let mut begun: Vec<Account> = std::iter::from_fn(|| on_demand.next_to_push()).collect();
+    let mut begun = begin_pushes(&mut on_demand);
     assert_eq!(begun.len(), PUSHING + 1);
-    assert!(begun.contains(&Account::from_login("alice@quick")));
-    begun.retain(|account| account.as_str().ends_with("slow"));
-    on_demand.pushes.ended(&begun[0]);
-    assert_eq!(on_demand.next_to_push(), Some(Account::from_login(&slow[PUSHING])));
-    assert_eq!(on_demand.next_to_push(), None);
+    assert!(begun.iter().any(|(_, account)| account.as_str() == "alice@quick"));
+    begun.retain(|(_, account)| account.as_str().ends_with("slow"));
+    on_demand.pushes.ended(begun[0].0);
+    let (_, next) = begin_push(&mut on_demand).unwrap();
+    assert_eq!(next, Account::from_login(&slow[PUSHING]));
+    assert_eq!(begin_push(&mut on_demand), None);
     // The last one waits for its push still, and its time for another try comes.
     let last = Account::from_login(&slow[PUSHING + 1]);
     tokio::time::advance(Duration::from_mins(1)).await;
