@@ -17,6 +17,10 @@ use crate::model::{ChangeKind, MailboxEvent, Snapshot};
 /// The most new mail whose flags are asked for.
 const MOST_ASKED: u64 = 1000;
 
+/// Events of mail that looks have shown are waited for no longer if so many looks in a row show that as many are still to
+/// come. While they are, new mail is not announced before a look.
+const LONGEST_WAIT: u8 = 2;
+
 /// One mailbox.
 #[derive(Debug)]
 pub(super) struct Ledger {
@@ -35,6 +39,8 @@ pub(super) struct Ledger {
     unnumbered: bool,
     /// Mail that looks have shown and of which no event has told: the event may still come.
     untold: u64,
+    /// Looks in a row after which there was no less of it.
+    waited: u8,
     /// Events of new mail since the last look.
     told_of: u64,
 }
@@ -113,6 +119,7 @@ impl Ledger {
             renumbered: None,
             unnumbered: false,
             untold: 0,
+            waited: 0,
             told_of: 0,
         }
     }
@@ -225,7 +232,7 @@ impl Ledger {
 
     /// Events have told of all mail that looks have shown.
     pub(super) fn is_told(&mut self) {
-        self.untold = 0;
+        (self.untold, self.waited) = (0, 0);
     }
 
     /// A look shows which of the events had mail of their own. Whether more have come than mail, so that one of them
@@ -234,11 +241,17 @@ impl Ledger {
         let told_of = std::mem::take(&mut self.told_of);
         let before = self.announced.map_or(0, |before| before.mails);
         let Some(mails) = arrived(&self.known, now, before).filter(|_| !is_renumbered) else {
-            self.untold = 0;
+            self.is_told();
             return false;
         };
         let mails = self.untold.saturating_add(mails);
-        self.untold = mails.saturating_sub(told_of);
+        let untold = mails.saturating_sub(told_of);
+        self.waited = if untold < self.untold || self.untold == 0 { 0 } else { self.waited + 1 };
+        self.untold = untold;
+        if self.waited == LONGEST_WAIT {
+            // Events were lost, or UIDNEXT has jumped.
+            self.is_told();
+        }
         told_of > mails
     }
 

@@ -321,6 +321,48 @@ fn what_follows_from_events_of_other_sources() {
             ],
         ),
         (
+            "without numbers: an event that was lost is not waited for any more after two looks",
+            told,
+            vec![
+                (Look(new(11, 6, 3)), "1 changed: new mail, next 11 of 6 with 3"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(12, 7, 4)), "2 changed: new mail, next 12 of 7 with 4"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(13, 8, 5)), "3 changed: new mail, next 13 of 8 with 5"),
+                (Event(MessageNew, nothing), "4 announced"),
+                (Look(new(14, 9, 6)), "4 rebased, next 14 of 9 with 6"),
+            ],
+        ),
+        (
+            "without numbers: where UIDNEXT has jumped there are no events of all that",
+            told,
+            vec![
+                (Event(MessageNew, nothing), "1 announced"),
+                (Look(new(1000, 6, 3)), "2 changed: new mail, next 1000 of 6 with 3"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(1001, 7, 4)), "3 changed: new mail, next 1001 of 7 with 4"),
+                (Event(FlagsSet, nothing), "look due, quiet"),
+                (Look(new(1001, 7, 3)), "4 changed: quiet, next 1001 of 7 with 3"),
+                (Event(MessageNew, nothing), "5 announced"),
+            ],
+        ),
+        (
+            "without numbers: events that come one by one behind the look at their mail are waited for",
+            told,
+            vec![
+                (Look(new(14, 9, 6)), "1 changed: new mail, next 14 of 9 with 6"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(14, 9, 6)), "nothing"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(14, 9, 6)), "nothing"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(14, 9, 6)), "nothing"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(14, 9, 6)), "nothing"),
+                (Event(MessageNew, nothing), "2 announced"),
+            ],
+        ),
+        (
             "without numbers: the event of mail that another one foretold is announced itself",
             told,
             vec![
