@@ -185,6 +185,18 @@ impl OnDemand {
         }
     }
 
+    /// The user of a parked account may have registered at another node: that is looked into where it helps.
+    pub(in crate::watch) fn missed_registrations(
+        &mut self,
+        account: &Account,
+        backend: Option<BackendId>,
+    ) {
+        let waits = self.parked.get(account).map(|parked| &parked.wait);
+        if matches!(waits, Some(ParkedWait::Change { .. })) {
+            self.call(account, backend);
+        }
+    }
+
     /// Whether the user of a parked account may have logged in at another node.
     pub(in crate::watch) fn has_missed_logins(&self, account: &Account) -> bool {
         self.parked.get(account).is_some_and(|parked| parked.missed_logins)

@@ -46,11 +46,16 @@ impl Supervisor {
         self.on_demand.rest_unasked(account, resting);
     }
 
-    /// All is read again. Where other nodes have `joined` meanwhile, the user of a parked account may have logged in there.
+    /// All is read again. Where other nodes have `joined` meanwhile, the user of a parked account may have logged in there,
+    /// which counts here if the nodes share credentials, or have registered there.
     pub(super) fn may_be_called(&mut self, account: &Account, joined: u64) {
-        if joined != self.joined && self.context.credentials.are_shared() {
-            let backend = self.context.backends.id_of(account);
-            self.on_demand.missed_logins(account, backend);
+        if joined == self.joined {
+            return;
+        }
+        let backend = self.context.backends.id_of(account);
+        match self.context.credentials.are_shared() {
+            true => self.on_demand.missed_logins(account, backend),
+            false => self.on_demand.missed_registrations(account, backend),
         }
     }
 

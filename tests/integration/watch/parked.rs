@@ -124,6 +124,36 @@ async fn a_login_at_another_node_of_which_no_word_came_ends_the_wait_of_a_parked
     .await;
 }
 
+/// Its user has registered at another node, at the backend that the configuration names. With credentials in memory the
+/// account waits for a login here then.
+#[tokio::test]
+async fn a_registration_at_another_node_of_which_no_word_came_ends_the_wait_for_it() {
+    for credentials in [CredentialsMode::Memory, CredentialsMode::Stored] {
+        limited(async {
+            let backend = backend().await;
+            let mut world = WatchWorld::new(backend.address()).await;
+            world.watch.connection = WatchConnection::OnDemand;
+            world.credentials = credentials;
+            let elsewhere = BackendId::new(None, "mail.example.org", 143);
+            let inbox = [("INBOX", told(1, 1, 0, 0))];
+            world.register_at(&elsewhere, "alice", &inbox).await;
+            let (others, cluster) = Others::new(true);
+            let mut watching = world.watch_beside(cluster);
+            watching.until("parked").await;
+            world.register("alice", &inbox).await;
+            others.divide(true, 2);
+            if credentials == CredentialsMode::Memory {
+                watching.expect(&["alice is to log in"]).await;
+                watching.logged_in("alice", PASSWORD).await;
+            }
+            backend.wait_until(|c| c.accepted == 1 && c.connections == 0).await;
+            watching.until("watching").await;
+            watching.stop().await;
+        })
+        .await;
+    }
+}
+
 /// Why accounts cannot be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
