@@ -237,6 +237,7 @@ impl OnDemand {
         if let Some(credentials) = self.credentials.remove(&watcher.account) {
             watcher.known = *credentials;
         }
+        self.is_put_off_no_more(&watcher.account);
         let may_push = self.pushes.begins(&watcher.account);
         watcher.may_push = may_push;
         let backend = watcher.considered.as_ref().map(|backend| backend.id().clone());
@@ -297,6 +298,11 @@ impl OnDemand {
         self.told.insert(account.clone(), (task, mailboxes));
     }
 
+    /// Whether a task of the account has begun since that moment, and ended lately.
+    pub(super) fn has_had_task(&self, account: &Account, moment: u64) -> bool {
+        self.told.get(account).is_some_and(|(began, _)| *began > moment)
+    }
+
     /// A visit has left mailboxes of the account due, or none. They are asked for again after `first`, which doubles with
     /// each such visit in a row, and not while the task's own `faults` say that they are left out.
     pub(super) fn visited(&mut self, account: &Account, left_due: bool, first: Duration) {
@@ -338,6 +344,14 @@ impl OnDemand {
             self.left_due.remove(&(at, account.clone()));
         }
         self.left_due.insert((until, account.clone()));
+    }
+
+    /// The account gets a task, which sees for itself whether it is to wait on.
+    fn is_put_off_no_more(&mut self, account: &Account) {
+        if let Some((at, 0)) = self.visits_left.get(account).copied() {
+            self.visits_left.remove(account);
+            self.left_due.remove(&(at, account.clone()));
+        }
     }
 
     /// Whether the account has no task since its visit failed.

@@ -18,8 +18,15 @@ impl Supervisor {
         });
     }
 
-    /// These are due.
-    pub(super) fn found_due(&mut self, moment: u64, sweep: Sweep, due: DueAccounts) {
+    /// These are due. Without a sweep, a task that has begun since reads that itself.
+    pub(super) fn found_due(&mut self, moment: u64, sweep: Sweep, mut due: DueAccounts) {
+        if sweep == Sweep::None {
+            due.accounts.retain(|account| {
+                let task = self.watchers.get(account);
+                !task.is_some_and(|handle| handle.began > moment)
+                    && !self.on_demand.has_had_task(account, moment)
+            });
+        }
         let backends = &self.context.backends;
         self.on_demand.found_due(moment, sweep, due.accounts, |account| backends.id_of(account));
         self.mark(moment, sweep, due.unmarked);

@@ -6,6 +6,7 @@ use crate::model::Credentials;
 use crate::watch::credential_history::CredentialHistory;
 use crate::watch::parked_wait::{ParkedLogin, ParkedWait, RefusedTries};
 use crate::watch::test_context::{context, one_backend, table};
+use crate::watch::watcher::FailedVisit;
 
 /// Watches on demand. The database is in the folder.
 async fn supervisor() -> (TempDir, Supervisor) {
@@ -109,4 +110,16 @@ async fn what_is_known_here_of_refusals_is_not_replaced_by_what_was_looked_up_be
     let end = task_end(&mut supervisor).await;
     let known = end.credentials.unwrap();
     assert_eq!((known.refusals, known.refused.len()), (2, 1));
+}
+
+#[tokio::test]
+async fn an_account_that_was_put_off_is_not_looked_at_again_beside_its_task() {
+    let (_folder, mut supervisor, alice) = with_alice().await;
+    let failed = FailedVisit { retry_at: Instant::now(), failures: 1, refusals: 0, at: None };
+    supervisor.on_demand.failed(&alice, failed);
+    supervisor.start(alice.clone(), Directive::default(), WatcherStart::AtOnce);
+    match supervisor.on_demand.next().await {
+        OnDemandEvent::Ended(end) => assert_eq!(end.account, alice),
+        other => panic!("{other:?}"),
+    }
 }

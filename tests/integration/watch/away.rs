@@ -421,6 +421,13 @@ async fn the_accounts_wait_together_where_doveadm_is_away_too() {
 /// It may know none of them by the names with which they log in. Those that wait for a call share it.
 #[tokio::test]
 async fn accounts_that_doveadm_refuses_wait_without_a_task_each_for_its_next_try() {
+    for reload in [false, true] {
+        doveadm_refuses_all(reload).await;
+    }
+}
+
+/// Then it knows them, and they are asked for again in time, or at a `reload`.
+async fn doveadm_refuses_all(reload: bool) {
     patient(async {
         let backend = backend().await;
         let doveadm = DoveadmApi::new(&backend).await;
@@ -442,7 +449,13 @@ async fn accounts_that_doveadm_refuses_wait_without_a_task_each_for_its_next_try
             assert_eq!(asked(), MANY, "each was asked for once");
             assert!(calls.lock().unwrap().len() < MANY / 2, "many in a call: {calls:?}");
             *answer.lock().unwrap() = inbox(1, 0, 1);
-            later(Duration::from_mins(10)).await;
+            if reload {
+                let mut config = doveadm.world.config();
+                config.backend.send_id = !config.backend.send_id;
+                watching.reload(&config);
+            } else {
+                later(Duration::from_mins(10)).await;
+            }
             until(async || watching.watched(Mode::OnDemand) == MANY).await;
             until(async || doveadm.world.store.due_accounts().await.unwrap().is_empty()).await;
             assert_eq!(asked(), 2 * MANY);

@@ -244,7 +244,7 @@ async fn parked_accounts_wait_without_a_task() {
             until(async || watching.watched(Mode::OnDemand) == back).await;
             until(async || tasks() < before + 20).await;
             assert_eq!(watching.watched(Mode::Parked), MANY - back);
-            // While they come back, all that is due is read, and some are asked for once more.
+            // The sweep may have asked for some before, and ask once more.
             let (asked, back) = (backend.counters().accepted, back as u64);
             let most = if trouble == NoMaster { 2 * back } else { back };
             assert!((back..=most).contains(&asked), "{asked}");
@@ -252,6 +252,27 @@ async fn parked_accounts_wait_without_a_task() {
         })
         .await;
     }
+}
+
+/// While they come back, all that is due is read.
+#[tokio::test]
+async fn accounts_that_a_reload_brings_back_together_are_visited_once() {
+    patient(async {
+        let backend = backend().await;
+        let mut world = parked_world(&backend, Trouble::NoMaster).await;
+        let watching = world.watch();
+        until(async || watching.watched(Mode::Parked) == MANY).await;
+        for number in 0..MANY {
+            backend.add_account(&format!("user{number}*master"), PASSWORD.as_bytes());
+        }
+        world.has_master = true;
+        watching.reload(&world.config());
+        until(async || watching.watched(Mode::OnDemand) == MANY).await;
+        until(async || world.store.due_accounts().await.unwrap().is_empty()).await;
+        assert_eq!(backend.counters().accepted, MANY as u64);
+        watching.stop().await;
+    })
+    .await;
 }
 
 /// Nothing of it can be told, and no visit helps, so one task for an event is enough.
