@@ -1,6 +1,7 @@
-//! Accounts on demand that are being asked for, and those that wait for it, by backend. A task that asks nothing does not
-//! count: one that waits for a time or its user, since it has a password that is still to be stored, one that has devices
-//! pushed, and one that notes a refusal. Parked accounts wait elsewhere (see `on_demand`). At a backend that cannot be reached
+//! Accounts on demand that are being asked for, and those that wait for it, by backend. A task counts from its begin to its
+//! end, also while it waits for its turn to log in or notes a refusal. One does not count while it waits for a time or for
+//! its user, which it does only where the database does not take what it has to store or does not answer it, and while it has
+//! the devices of a parked account pushed. Parked accounts wait elsewhere (see `on_demand`). At a backend that cannot be reached
 //! one account at a time is asked for, after growing times, and all others wait without a task. While the database cannot
 //! be used, this is so for all backends together.
 

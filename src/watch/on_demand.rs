@@ -2,7 +2,8 @@
 //! socket, only a place in a table. A task begins with a hint, with word of another node, with a login or registration of
 //! its user, some time after a session of the user has ended, in the account's turn of a sweep, and when a wait is over. It
 //! ends when the account was asked for, or cannot be for now: since its backend or the database is away, a visit has failed,
-//! or it is parked. It lasts in one case alone, where it has a password that the database has not taken yet.
+//! or it is parked. It lasts while it waits for its turn to log in or to have devices pushed, and where the database does not
+//! take a password or a refusal that it alone knows, or does not say what a parked account's events are to be compared with.
 //! What was told is remembered for a while, so that the next hint is compared with it.
 //!
 //! A sweep asks for all accounts: after a start, after a time in which events may have been missed, and every

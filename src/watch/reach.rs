@@ -105,8 +105,9 @@ impl Watcher {
         FailedVisit { retry_at, failures, refusals, at }
     }
 
-    /// Whether the account needs no task while it waits. It does where the task alone has a password that is still to be
-    /// stored.
+    /// Whether the account needs no task while it waits for this. It does where the task alone has a password that is still
+    /// to be stored, and where it has a connection. What a parked account has to do before is for
+    /// [`Self::wait_for_login`].
     pub(super) fn ends_unasked(&mut self, unasked: Unasked) -> bool {
         if self.asking.is_none() || self.known.unsaved {
             return false;
