@@ -131,7 +131,9 @@ impl Watcher {
     /// backend is not to be asked now.
     async fn is_to_ask(&mut self, backend: &Backend, user_is_there: bool) -> Result<(), NextStep> {
         let has_news = user_is_there || !self.hints.is_empty();
-        if !has_news && let Some(known) = self.asking.as_mut().and_then(AskingTask::database_away) {
+        if !has_news
+            && let Some(known) = self.asking.as_deref_mut().and_then(AskingTask::database_away)
+        {
             return Err(self.after(SessionEnd::Away(known)).await);
         }
         match self.find_due(backend).await {
@@ -147,7 +149,7 @@ impl Watcher {
         if let Some(at) = self.retry_at.filter(|at| *at > now) {
             return Err(self.waits_alone(at));
         }
-        match self.asking.as_mut().and_then(AskingTask::away) {
+        match self.asking.as_deref_mut().and_then(AskingTask::away) {
             Some(known) => Err(self.after(SessionEnd::Away(known)).await),
             None => Ok(()),
         }

@@ -127,7 +127,7 @@ pub(super) struct VisitEnd {
     pub(super) faults: MailboxFaults,
     pub(super) looked_at: Vec<LookedAt>,
     /// All of the account is still to be looked at.
-    pub(super) unasked: Option<Unasked>,
+    pub(super) unasked: Option<Box<Unasked>>,
     /// Mailboxes are still due: their state is refused for now, or they are left out.
     pub(super) left_due: bool,
     /// What is known of its credentials where that matters to the next task.
@@ -233,7 +233,7 @@ impl OnDemand {
         }
         if let Some(parked) = self.parked.remove(&watcher.account) {
             watcher.elsewhere = matches!(parked.wait, ParkedWait::Change { elsewhere: true, .. });
-            watcher.waited = Some(parked.wait);
+            watcher.waited = Some(Box::new(parked.wait));
         }
         if let Some(credentials) = self.credentials.remove(&watcher.account) {
             watcher.known = *credentials;
@@ -242,7 +242,7 @@ impl OnDemand {
         let may_push = self.pushes.begins(&watcher.account);
         watcher.may_push = may_push;
         let backend = watcher.considered.as_ref().map(|backend| backend.id().clone());
-        watcher.asking = Some(self.asking.begin(backend));
+        watcher.asking = Some(Box::new(self.asking.begin(backend)));
         let account = watcher.account.clone();
         let task = self.visits.spawn(async move {
             watcher.run(begin).await;

@@ -114,7 +114,7 @@ impl Watcher {
         }
         // All of it is looked at by the next task.
         self.looks = self.directive.borrow().looks;
-        self.unasked = Some(unasked);
+        self.unasked = Some(Box::new(unasked));
         true
     }
 }

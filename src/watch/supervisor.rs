@@ -428,7 +428,7 @@ impl Supervisor {
             None => self.on_demand.rest(account.clone(), resting),
             Some(why) => {
                 self.on_demand.remember_credentials(&account, credentials);
-                match why {
+                match *why {
                     Unasked::Parked(wait) => self.parks(&account, wait),
                     Unasked::Failed(failed) => self.on_demand.failed(&account, failed),
                     Unasked::Away(failed) => {

@@ -48,7 +48,7 @@ pub(super) struct Directive {
     pub(super) stop: bool,
 }
 
-/// One account's watcher.
+/// One account's watcher. What few have is boxed: there may be one for each account.
 #[derive(Debug)]
 pub(super) struct Watcher {
     pub(super) account: Account,
@@ -93,13 +93,13 @@ pub(super) struct Watcher {
     /// Those of [`Directive::registrations`] that came before it last read what is due.
     pub(super) found: u64,
     /// Of an account on demand: whether it asks, or waits.
-    pub(super) asking: Option<AskingTask>,
+    pub(super) asking: Option<Box<AskingTask>>,
     /// What was looked at, or told in full. Its marks are taken away when the task ends.
     pub(super) looked_at: Vec<LookedAt>,
     /// Of an account on demand: its task ends although it is still to be asked for.
-    pub(super) unasked: Option<Unasked>,
+    pub(super) unasked: Option<Box<Unasked>>,
     /// What the task before it waited for.
-    pub(super) waited: Option<ParkedWait>,
+    pub(super) waited: Option<Box<ParkedWait>>,
     /// It is this one's turn to have devices pushed, so that their user logs in.
     pub(super) may_push: bool,
     /// The account was last found to be of another backend than it has by the configuration.
