@@ -289,7 +289,7 @@ fn checked(raw: RawConfig, origin: &Path) -> CheckResult<Config> {
     config.apns = check.identities(raw.apns)?;
     config.fcm = check.fcm(raw.fcm)?;
     config.webhooks = check.webhooks(raw.webhook, |account| config.canonical(account))?;
-    config.web_push = check.web_push(raw.webpush)?;
+    config.web_push = check.web_push(raw.webpush, &config.key_file)?;
     config.limits = check.limits(raw.limits)?;
     config.resolver = check.resolver(raw.resolver)?;
     config.admin = check.admin(raw.admin)?;

@@ -1,13 +1,14 @@
 //! `[webpush]`: pushes to browsers, and where they may go.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::check::{Check, CheckResult, MINUTE, SECOND};
 use super::network::Network;
 use super::proxy::ProxyConfig;
+use crate::files;
 
 /// `[webpush]`: who we are to push services, and to which of them mailchime connects.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +58,7 @@ const HTTPS: u16 = 443;
 // === impl WebPushConfig ===
 
 impl WebPushConfig {
-    /// Under `[webpush] key_file`, when no other is given.
+    /// The name of the file, when no other is given under `[webpush] key_file`.
     pub const KEY_FILE: &str = "mailchime-webpush.key";
 
     /// With this key and contact, and the defaults.
@@ -76,11 +77,19 @@ impl WebPushConfig {
 }
 
 impl Check<'_> {
-    /// `None` without a `contact`: it has no default, and push services want one.
-    pub(super) fn web_push(&self, raw: RawWebPush) -> CheckResult<Option<WebPushConfig>> {
-        let key_file = raw.key_file.as_deref().unwrap_or(WebPushConfig::KEY_FILE);
+    /// `None` without a `contact`: it has no default, and push services want one. `credentials_key` is the file under
+    /// `[credentials] key_file`.
+    pub(super) fn web_push(
+        &self,
+        raw: RawWebPush,
+        credentials_key: &Path,
+    ) -> CheckResult<Option<WebPushConfig>> {
+        let key_file = match raw.key_file.as_deref() {
+            Some(given) => self.folder().join(given),
+            None => self.vapid_key(credentials_key),
+        };
         let contact = raw.contact.clone().unwrap_or_default();
-        let mut web_push = WebPushConfig::new(self.folder().join(key_file), contact);
+        let mut web_push = WebPushConfig::new(key_file, contact);
         let hosts = raw.hosts.iter().map(|text| self.host(text));
         web_push.hosts = hosts.collect::<CheckResult<_>>()?;
         let key = "[webpush] allow_private";
@@ -102,8 +111,10 @@ impl Check<'_> {
             return Err(self.refusal("[webpush] hosts", problem));
         }
         let Some(contact) = raw.contact else {
-            let off = WebPushConfig::new(self.folder().join(WebPushConfig::KEY_FILE), "");
-            if web_push == off {
+            // The name that has been the default is none that was chosen.
+            let before = self.folder().join(WebPushConfig::KEY_FILE);
+            let is_default = |key: PathBuf| web_push == WebPushConfig::new(key, "");
+            if is_default(self.vapid_key(credentials_key)) || is_default(before) {
                 return Ok(None);
             }
             let problem = "missing; push services want to know whom to ask: \
@@ -124,6 +135,16 @@ impl Check<'_> {
             return Err(self.refusal("[webpush] contact", problem));
         }
         Ok(Some(web_push))
+    }
+
+    /// Where the key is when no file is named: beside the one of the credentials, since mailchime can write there. One
+    /// of an earlier version lies beside the configuration, and browsers have subscribed with it.
+    fn vapid_key(&self, credentials_key: &Path) -> PathBuf {
+        let before = self.folder().join(WebPushConfig::KEY_FILE);
+        match files::exists(&before) {
+            true => before,
+            false => credentials_key.with_file_name(WebPushConfig::KEY_FILE),
+        }
     }
 
     fn host(&self, text: &str) -> CheckResult<HostPattern> {
@@ -192,6 +213,7 @@ impl fmt::Display for HostPattern {
 mod tests {
     use super::super::tests::{parse, refused_with};
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn a_refused_value_names_its_key_and_what_is_allowed() {
@@ -218,6 +240,9 @@ mod tests {
     #[test]
     fn it_is_on_with_a_contact() {
         assert_eq!(parse("[webpush]").unwrap().web_push, None);
+        // As the manual has it.
+        let default = "[credentials]\nkey_file = \"/var/lib/x/a.key\"\n[webpush]\nkey_file = \"mailchime-webpush.key\"";
+        assert_eq!(parse(default).unwrap().web_push, None);
         let given = "[webpush]\ncontact = \"mailto:a@example.org\"\nhosts = [\"*.push.apple.com\"]\n\
                      allow_private = [\"10.0.0.0/8\"]\nproxy = \"http://proxy:3128\"";
         let config = parse(given).unwrap();
@@ -227,6 +252,29 @@ mod tests {
         assert!(config.secret_files().iter().any(|(key, _)| *key == "[webpush] key_file"));
         let said = "there is no [apns] table: nothing is pushed to iOS Mail";
         assert!(config.warnings.iter().any(|warning| warning.starts_with(said)));
+    }
+
+    #[test]
+    fn the_key_is_beside_that_of_the_credentials_unless_there_is_one_of_before() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["server.pem", "server.key"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let key_file = |credentials: &str| {
+            let text = format!(
+                "[tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n\
+                 [backend]\naddress = \"127.0.0.1:143\"\ntls = \"none\"\n{credentials}\n\
+                 [webpush]\ncontact = \"mailto:a@example.org\"\n"
+            );
+            let config = Config::parse(&text, &folder.path().join("proxy.toml")).unwrap();
+            config.web_push.unwrap().key_file
+        };
+        let before = folder.path().join("mailchime-webpush.key");
+        let packaged = "[credentials]\nkey_file = \"/var/lib/mailchime/mailchime.key\"";
+        assert_eq!(key_file(packaged), Path::new("/var/lib/mailchime/mailchime-webpush.key"));
+        assert_eq!(key_file(""), before);
+        std::fs::write(&before, "").unwrap();
+        assert_eq!(key_file(packaged), before);
     }
 
     #[test]

@@ -5,5 +5,6 @@ mod certificates;
 mod checked;
 mod commands;
 mod dovecot;
+mod installed;
 mod misleading;
 mod started;
