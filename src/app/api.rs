@@ -68,7 +68,7 @@ impl ApiSocket {
     /// Listens, where the configuration has an address.
     pub(super) fn open(config: &config::ApiConfig) -> Result<Option<Self>, StartError> {
         let Some(wanted) = config.address else { return Ok(None) };
-        let failed = |error| StartError::key("[api] address", format!("{wanted}: {error}"));
+        let failed = |error| StartError::address("[api] address", wanted, &error);
         let listener = listen::bind(wanted).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Some(Self { listener, address }))

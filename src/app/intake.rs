@@ -87,22 +87,24 @@ impl EventSockets {
     ) -> Result<Self, StartError> {
         let mut sockets = Self { http: None, udp: None, cyrus: None };
         if let Some(wanted) = config.address {
-            let failed = |error| StartError::key("[events] address", format!("{wanted}: {error}"));
+            let failed = |error| StartError::address("[events] address", wanted, &error);
             let listener = listen::bind(wanted).map_err(failed)?;
             let address = listener.local_addr().map_err(failed)?;
             sockets.http = Some((listener, address));
         }
         if let Some(udp) = &config.udp {
             let wanted = udp.address;
-            let failed =
-                |error| StartError::key("[events] udp_address", format!("{wanted}: {error}"));
+            let failed = |error| StartError::address("[events] udp_address", wanted, &error);
             let socket = UdpEvents::bind(udp, metrics.source("udp")).await.map_err(failed)?;
             let address = socket.address().map_err(failed)?;
             sockets.udp = Some((socket, address));
         }
         if let Some(cyrus) = &config.cyrus {
             let bound = CyrusEvents::bind(cyrus, metrics.source(&cyrus.source.name));
-            sockets.cyrus = Some(bound.map_err(|(key, error)| StartError::key(key, error))?);
+            sockets.cyrus =
+                Some(bound.map_err(|(key, path, error)| {
+                    StartError::address(key, path.display(), &error)
+                })?);
         }
         Ok(sockets)
     }

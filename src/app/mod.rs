@@ -128,6 +128,9 @@ pub enum StartError {
         /// What the library or the system says.
         source: io::Error,
     },
+    /// Another address cannot be had, and may be free some time later; the message says which.
+    #[error("{0}")]
+    Taken(String),
     /// systemd gave another number of sockets than there are listeners.
     #[error(
         "systemd hands over {given} sockets, and {wanted} [[listener]] tables say how to use them: \
@@ -162,6 +165,26 @@ fn remedy(error: &io::Error) -> &'static str {
 impl StartError {
     fn key(key: &str, problem: impl Display) -> Self {
         Self::Configuration(format!("{key}: {problem}"))
+    }
+
+    /// For an address of `[admin]`, `[api]` or `[events]` at which nobody could listen. Another program may give it up, and
+    /// a network may come up: then the next start is well.
+    fn address(key: &str, wanted: impl Display, error: &io::Error) -> Self {
+        use io::ErrorKind::{AddrInUse, AddrNotAvailable, NetworkDown, NetworkUnreachable};
+
+        let (kind, problem) = (error.kind(), format!("{key}: {wanted}: cannot listen: {error}"));
+        let no_device = rustix::io::Errno::NODEV.raw_os_error();
+        match kind {
+            AddrInUse => Self::Taken(format!(
+                "{problem}. Another program listens there: stop it, or change {key}"
+            )),
+            AddrNotAvailable => {
+                Self::Taken(format!("{problem}. This machine has no such address: correct {key}"))
+            }
+            NetworkDown | NetworkUnreachable => Self::Taken(problem),
+            _ if error.raw_os_error() == Some(no_device) => Self::Taken(problem),
+            _ => Self::Configuration(problem),
+        }
     }
 
     /// For a certificate and its private key, by whichever of them is at fault.

@@ -11,6 +11,7 @@ use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
@@ -91,17 +92,22 @@ impl CyrusEvents {
     /// Makes the sockets of the configuration.
     ///
     /// # Errors
-    /// The key, and what the system says.
+    /// The key, the path, and what the system says.
     pub fn bind(
         config: &CyrusEventsConfig,
         metrics: SourceMetrics,
-    ) -> Result<Self, (&'static str, io::Error)> {
+    ) -> Result<Self, (&'static str, &Path, io::Error)> {
         let group = config.group.as_deref();
-        let datagrams = config.socket.as_ref().map(|path| unix_socket::datagrams(path, group));
-        let datagrams = datagrams.transpose().map_err(|error| ("[events] cyrus_socket", error))?;
-        let connections = config.stream.as_ref().map(|path| unix_socket::listen(path, group));
-        let connections =
-            connections.transpose().map_err(|error| ("[events] cyrus_stream", error))?;
+        let datagrams = |path| {
+            let made = unix_socket::datagrams(path, group);
+            made.map_err(|error| ("[events] cyrus_socket", path, error))
+        };
+        let datagrams = config.socket.as_deref().map(datagrams).transpose()?;
+        let connections = |path| {
+            let made = unix_socket::listen(path, group);
+            made.map_err(|error| ("[events] cyrus_stream", path, error))
+        };
+        let connections = config.stream.as_deref().map(connections).transpose()?;
         let source = KnownSource::without_secret(&config.source, metrics);
         Ok(Self { datagrams, connections, source })
     }
