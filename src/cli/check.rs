@@ -7,6 +7,7 @@ mod doveadm;
 mod events;
 mod files;
 mod limits;
+mod occupant;
 mod peers;
 mod ports;
 mod remedies;
@@ -76,9 +77,11 @@ pub(super) fn run(options: &CheckOptions) -> Result<(), CommandFailure> {
         // The file itself, too.
         configuration(&options.configured)?;
     }
-    ports::sockets(&config, running, &mut report);
     let runtime = runtime()?;
-    runtime.block_on(check(&config, options.login.as_deref(), password, &mut report));
+    runtime.block_on(async {
+        ports::sockets(&config, running, &mut report).await;
+        check(&config, running, (options.login.as_deref(), password), &mut report).await;
+    });
     // The look-up of a name cannot be ended, and is not waited for.
     runtime.shutdown_background();
     let told = match report.failed {
@@ -94,13 +97,13 @@ pub(super) fn run(options: &CheckOptions) -> Result<(), CommandFailure> {
 
 async fn check(
     config: &Config,
-    login: Option<&str>,
-    password: Option<peers::Password>,
+    running: ports::Running,
+    (login, password): (Option<&str>, Option<peers::Password>),
     report: &mut Report,
 ) {
     files::certificates(&config.tls, report);
     files::secrets(config, report);
-    let store = files::database(&config.store, report).await;
+    let store = files::database(&config.store, running, report).await;
     files::credentials(config, store.as_ref(), report).await;
     peers::backends(config, report).await;
     if let Some(user) = login {

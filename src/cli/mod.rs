@@ -8,6 +8,7 @@ mod demo;
 mod devices;
 mod event;
 mod health;
+mod holder;
 mod import;
 pub mod logging;
 mod package_files;

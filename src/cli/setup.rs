@@ -3,14 +3,13 @@
 
 mod advice;
 mod certificates;
-mod holder;
 mod probe;
 mod written;
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use super::{CommandFailure, not_empty, runtime, say};
+use super::{CommandFailure, holder, not_empty, runtime, say};
 
 /// The port of the pilot, beside the server's own.
 const PILOT: u16 = 1993;

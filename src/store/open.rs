@@ -1,5 +1,6 @@
 //! Opening a database, and bringing its schema up to date.
 
+use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use super::gathered::Questions;
 use super::shares::Shares;
 use super::sql::dialect::Dialect;
 use super::sql::work::Connections;
-use super::sql::{self, mariadb, postgres, schema, sqlite};
+use super::sql::{self, file, mariadb, postgres, schema, sqlite};
 use super::{Store, StoreError, error};
 use crate::config::{DatabaseKind, DatabaseUrl, ServerUrl};
 
@@ -106,6 +107,13 @@ impl Store {
         };
         store.limited(store.expect_schema()).await?;
         Ok(store)
+    }
+
+    /// That a process serves from the SQLite file of `url`; `None` where none does, or it is no such file.
+    pub fn in_use(url: &DatabaseUrl) -> Option<StoreError> {
+        let DatabaseKind::Sqlite(path) = url.kind() else { return None };
+        let by = file::locked_by(&fs::canonicalize(path).ok()?)?;
+        Some(StoreError::InUse { database: path.to_string_lossy().into(), by })
     }
 
     /// Whether a start may make the schema in the database of a server, or bring it up to date: the statements of that

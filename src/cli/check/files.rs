@@ -11,6 +11,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::Report;
 use super::chain::{self, ChainEnd};
+use super::ports::Running;
 use crate::config::{self, Config, CredentialsMode, DatabaseKind, TlsConfig};
 use crate::files;
 use crate::model::Timestamp;
@@ -191,7 +192,11 @@ pub(super) async fn credentials(config: &Config, store: Option<&Store>, report: 
 }
 
 /// The database, to be closed.
-pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) -> Option<Store> {
+pub(super) async fn database(
+    config: &config::StoreConfig,
+    running: Running,
+    report: &mut Report,
+) -> Option<Store> {
     const PART: &str = "[store]";
     if let DatabaseKind::Sqlite(path) = config.url.kind()
         && !files::exists(path)
@@ -213,6 +218,20 @@ pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) 
             return None;
         }
     }
+    // One file has one process.
+    let mut is_free = true;
+    if running != Running::Yes
+        && let Some(error) = Store::in_use(&config.url)
+    {
+        let text = format!(
+            "{error}. If that one runs with this configuration as it was before, restart it"
+        );
+        is_free = running == Running::Unknown;
+        match running {
+            Running::No => report.failed(PART, text),
+            _ => report.warning(PART, text),
+        }
+    }
     let store = match Store::open_existing(&config.url, config.busy_timeout).await {
         Ok(store) => store,
         Err(error) => {
@@ -221,9 +240,10 @@ pub(super) async fn database(config: &config::StoreConfig, report: &mut Report) 
         }
     };
     match store.accounts(Timestamp(0)).await {
-        Ok(accounts) => {
+        Ok(accounts) if is_free => {
             report.ok(PART, format_args!("{}: {} accounts", config.url, accounts.len()));
         }
+        Ok(_) => {}
         Err(error) => report.failed(PART, error),
     }
     Some(store)

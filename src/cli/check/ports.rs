@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::Report;
+use super::occupant::{Occupant, OccupantQuestion, at_datagrams, at_port, at_socket, reachable};
+use crate::cli::holder;
 use crate::config::{AdminAddress, Config, ListenerConfig, ListenerTls};
 use crate::imap::responses::printable;
 use crate::net::{dial, listen, proxy_protocol, tls, unix_socket};
@@ -33,42 +35,53 @@ pub(super) enum Running {
     Unknown,
 }
 
+/// What is said at a listener's address.
+struct SeenGreeting {
+    said: Vec<u8>,
+    /// The certificate is one of the configuration, or there is none.
+    is_of_config: bool,
+}
+
 /// Listens for a moment at each port of the configuration, and says whether a mailchime runs.
 pub(super) async fn listeners(config: &Config, report: &mut Report) -> Running {
     let mut running = Running::Unknown;
     for listener in &config.listeners {
-        let found = of_listener(listener, config, report).await;
-        if running == Running::Unknown {
-            running = found;
-        }
+        running = match (running, of_listener(listener, config, report).await) {
+            (_, Running::Yes) | (Running::Yes, _) => Running::Yes,
+            (Running::Unknown, found) => found,
+            (before, _) => before,
+        };
     }
-    if let Some(AdminAddress::Tcp(address)) = &config.admin.address {
-        let bound = listen::bind(*address).map(drop);
-        beside("[admin] address", address, bound, running, report);
+    if let Some(AdminAddress::Tcp(address)) = config.admin.address {
+        port("[admin] address", address, &OccupantQuestion::ADMIN, running, report).await;
     }
     if let Some(address) = config.api.address {
-        beside("[api]", &address, listen::bind(address).map(drop), running, report);
+        let question = OccupantQuestion::api(&config.api.proxy_protocol);
+        port("[api] address", address, &question, running, report).await;
     }
     if let Some(address) = config.events.address {
-        let bound = listen::bind(address).map(drop);
-        beside("[events] address", &address, bound, running, report);
+        let question = OccupantQuestion::events(config.events.tls);
+        port("[events] address", address, &question, running, report).await;
     }
     if let Some(udp) = config.events.udp.as_ref().filter(|udp| !udp.address.ip().is_multicast()) {
         let bound = UdpSocket::bind(udp.address).await.map(drop);
-        beside("[events] udp_address", &udp.address, bound, running, report);
+        let occupant = bound.as_ref().err().map(|_| at_datagrams(udp.address));
+        beside("[events] udp_address", &udp.address, (bound, occupant), running, report);
     }
     running
 }
 
 /// Looks at the Unix sockets of the configuration, as the user that makes them.
-pub(super) fn sockets(config: &Config, running: Running, report: &mut Report) {
+pub(super) async fn sockets(config: &Config, running: Running, report: &mut Report) {
     if let Some(AdminAddress::Unix { path, group }) = &config.admin.address {
-        socket("[admin] address", path, group.as_deref(), running, report);
+        let place = (path.as_path(), group.as_deref());
+        socket("[admin] address", place, Some(&OccupantQuestion::ADMIN), running, report).await;
     }
     let Some(cyrus) = &config.events.cyrus else { return };
     let keys = [("cyrus_socket", &cyrus.socket), ("cyrus_stream", &cyrus.stream)];
     for (key, path) in keys.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
-        socket(&format!("[events] {key}"), path, cyrus.group.as_deref(), running, report);
+        let place = (path.as_path(), cyrus.group.as_deref());
+        socket(&format!("[events] {key}"), place, None, running, report).await;
     }
 }
 
@@ -87,30 +100,51 @@ async fn of_listener(how: &ListenerConfig, config: &Config, report: &mut Report)
         }
         Err(error) => error,
     };
-    if error.kind() != io::ErrorKind::AddrInUse {
+    // Who may not listen there may ask who does.
+    let is_forbidden = error.kind() == io::ErrorKind::PermissionDenied;
+    if error.kind() != io::ErrorKind::AddrInUse && !is_forbidden {
         report.failed(PART, format_args!("{address}: cannot listen: {error}{}", remedy(&error)));
         return Running::Unknown;
     }
-    match timeout(GREETING_TIME, greeting(how, config)).await {
-        Ok(Ok(said)) if said.ends_with(OURS) => {
-            report.ok(PART, format_args!("{address}: mailchime serves there already"));
+    let greeting = timeout(GREETING_TIME, greeting(how, config)).await;
+    let said = match greeting {
+        Ok(Ok(SeenGreeting { said, is_of_config })) if said.ends_with(OURS) => {
+            match is_of_config {
+                true => report.ok(PART, format_args!("{address}: mailchime serves there already")),
+                false => report.warning(
+                    PART,
+                    format_args!(
+                        "{address}: mailchime serves there with another certificate than those of this \
+                         configuration; reload it (systemctl reload mailchime)"
+                    ),
+                ),
+            }
             return Running::Yes;
         }
-        Ok(Ok(said)) if !said.is_empty() => report.failed(
-            PART,
-            format_args!(
-                "{address}: another program listens there, which says \"{}\"; stop it, or change \
-                 [[listener]] address",
-                printable(&said)
-            ),
+        Ok(Err(refused)) if is_forbidden && refused.kind() == io::ErrorKind::ConnectionRefused => {
+            let remedy = remedy(&error);
+            report.warning(
+                PART,
+                format_args!("{address}: nobody listens there, nor may this user: {error}{remedy}"),
+            );
+            return Running::No;
+        }
+        Ok(Ok(SeenGreeting { said, .. })) if !said.is_empty() => {
+            format!(", which says \"{}\"", printable(&said))
+        }
+        _ => String::new(),
+    };
+    let at = reachable(address);
+    let by = match holder::of(at.ip(), at.port()) {
+        Some(holder) => format!(" ({holder})"),
+        None => String::new(),
+    };
+    report.failed(
+        PART,
+        format_args!(
+            "{address}: another program listens there{by}{said}; stop it, or change [[listener]] address"
         ),
-        _ => report.failed(
-            PART,
-            format_args!(
-                "{address}: another program listens there; stop it, or change [[listener]] address"
-            ),
-        ),
-    }
+    );
     Running::No
 }
 
@@ -118,7 +152,13 @@ async fn of_listener(how: &ListenerConfig, config: &Config, report: &mut Report)
 const RUNTIME_FOLDER: &str = "/run/mailchime";
 
 /// A Unix socket, which is not made here.
-fn socket(part: &str, path: &Path, group: Option<&str>, running: Running, report: &mut Report) {
+async fn socket(
+    part: &str,
+    (path, group): (&Path, Option<&str>),
+    question: Option<&OccupantQuestion<'_>>,
+    running: Running,
+    report: &mut Report,
+) {
     let runtime = Path::new(RUNTIME_FOLDER);
     let is_to_be_made = path.parent() == Some(runtime) && !runtime.exists();
     // The group is known before the folder is there.
@@ -128,14 +168,43 @@ fn socket(part: &str, path: &Path, group: Option<&str>, running: Running, report
         return report.warning(part, format_args!("{RUNTIME_FOLDER}: {text}"));
     }
     let found = group_is_known.and_then(|()| unix_socket::examine(path));
-    beside(part, &path.display(), found, running, report);
+    let occupant = match &found {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            Some(at_socket(path, question).await)
+        }
+        _ => None,
+    };
+    // Of a file nobody needs a right of the unit.
+    match found {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            report.refused(part, format_args!("{}: cannot listen: {error}", path.display()));
+        }
+        found => beside(part, &path.display(), (found, occupant), running, report),
+    }
 }
 
-/// What is served beside mail. Where a mailchime runs, it holds these, too.
+/// A port of what is served beside mail.
+async fn port(
+    part: &str,
+    address: SocketAddr,
+    question: &OccupantQuestion<'_>,
+    running: Running,
+    report: &mut Report,
+) {
+    let bound = listen::bind(address).map(drop);
+    let occupant = match bound {
+        Ok(()) => None,
+        Err(_) => Some(at_port(address, question).await),
+    };
+    beside(part, &address, (bound, occupant), running, report);
+}
+
+/// What is served beside mail: whether it could be bound, and else who has it. That it is in use ends `serve` with
+/// status 1, as it may be free later.
 fn beside(
     part: &str,
     address: &dyn Display,
-    bound: io::Result<()>,
+    (bound, occupant): (io::Result<()>, Option<Occupant>),
     running: Running,
     report: &mut Report,
 ) {
@@ -143,24 +212,55 @@ fn beside(
         Ok(()) => return report.ok(part, format_args!("{address}: is free")),
         Err(error) => error,
     };
-    match (error.kind(), running) {
-        (io::ErrorKind::AddrInUse, Running::Yes) => {
-            report.ok(part, format_args!("{address}: is in use, and mailchime runs"));
+    let shown = format!("{address}: cannot listen: {error}{}", remedy(&error));
+    match (error.kind(), occupant.unwrap_or(Occupant::Unknown)) {
+        (io::ErrorKind::PermissionDenied, Occupant::Nobody) => report.warning(part, shown),
+        (io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied, occupant) => {
+            taken(part, address, &occupant, running, report);
         }
-        (io::ErrorKind::AddrInUse, Running::Unknown) => report.warning(
+        (io::ErrorKind::AddrNotAvailable, _) => report.failed(part, shown),
+        _ => report.refused(part, shown),
+    }
+}
+
+/// An address that somebody has.
+fn taken(
+    part: &str,
+    address: &dyn Display,
+    occupant: &Occupant,
+    running: Running,
+    report: &mut Report,
+) {
+    let remedy = "stop it, or use another address here";
+    match (occupant, running) {
+        (Occupant::Ours, Running::Yes | Running::Unknown) => {
+            report.ok(part, format_args!("{address}: mailchime serves there already"));
+        }
+        (Occupant::Ours, Running::No) => report.failed(
             part,
             format_args!(
-                "{address}: a program listens there; if that is not mailchime, use another address here"
+                "{address}: a mailchime listens there, and none at [[listener]] address: if it runs with this \
+                 configuration as it was before, restart it; else {remedy}"
             ),
         ),
-        (io::ErrorKind::AddrInUse, Running::No) => report.refused(
-            part,
-            format_args!("{address}: another program listens there; stop it, or use another address here"),
-        ),
-        _ => {
-            let remedy = remedy(&error);
-            report.refused(part, format_args!("{address}: cannot listen: {error}{remedy}"));
+        (Occupant::Other(program), _) => {
+            let by = match program {
+                Some(program) => format!(" ({program})"),
+                None => String::new(),
+            };
+            let text = format!("{address}: another program listens there{by}; {remedy}");
+            report.failed(part, text);
         }
+        (Occupant::Unknown | Occupant::Nobody, Running::No) => {
+            report.failed(part, format_args!("{address}: a program listens there; {remedy}"));
+        }
+        (Occupant::Unknown | Occupant::Nobody, _) => report.warning(
+            part,
+            format_args!(
+                "{address}: a program listens there, and it is not known which (root learns it); if that is not \
+                 mailchime, {remedy}"
+            ),
+        ),
     }
 }
 
@@ -174,9 +274,8 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// The first line that is said there. Only the certificates of the configuration count for TLS: a server that shows
-/// others is not a mailchime with it.
-async fn greeting(how: &ListenerConfig, config: &Config) -> io::Result<Vec<u8>> {
+/// The first line that is said there, whatever certificate comes before it.
+async fn greeting(how: &ListenerConfig, config: &Config) -> io::Result<SeenGreeting> {
     let address = reachable(how.address);
     let mut stream = TcpStream::connect(address).await?;
     let ours = stream.local_addr()?.ip().to_canonical();
@@ -184,28 +283,20 @@ async fn greeting(how: &ListenerConfig, config: &Config) -> io::Result<Vec<u8>> 
         stream.write_all(&proxy_protocol::header(None)).await?;
     }
     if how.tls == ListenerTls::StartTls {
-        return first_line(stream).await;
+        return Ok(SeenGreeting { said: first_line(stream).await?, is_of_config: true });
     }
-    let leaf = |file| tls::certificates(file).ok()?.first().and_then(tls::pin_of);
-    let pins = config.tls.all_certificates().filter_map(|it| leaf(&it.certificate)).collect();
-    let client = tls::client_with(tls::key_verifier(pins)).map_err(io::Error::other)?;
+    let client = tls::client_with(tls::any_verifier()).map_err(io::Error::other)?;
     let name = ServerName::IpAddress(address.ip().into());
-    first_line(dial::tls(stream, &client, name).await?).await
+    let stream = dial::tls(stream, &client, name).await?;
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let is_shown =
+        |file| tls::certificates(file).is_ok_and(|certificates| certificates.first() == shown);
+    let is_of_config = config.tls.all_certificates().any(|it| is_shown(&it.certificate));
+    Ok(SeenGreeting { said: first_line(stream).await?, is_of_config })
 }
 
 async fn first_line(stream: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
     let (mut stream, mut said) = (stream.take(GREETING_SIZE), Vec::new());
     while !said.ends_with(b"\n") && stream.read_buf(&mut said).await? > 0 {}
     Ok(said)
-}
-
-/// All addresses of the machine are heard on its loopback one.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    address
 }

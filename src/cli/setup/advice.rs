@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::holder::PortHolder;
 use super::{IMAPS, MailServerKind, SetupPlan, WatchCredentials, below};
+use crate::cli::holder::PortHolder;
 
 /// Courier's service on that port.
 const COURIER_SSL: &str = "courier-imap-ssl";

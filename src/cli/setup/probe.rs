@@ -11,8 +11,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::certificates::files_of_dovecot;
-use super::holder::{self, PortHolder};
 use super::{CommandFailure, IMAPS, MailServerKind, SetupOptions, below, say};
+use crate::cli::holder::{self, PortHolder};
 use crate::config::{BackendConfig, BackendTls, TrustConfig};
 use crate::imap::responses::printable;
 use crate::net::backend::Backend;

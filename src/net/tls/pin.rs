@@ -17,12 +17,13 @@ use crate::config::PublicKeyPin;
 /// it has the private key.
 #[derive(Debug)]
 pub(super) struct KeyVerifier {
-    pins: Vec<PublicKeyPin>,
+    /// `None`: any key.
+    pins: Option<Vec<PublicKeyPin>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl KeyVerifier {
-    pub(super) fn new(pins: Vec<PublicKeyPin>) -> Self {
+    pub(super) fn new(pins: Option<Vec<PublicKeyPin>>) -> Self {
         Self { pins, algorithms: provider().signature_verification_algorithms }
     }
 }
@@ -37,7 +38,7 @@ impl ServerCertVerifier for KeyVerifier {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let pin = pin_of(end_entity).ok_or(CertificateError::BadEncoding)?;
-        if self.pins.contains(&pin) {
+        if self.pins.as_ref().is_none_or(|pins| pins.contains(&pin)) {
             return Ok(ServerCertVerified::assertion());
         }
         let why = OtherError(Arc::from(Box::from("its public key is not the pinned one")));

@@ -287,6 +287,17 @@ impl Lock {
     }
 }
 
+/// Which process serves from the database at `path`, which is without links; `None` where nobody does, or that cannot be
+/// known.
+pub(in crate::store) fn locked_by(path: &Path) -> Option<String> {
+    let file = File::open(with(path, "-lock")).ok()?;
+    // Let go at once.
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Note::read(&file).ok().map(|note| note.owner),
+        _ => None,
+    }
+}
+
 impl Drop for Lock {
     /// Takes the file away while it is still locked.
     fn drop(&mut self) {

@@ -7,4 +7,5 @@ mod commands;
 mod dovecot;
 mod installed;
 mod misleading;
+mod occupied;
 mod started;

@@ -47,7 +47,7 @@ async fn say_to_all(listener: TcpListener, lines: &'static [&'static str]) {
 }
 
 /// An address that nobody else has: no test but these uses this one of loopback.
-fn free_address() -> SocketAddr {
+pub(super) fn free_address() -> SocketAddr {
     std::net::TcpListener::bind("127.77.3.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -382,6 +382,14 @@ async fn check_ends_with_the_status_of_serve() {
         let other = mailchime::demo::pki::Pki::generate(None).unwrap();
         other.write_to(&folder.file("other")).unwrap();
         let _used = std::os::unix::net::UnixListener::bind(folder.file("used.sock")).unwrap();
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let udp = datagrams.local_addr().unwrap();
+        fs::write(folder.file("events.secret"), "a-secret-of-25-characters").unwrap();
+        fs::set_permissions(folder.file("events.secret"), Permissions::from_mode(0o600)).unwrap();
+        let events = |address: &str| {
+            let source = "[[events.source]]\nname = \"a\"\nsecret_file = \"events.secret\"";
+            format!("[events]\n{address}\n{source}\n[log]")
+        };
         let admin = |address: &str, more: &str| format!("[admin]\naddress = \"{address}\"\n{more}[log]");
         for (old, new, status) in [
             ("private_key = \"server.key\"", "private_key = \"bad.key\"", 64),
@@ -401,7 +409,12 @@ async fn check_ends_with_the_status_of_serve() {
             ),
             ("address = \"127.0.0.1:0\"", &format!("address = \"{address}\""), 1),
             ("address = \"127.0.0.1:0\"", "address = \"192.0.2.1:993\"", 1),
-            ("[log]", &format!("[admin]\naddress = \"{address}\"\n[log]"), 64),
+            // What may be free later is no fault of the configuration.
+            ("[log]", &admin(&address.to_string(), ""), 1),
+            ("[log]", "[api]\naddress = \"192.0.2.1:8443\"\n[log]", 1),
+            ("[log]", &format!("[api]\naddress = \"{address}\"\n[log]"), 1),
+            ("[log]", &events(&format!("address = \"{address}\"")), 1),
+            ("[log]", &events(&format!("udp_address = \"{udp}\"\nudp_networks = [\"127.0.0.0/8\"]")), 1),
             ("[log]", &admin("unix:/nonexistent/admin.sock", ""), 64),
             ("[log]", &admin("unix:/run/mailchime-typo/admin.sock", ""), 64),
             ("[log]", &admin("unix:/run/mailchime/admin.sock", "group = \"no-such-group\"\n"), 64),
@@ -409,12 +422,18 @@ async fn check_ends_with_the_status_of_serve() {
             ("[log]", "[events]\ncyrus_stream = \"c.sock\"\ncyrus_group = \"no-such-group\"\n[log]", 64),
             ("[log]", &admin("unix:admin.sock", "group = \"no-such-group\"\n"), 64),
             ("[log]", &admin("unix:text.db", ""), 64),
-            ("[log]", &admin("unix:used.sock", ""), 64),
+            ("[log]", &admin("unix:used.sock", ""), 1),
+            ("[log]", "[events]\ncyrus_stream = \"used.sock\"\n[log]", 1),
             // The mode of this folder stops nobody but root, and the system stops root.
             ("[log]", &admin("unix:/proc/admin.sock", ""), 64),
             ("[log]", "[events]\ncyrus_socket = \"/proc/c.sock\"\n[log]", 64),
             ("[log]", "[events]\ncyrus_stream = \"/proc/c.sock\"\n[log]", 64),
             ("[log]", "[credentials]\nkey_file = \"/proc/new.key\"\n[log]", 64),
+            (
+                "[log]",
+                "[webpush]\ncontact = \"mailto:a@example.org\"\nkey_file = \"/proc/new.key\"\n[log]",
+                64,
+            ),
             ("[store]\n", "[store]\nurl = \"sqlite:///proc/new.db\"\n", 64),
         ] {
             let world = &folder;
@@ -423,7 +442,7 @@ async fn check_ends_with_the_status_of_serve() {
             if new.starts_with("[[apns]]") {
                 world.configure("[apns]\nend", "[[apns]]\nend");
             }
-            if new.contains("[admin]") {
+            if ["[admin]", "[api]", "[events]"].iter().any(|table| new.starts_with(table)) {
                 // That no mailchime runs is known by the port of a listener alone.
                 let free = free_address();
                 world.configure("address = \"127.0.0.1:0\"", &format!("address = \"{free}\""));

@@ -11,17 +11,20 @@ use crate::imap::responses::printable;
 /// The state of a socket that listens, in /proc/net/tcp.
 const LISTENS: &str = "0A";
 
+/// That of a socket that takes datagrams from everybody, in /proc/net/udp.
+const TAKES: &str = "07";
+
 /// A program that listens. Of programs of other users root alone learns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PortHolder {
-    pub(super) program: String,
+pub(in crate::cli) struct PortHolder {
+    pub(in crate::cli) program: String,
     /// Its unit of systemd, for `systemctl`.
-    pub(super) unit: Option<String>,
+    pub(in crate::cli) unit: Option<String>,
 }
 
 impl PortHolder {
     /// One that this user cannot see.
-    pub(super) fn unknown() -> Self {
+    pub(in crate::cli) fn unknown() -> Self {
         Self { program: "another program (`ss -ltnp` names it to root)".to_owned(), unit: None }
     }
 }
@@ -36,9 +39,26 @@ impl fmt::Display for PortHolder {
 }
 
 /// The program at this address, as far as this user can see it.
-pub(super) fn of(host: IpAddr, port: u16) -> Option<PortHolder> {
-    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(fs::read_to_string);
-    let listening = |table: &String| sockets(table, host, port);
+pub(in crate::cli) fn of(host: IpAddr, port: u16) -> Option<PortHolder> {
+    of_tables(["/proc/net/tcp", "/proc/net/tcp6"], LISTENS, host, port)
+}
+
+/// The program that takes the datagrams of this address.
+pub(in crate::cli) fn of_datagrams(host: IpAddr, port: u16) -> Option<PortHolder> {
+    of_tables(["/proc/net/udp", "/proc/net/udp6"], TAKES, host, port)
+}
+
+/// The program of a process, and its unit.
+pub(in crate::cli) fn of_process(pid: u32) -> Option<PortHolder> {
+    let folder = Path::new("/proc").join(pid.to_string());
+    let program = fs::read(folder.join("comm")).ok()?;
+    let unit = fs::read_to_string(folder.join("cgroup")).ok().and_then(|text| unit(&text));
+    Some(PortHolder { program: printable(program.trim_ascii()), unit })
+}
+
+fn of_tables(tables: [&str; 2], state: &str, host: IpAddr, port: u16) -> Option<PortHolder> {
+    let tables = tables.map(fs::read_to_string);
+    let listening = |table: &String| sockets(table, state, host, port);
     let sockets: Vec<_> = tables.iter().flatten().flat_map(listening).collect();
     let mut holders = BTreeMap::new();
     for process in fs::read_dir("/proc").ok()?.flatten() {
@@ -56,20 +76,17 @@ pub(super) fn of(host: IpAddr, port: u16) -> Option<PortHolder> {
     let is_first = |parent: &u32| *parent == 1 || !holders.contains_key(parent);
     let mut first = holders.iter().filter(|(_, parent)| is_first(parent)).map(|(pid, _)| *pid);
     let pid = first.clone().find(|pid| *pid != 1).or_else(|| first.next())?;
-    let folder = Path::new("/proc").join(pid.to_string());
-    let program = fs::read(folder.join("comm")).ok()?;
-    let unit = fs::read_to_string(folder.join("cgroup")).ok().and_then(|text| unit(&text));
-    Some(PortHolder { program: printable(program.trim_ascii()), unit })
+    of_process(pid)
 }
 
-/// The sockets that listen there, as the links to open files name them. `table` has lines such as
+/// The sockets that are in this state there, as the links to open files name them. `table` has lines such as
 /// `0: 0100007F:03E1 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 12345 …`.
-fn sockets(table: &str, host: IpAddr, port: u16) -> Vec<String> {
+fn sockets(table: &str, state: &str, host: IpAddr, port: u16) -> Vec<String> {
     let socket = |line: &str| {
         let fields: Vec<_> = line.split_whitespace().collect();
         let (address, at) = fields.get(1)?.split_once(':')?;
         let address = address_of(address)?;
-        let is_there = fields.get(3) == Some(&LISTENS)
+        let is_there = fields.get(3) == Some(&state)
             && u16::from_str_radix(at, 16) == Ok(port)
             && (address.is_unspecified() || address == host);
         is_there.then(|| Some(format!("socket:[{}]", fields.get(9)?)))?
@@ -133,8 +150,8 @@ mod tests {
         ]
         .concat();
         let expected = [1, 4, 5, 6].map(|inode| format!("socket:[{inode}]"));
-        assert_eq!(sockets(&table, HERE, 993), expected);
-        assert_eq!(sockets(&table, HERE, 143), [""; 0]);
+        assert_eq!(sockets(&table, LISTENS, HERE, 993), expected);
+        assert_eq!(sockets(&table, LISTENS, HERE, 143), [""; 0]);
     }
 
     #[test]
@@ -146,6 +163,11 @@ mod tests {
         assert_eq!(found.program, own.trim());
         drop(listener);
         assert_eq!(of(HERE, port), None);
+        let datagrams = std::net::UdpSocket::bind((HERE, 0)).unwrap();
+        let port = datagrams.local_addr().unwrap().port();
+        assert_eq!(of_datagrams(HERE, port).unwrap().program, own.trim());
+        drop(datagrams);
+        assert_eq!(of_datagrams(HERE, port), None);
     }
 
     #[test]
