@@ -17,6 +17,9 @@ const MAX_FILE: u64 = 4096;
 /// Read and write by the owner only.
 const MODE: u32 = 0o600;
 
+/// What is added to that where the group reads, too.
+const GROUP_READS: u32 = 0o040;
+
 /// Why a file with a secret cannot be used.
 pub(crate) enum Unfit {
     Io(io::Error),
@@ -51,15 +54,27 @@ impl Unfit {
     }
 }
 
-/// The content of a file that only its owner can use.
+/// Whether nobody but this process's user and root can use a file: it is its owner's alone; or it is root's, and the group
+/// that this process runs with reads it, too. Kubernetes mounts secrets so, as root:fsGroup with mode 0440. A group that the
+/// user is merely a member of has other members.
+fn is_private(metadata: &fs::Metadata, user: u32, group: u32) -> bool {
+    match metadata.permissions().mode() & 0o077 {
+        0 => true,
+        // Root needs no group to read it.
+        GROUP_READS => user != 0 && metadata.uid() == 0 && metadata.gid() == group,
+        _ => false,
+    }
+}
+
+/// The content of a file that nobody else can use.
 pub(crate) fn read_private(path: &Path) -> Result<(Zeroizing<String>, fs::Metadata), Unfit> {
     // The metadata are those of the open file, so that what is checked is what was read.
     let (text, metadata) = files::read_text(path, MAX_FILE)?;
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(Unfit::Open(mode));
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    match is_private(&metadata, user.as_raw(), group.as_raw()) {
+        true => Ok((text, metadata)),
+        false => Err(Unfit::Open(metadata.permissions().mode() & 0o777)),
     }
-    Ok((text, metadata))
 }
 
 /// The one right to give a file a new content: a file beside it, by a name that is always the same,
@@ -102,9 +117,10 @@ impl Successor {
     }
 
     /// Puts a file with this text and mode 0600 in the place of the one at the path, whole or not at
-    /// all, for the owner of the one that it replaces: an administrator's new file must not lock out
-    /// mailchime's user.
+    /// all, for the owner of the one that it replaces, and for its group where that could read it: an
+    /// administrator's new file must not lock out mailchime's user.
     pub(crate) fn write(mut self, text: &str, replaced: Option<&fs::Metadata>) -> io::Result<()> {
+        let group = replaced.map_or(0, |replaced| replaced.permissions().mode() & GROUP_READS);
         self.file.set_permissions(fs::Permissions::from_mode(MODE))?;
         self.file.set_len(0)?;
         if let Some(replaced) = replaced {
@@ -116,6 +132,7 @@ impl Successor {
             files::give_to_owner_of_folder(&self.file, folder(&self.path))?;
         }
         self.file.write_all(text.as_bytes())?;
+        self.file.set_permissions(fs::Permissions::from_mode(MODE | group))?;
         self.file.sync_all()?;
         if let Some(beside) = &self.beside {
             fs::rename(beside, &self.path)?;
@@ -153,5 +170,53 @@ pub(crate) fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::chown;
+
+    use super::*;
+
+    /// As Kubernetes mounts a secret with `fsGroup`.
+    #[test]
+    fn a_file_of_root_may_be_read_by_the_group_that_the_process_runs_with_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        fs::write(&path, "secret").unwrap();
+        if chown(&path, Some(0), Some(65532)).is_err() {
+            return; // Root alone can give it away.
+        }
+        let judge = |mode: u32, user: u32, group: u32| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            is_private(&fs::metadata(&path).unwrap(), user, group)
+        };
+        for mode in [0o440, 0o640] {
+            assert!(judge(mode, 65532, 65532), "{mode:o}");
+            // Of another group the user may be a member, among others.
+            assert!(!judge(mode, 65532, 999), "{mode:o}");
+            assert!(!judge(mode, 0, 65532), "{mode:o}");
+        }
+        for mode in [0o444, 0o460, 0o660, 0o604] {
+            assert!(!judge(mode, 65532, 65532), "{mode:o}");
+        }
+        assert!(judge(0o400, 65532, 65532));
+        chown(&path, Some(1000), None).unwrap();
+        assert!(!judge(0o440, 65532, 65532), "it is another user's");
+    }
+
+    #[test]
+    fn a_new_content_stays_readable_for_the_group_that_could_read_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        for mode in [0o640, 0o600] {
+            fs::write(&path, "before").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let before = fs::metadata(&path).unwrap();
+            Successor::of(&path).unwrap().write("after", Some(&before)).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), "after");
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, mode);
+        }
     }
 }
