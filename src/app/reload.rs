@@ -42,8 +42,9 @@ impl Server {
             intake::sources(&config.events, &self.metrics).map_err(StartError::Configuration)?;
         let identities = self.mail_push.prepare(config)?;
         // Last, since it makes the key file where there is none.
-        let (before, after) = (self.config.web_push.as_ref(), config.web_push.as_ref());
-        let web_push = WebPushSetup::after(before, after, &self.resolver)?;
+        self.has_browsers |= self.config.web_push.is_some();
+        let web_push =
+            WebPushSetup::new(config.web_push.as_ref(), &self.resolver, self.has_browsers)?;
         let news = web_push.as_ref().map(WebPushSetup::news);
         self.mail_push.replace(identities);
         webpush::publish(web_push, &self.routes, &self.transports);

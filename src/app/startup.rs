@@ -61,6 +61,8 @@ pub(super) struct Built {
     metrics: Arc<Metrics>,
     store: Store,
     credentials: Arc<CredentialSource>,
+    /// Browsers have subscribed before this start.
+    has_browsers: bool,
     /// The name of this node.
     node: String,
 }
@@ -104,7 +106,8 @@ impl Built {
         let credentials =
             CredentialSource::open(config.credentials, &config.key_file, store.clone())
                 .map_err(|error| StartError::key("[credentials] key_file", error))?;
-        let web_push = WebPushSetup::new(config.web_push.as_ref(), &resolver)?;
+        let has_browsers = webpush::has_browsers(&store).await;
+        let web_push = WebPushSetup::new(config.web_push.as_ref(), &resolver, has_browsers)?;
         if let Some(web_push) = &web_push {
             web_push.news().tell(&store).await;
         }
@@ -131,6 +134,7 @@ impl Built {
             metrics,
             store,
             credentials: Arc::new(credentials),
+            has_browsers,
             node,
         })
     }
@@ -198,6 +202,7 @@ impl Built {
             store: self.store,
             routes: self.routes,
             transports: self.transports,
+            has_browsers: self.has_browsers,
             webhooks,
             event_sources: self.event_sources,
             mail_push: self.mail_push,

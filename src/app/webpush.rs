@@ -1,18 +1,24 @@
 //! Web Push at the start and at a reload: its key, its route, and what the API offers of it.
 
-use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::StartError;
 use crate::config::WebPushConfig;
+use crate::files;
 use crate::model::Timestamp;
 use crate::net::guard::Guard;
 use crate::net::resolve::NameResolver;
 use crate::push::transport::enrol::{Enrol, Transports};
-use crate::push::transport::webpush::vapid::{VapidKey, VapidKeyError};
+use crate::push::transport::webpush::vapid::VapidKey;
 use crate::push::transport::webpush::{self, WebPush};
 use crate::push::transport::{Route, Routes};
 use crate::store::{Store, StoreError};
+
+/// For the database to say whether browsers have subscribed.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
 
 /// Web Push as a configuration has it, made and not yet published.
 #[derive(Debug)]
@@ -31,36 +37,34 @@ pub(super) struct KeyNews {
 }
 
 impl WebPushSetup {
-    /// Reads the key, or makes it where there is no file. `None` where Web Push is off.
+    /// Reads the key, or makes it where there is no file. `None` where Web Push is off: in the configuration, or since there
+    /// is no file and `has_browsers` says that browsers have subscribed with the key that was in it. A new key would reach
+    /// none of them, and would hide that the one of before is to be put back.
     pub(super) fn new(
         config: Option<&WebPushConfig>,
         resolver: &NameResolver,
+        has_browsers: bool,
     ) -> Result<Option<Self>, StartError> {
-        Self::with_key(config, resolver, VapidKey::open)
-    }
-
-    /// The same in place of `before`. Where Web Push was on there is a key with which browsers have subscribed,
-    /// so none is made.
-    pub(super) fn after(
-        before: Option<&WebPushConfig>,
-        config: Option<&WebPushConfig>,
-        resolver: &NameResolver,
-    ) -> Result<Option<Self>, StartError> {
-        match before {
-            None => Self::new(config, resolver),
-            Some(_) => Self::with_key(config, resolver, |path, contact| {
-                VapidKey::open_existing(path, contact).map(|key| (key, false))
-            }),
+        let Some(config) = config else { return Ok(None) };
+        if has_browsers && !files::exists(&config.key_file) {
+            let file = config.key_file.display().to_string();
+            tracing::error!(
+                target: "mailchime::push::vapid_key_missing",
+                %file,
+                "the VAPID key with which browsers have subscribed is missing; mail goes on, and nothing is pushed to \
+                 browsers; put the file back and reload mailchime. Where there is no copy, make a new key as docs/webpush.md \
+                 says, and browsers have to subscribe again"
+            );
+            return Ok(None);
         }
+        Self::with_key(config, resolver)
     }
 
     fn with_key(
-        config: Option<&WebPushConfig>,
+        config: &WebPushConfig,
         resolver: &NameResolver,
-        open: impl FnOnce(&Path, &str) -> Result<(VapidKey, bool), VapidKeyError>,
     ) -> Result<Option<Self>, StartError> {
-        let Some(config) = config else { return Ok(None) };
-        let (key, made_key) = open(&config.key_file, &config.contact)
+        let (key, made_key) = VapidKey::open(&config.key_file, &config.contact)
             .map_err(|error| StartError::key("[webpush] key_file", error))?;
         let guard = Guard::new(&config.hosts, &config.allow_private);
         let web_push = WebPush::new(Arc::new(key), Arc::new(guard));
@@ -74,6 +78,15 @@ impl WebPushSetup {
     /// What is to be known of the key.
     pub(super) fn news(&self) -> KeyNews {
         self.key.clone()
+    }
+}
+
+/// Whether browsers have subscribed. It is taken for so where the database does not say within [`ANSWER_TIME`]: a start
+/// waits no longer.
+pub(super) async fn has_browsers(store: &Store) -> bool {
+    match timeout(ANSWER_TIME, store.routes(&webpush::transport())).await {
+        Ok(Ok(routes)) => !routes.is_empty(),
+        Ok(Err(_)) | Err(_) => true,
     }
 }
 
@@ -143,8 +156,6 @@ pub(super) fn publish(setup: Option<WebPushSetup>, routes: &Routes, transports: 
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::json;
 
     use super::*;
@@ -161,11 +172,12 @@ mod tests {
         let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         let store = store.sealing(&folder.path().join("mailchime.key"));
         let config = WebPushConfig::new(folder.path().join("vapid.key"), "mailto:a@example.org");
-        let start = || {
+        let start = |has_browsers| {
             let resolver = NameResolver::default();
-            WebPushSetup::new(Some(&config), &resolver).unwrap().unwrap()
+            WebPushSetup::new(Some(&config), &resolver, has_browsers).unwrap()
         };
-        let first = start();
+        assert!(!has_browsers(&store).await);
+        let first = start(false).unwrap();
         assert!(first.key.made_key && first.key.strangers(&store).await.unwrap().is_empty());
         let alice = Account::from_login("alice@example.org");
         let request = json!({
@@ -177,11 +189,14 @@ mod tests {
         let (backend, now) = (BackendId::new(None, "imap", 993), Timestamp::now());
         let login = Registrant::new(&backend, now, None);
         store.register(&registration, login, 10, now).await.unwrap();
-        let again = start();
+        assert!(has_browsers(&store).await);
+        let again = start(true).unwrap();
         assert!(!again.key.made_key && again.key.strangers(&store).await.unwrap().is_empty());
 
         std::fs::remove_file(&config.key_file).unwrap();
-        let other = start();
+        assert!(start(true).is_none() && !config.key_file.exists(), "a key was made");
+        // As an administrator makes one who has no copy.
+        let other = start(false).unwrap();
         assert!(other.key.made_key);
         let strangers = other.key.strangers(&store).await.unwrap();
         assert_eq!(strangers, [(first.key.name.to_string(), 1)]);
@@ -194,20 +209,6 @@ mod tests {
             key.news().tell(&store).await;
             assert_eq!(kind().await.as_deref(), expected);
         }
-        assert!(WebPushSetup::new(None, &NameResolver::default()).unwrap().is_none());
-    }
-
-    #[test]
-    fn a_reload_reads_the_key_and_makes_one_only_where_web_push_was_off() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = WebPushConfig::new(folder.path().join("vapid.key"), "mailto:a@example.org");
-        let reload = |before| WebPushSetup::after(before, Some(&config), &NameResolver::default());
-        let error = reload(Some(&config)).unwrap_err().to_string();
-        assert!(error.contains("[webpush] key_file") && error.contains("vapid.key"), "{error}");
-        assert!(!config.key_file.exists());
-        let first = reload(None).unwrap().unwrap();
-        let again = reload(Some(&config)).unwrap().unwrap();
-        assert!(first.key.made_key && !again.key.made_key);
-        assert_eq!(first.key.name, again.key.name);
+        assert!(WebPushSetup::new(None, &NameResolver::default(), false).unwrap().is_none());
     }
 }

@@ -274,9 +274,13 @@ async fn a_lost_vapid_key_is_said_of_each_key_with_which_browsers_have_subscribe
         let shown = key.display().to_string();
         let used = |key: &str| format!("ok       [webpush]: {shown}: can be used, its key is {key}");
         let lost = |is: &str, key: &str, browsers: &str| {
+            let no_other = match is {
+                "is not the key" => "",
+                _ => "; mailchime makes no other, and pushes nothing to browsers",
+            };
             format!(
                 "FAILED   [webpush]: {shown}: {is} with which {browsers} subscribed ({key}); put back the key file \
-                 of that time, or they get nothing until their users subscribe again"
+                 of that time, or they get nothing until their users subscribe again{no_other}"
             )
         };
         let (one, two) = ("1 browser has", "2 browsers have");

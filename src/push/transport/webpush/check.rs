@@ -46,7 +46,8 @@ pub(in crate::push::transport) async fn run(
         };
         lines.failed(format_args!(
             "{shown}: is {is} with which {browsers} subscribed ({other}); put back the key file of that \
-             time, or they get nothing until their users subscribe again"
+             time, or they get nothing until their users subscribe again{}",
+            if key.is_some() { "" } else { "; mailchime makes no other, and pushes nothing to browsers" }
         ));
     }
     match key {
