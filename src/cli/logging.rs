@@ -73,10 +73,19 @@ pub fn init(format: LogFormat, level: &str) -> Result<Level, LoggingError> {
     let filter = filter(std::env::var(VARIABLE).ok().as_deref(), level)?;
     let (filter, level) = reload::Layer::new(filter);
     let colours = colours(io::stderr().is_terminal());
-    let form =
-        LineForm::new(format, is_journal(std::env::var_os(JOURNAL).as_deref(), io::stderr()));
+    let form = LineForm::new(format, is_to_journal());
     subscriber(form, filter, colours, io::stderr).try_init().map_err(LoggingError::Twice)?;
     Ok(Level(level))
+}
+
+/// Whether standard error is the journal of systemd.
+pub(super) fn is_to_journal() -> bool {
+    is_journal(std::env::var_os(JOURNAL).as_deref(), io::stderr())
+}
+
+/// Each line of `text` with the priority of an error before it, as the journal reads it (sd-daemon(3)).
+pub(super) fn as_errors(text: &str) -> String {
+    text.lines().filter(|line| !line.is_empty()).map(|line| format!("<3>{line}\n")).collect()
 }
 
 /// Whether `stream` is the one that [`JOURNAL`] names.

@@ -162,7 +162,10 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => {
             // Help and version come this way, too. If nobody reads them there is nobody to tell.
-            let _ = error.print();
+            let _ = match error.use_stderr() && logging::is_to_journal() {
+                true => io::stderr().write_all(logging::as_errors(&error.to_string()).as_bytes()),
+                false => error.print(),
+            };
             return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
         }
     };
@@ -238,9 +241,11 @@ fn configuration(configured: &Configured) -> Result<Config, CommandFailure> {
 // Standard output and error may be closed, by `| head` for example. What a command does goes on; a
 // panic in the middle of it would help nobody.
 
-/// A command's last word, for the user.
+/// A command's last word, for the user; in the journal it is an error.
 fn say_error(message: &str) {
-    let _ = writeln!(io::stderr(), "mailchime: {message}");
+    let text = format!("mailchime: {message}\n");
+    let text = if logging::is_to_journal() { logging::as_errors(&text) } else { text };
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// What a command was asked for.

@@ -267,6 +267,34 @@ async fn the_journal_gets_priorities_and_no_second_time() {
     .await;
 }
 
+/// `journalctl -p err` shows why a service did not start.
+#[tokio::test]
+async fn what_ends_a_start_is_an_error_in_the_journal() {
+    limited(async {
+        let world = World::new().await;
+        let journal = "JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); export JOURNAL_STREAM";
+        let ends = async |first: &str, arguments: &[&str]| {
+            let mut process = Process::spawn(mailchime_after(first, arguments));
+            let code = process.end().await.code();
+            (code, process.stderr.seen.clone())
+        };
+        let config = world.file("none.toml").display().to_string();
+        let missing = ["serve", "--config", &config];
+        let (code, said) = ends(journal, &missing).await;
+        assert_eq!(code, Some(64), "{said:?}");
+        assert!(said.len() == 1 && said[0].starts_with("<3>mailchime: "), "{said:?}");
+        assert!(said[0].contains("no such file"), "{said:?}");
+        let (code, said) = ends(journal, &["serve", "--no-such-option"]).await;
+        assert_eq!(code, Some(64), "{said:?}");
+        assert!(said.len() > 1 && said.iter().all(|line| line.starts_with("<3>")), "{said:?}");
+        // Elsewhere it is a text as any.
+        let (code, said) = ends("true", &missing).await;
+        assert_eq!(code, Some(64), "{said:?}");
+        assert!(said[0].starts_with("mailchime: "), "{said:?}");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn clients_with_which_tls_fails_have_a_line_that_says_why() {
     limited(async {
