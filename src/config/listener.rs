@@ -132,7 +132,7 @@ mod tests {
             ),
             (
                 "[[listener]]\nproxy_protocol = \"::1\"",
-                "[[listener]] proxy_protocol: invalid type: string \"::1\", expected a sequence",
+                "[[listener]] proxy_protocol: invalid type: string \"::1\", expected a list, in brackets: [",
             ),
         ] {
             refused_with(text, expected);

@@ -128,6 +128,9 @@ pub(super) fn parse(text: &str, origin: &Path) -> Result<RawConfig, Box<RawFault
             problem = twice;
         }
         let quoted = span.and_then(|span| quoted(text, span, &problem));
+        if let Some(told) = wrong_form(path, &problem) {
+            problem = told;
+        }
         if let Some(line) = line {
             problem.push_str(&format!(" (line {line})"));
         }
@@ -182,6 +185,25 @@ fn twice(text: &str, at: usize, problem: &str) -> Option<String> {
             format!("{key} is given twice in its table; remove one")
         }
     })
+}
+
+/// A value of the wrong form, in the words of the file in place of the parser's: what is expected, and how it is written.
+fn wrong_form(path: Option<&str>, problem: &str) -> Option<String> {
+    let (found, expected) = problem.strip_prefix("invalid type: ")?.rsplit_once(", expected ")?;
+    if found == "map" && path.is_some_and(|path| LISTS.contains(&path)) {
+        let table = path.unwrap_or_default();
+        return Some(format!(
+            "is written as one table; it can be given several times, so write [[{table}]]"
+        ));
+    }
+    let expected = match expected {
+        "i64" => "a whole number, without quotes",
+        "a boolean" => "true or false, without quotes",
+        "a sequence" => "a list, in brackets: [\"…\", \"…\"]",
+        raw if raw.starts_with("struct Raw") => "a table with keys of its own",
+        _ => return None,
+    };
+    Some(format!("invalid type: {found}, expected {expected}"))
 }
 
 /// The text with quotes around a number or a truth value that stands where a text should.

@@ -221,7 +221,24 @@ fn a_refused_value_names_its_key_and_what_is_allowed() {
         ("[api]\naddress = 8443", "[api] address: \"8443\" is"),
         (
             "[limits]\nsessions = \"many\"",
-            "[limits] sessions: invalid type: string \"many\", expected",
+            "[limits] sessions: invalid type: string \"many\", expected a whole number, without quotes",
+        ),
+        (
+            "[limits]\nsessions = \"20000\"",
+            "[limits] sessions: invalid type: string \"20000\", expected a whole number, without quotes (line 5)",
+        ),
+        (
+            "[backend]\naddress = \"a:1\"\nsend_id = \"true\"",
+            "[backend] send_id: invalid type: string \"true\", expected true or false, without quotes",
+        ),
+        ("watch = 5", "[watch]: invalid type: integer `5`, expected a table with keys of its own"),
+        (
+            "listener.address = \"127.0.0.1:993\"",
+            "[[listener]]: is written as one table; it can be given several times, so write [[listener]] (line 4)",
+        ),
+        (
+            "events.source.name = \"a\"",
+            "[[events.source]]: is written as one table; it can be given several times, so write [[events.source]]",
         ),
     ] {
         refused_with(text, expected);
