@@ -144,6 +144,12 @@ impl StoreError {
                 "the file is damaged or no database: restore a backup, or move it away and let \
                  devices register again"
             }
+            (_, Some(INSUFFICIENT_PRIVILEGE))
+                if source.to_string().contains("must be owner of") =>
+            {
+                "the user of the database must own mailchime's tables to bring them up to date: give it those of \
+                 the user who owns them (reassign owned by OTHER to USER)"
+            }
             (_, Some(INSUFFICIENT_PRIVILEGE | NO_SCHEMA)) => {
                 "the user of the database must be able to create tables in its schema: let it own \
                  the database (alter database NAME owner to USER)"

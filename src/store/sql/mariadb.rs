@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{Row, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Row, SqlSafeStr};
 
 use super::dialect::Dialect;
 use super::fault::ConnectionFault;
@@ -58,17 +58,19 @@ fn settings(busy_timeout: Duration, limit: Duration) -> String {
 /// as well, which it finds when it has looked at the rights.
 pub(in crate::store) async fn try_rights(connections: &Connections) -> sqlx::Result<()> {
     let mut work = connections.begin_alone().await?;
+    // No table has this name, so none is changed.
+    let table = schema::unused_name();
     for sql in [
-        "create table mailchime_rights (name int, name int)",
-        "alter table mailchime_rights drop column name",
-        "create index name on mailchime_rights (name)",
-        "drop table mailchime_rights",
-        "select name from mailchime_rights",
-        "insert into mailchime_rights (name) values (1)",
-        "update mailchime_rights set name = 1",
-        "delete from mailchime_rights",
+        format!("create table {table} (name int, name int)"),
+        format!("alter table {table} drop column name"),
+        format!("create index name on {table} (name)"),
+        format!("drop table {table}"),
+        format!("select name from {table}"),
+        format!("insert into {table} (name) values (1)"),
+        format!("update {table} set name = 1"),
+        format!("delete from {table}"),
     ] {
-        if let Err(error) = work.run(sql.into_sql_str()).await
+        if let Err(error) = work.run(AssertSqlSafe(sql).into_sql_str()).await
             && (is_no_right(&error) || is_temporary(&error))
         {
             return Err(error);

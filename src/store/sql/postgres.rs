@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Row, SqlSafeStr};
 
 use super::dialect::Dialect;
 use super::fault::ConnectionFault;
 use super::pool::pools;
-use super::schema;
 use super::work::{Connections, TransactionKind};
+use super::{schema, statement};
 use crate::config::ServerUrl;
 use crate::store::StoreError;
 use crate::store::error::{is_refusal, unusable_server};
@@ -53,10 +53,23 @@ fn begin(busy_timeout: Duration, limit: Duration) -> String {
     )
 }
 
-/// Tries what the schema needs, and rolls it back.
+/// Tries what the schema needs, and rolls it back: to make a table, and to change those that are there, for which the user
+/// has to own them.
 pub(in crate::store) async fn try_rights(connections: &Connections) -> sqlx::Result<()> {
     let mut work = connections.begin_write().await?;
-    work.run("create table mailchime_rights (name text primary key)".into_sql_str()).await
+    let sql = format!("create table {} (name text primary key)", schema::unused_name());
+    work.run(AssertSqlSafe(sql).into_sql_str()).await?;
+    let there = "select cast(tablename as text) as name from pg_catalog.pg_tables \
+                 where schemaname = current_schema()";
+    let ours = schema::tables();
+    for row in statement::query(there).fetch_all_in(&mut work).await? {
+        let name: String = row.try_get("name")?;
+        if ours.contains(&*name) {
+            let sql = format!("comment on table {name} is null");
+            work.run(AssertSqlSafe(sql).into_sql_str()).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Applies what is missing of the schema, all or nothing. Of nodes that start at once one waits for

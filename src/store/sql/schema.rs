@@ -1,13 +1,14 @@
 //! The schema: one folder of migrations for SQLite and PostgreSQL, each of which is a part of one transaction,
 //! and one for MariaDB, each of which may be run again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde_json::json;
 use sqlx::any::AnyRow;
 use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Row, SqlSafeStr};
+use uuid::Uuid;
 
 use super::dialect::{Dialect, UpdateFrom};
 use super::rows::{self, Readable};
@@ -32,6 +33,22 @@ fn migrator(dialect: Dialect) -> &'static Migrator {
 /// The newest version that this program knows.
 pub(in crate::store) fn known() -> i64 {
     MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// A name for a table that no table has, of 122 bits by chance.
+pub(in crate::store) fn unused_name() -> String {
+    format!("mailchime_rights_{}", Uuid::new_v4().simple())
+}
+
+/// The tables that a database of SQLite or PostgreSQL may have, of whatever version.
+pub(in crate::store) fn tables() -> BTreeSet<&'static str> {
+    let texts = MIGRATOR.iter().flat_map(|migration| {
+        let sql = migration.sql.as_str();
+        ["create table ", " rename to "].into_iter().flat_map(|before| sql.split(before).skip(1))
+    });
+    let end = |byte: char| !byte.is_ascii_alphanumeric() && byte != '_';
+    let names = texts.filter_map(|rest| rest.split(end).next());
+    names.filter(|name| !name.is_empty()).chain(["_sqlx_migrations"]).collect()
 }
 
 /// Applies what is missing, in this transaction.
@@ -164,6 +181,15 @@ pub(in crate::store) fn error(database: &Arc<str>, error: MigrateError) -> Store
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tables_are_those_of_all_versions() {
+        let tables = tables();
+        for name in ["account", "device", "subscription", "former_account", "_sqlx_migrations"] {
+            assert!(tables.contains(name), "{name} is not in {tables:?}");
+        }
+        assert!(!tables.contains("column") && tables.len() < 30, "{tables:?}");
+    }
 
     #[test]
     fn the_newest_migration_has_one_number_for_all() {

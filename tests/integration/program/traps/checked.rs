@@ -236,19 +236,63 @@ async fn an_empty_database_is_ok(world: &World, url: &str) {
     assert!(said.line("ok       [store]: ").contains("0 accounts"), "{}", said.stdout);
 }
 
+/// A table that has the name of what `check` once made and dropped.
+const ANOTHERS: &str = "create table mailchime_rights (name int, kept int)";
+
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_database_of_postgresql_is_ok() {
+async fn an_empty_database_of_postgresql_is_ok_and_its_other_tables_are_left_alone() {
     let test = "program::traps::an_empty_database_of_postgresql_is_ok";
     let Some(postgres) = Postgres::start(test) else { return };
-    limited(async { an_empty_database_is_ok(&World::new().await, &postgres.url()).await }).await;
+    limited(async {
+        let mut beside = PgConnection::connect(&postgres.url()).await.unwrap();
+        beside.execute(ANOTHERS).await.unwrap();
+        an_empty_database_is_ok(&World::new().await, &postgres.url()).await;
+        beside.execute("select name, kept from mailchime_rights").await.unwrap();
+    })
+    .await;
+}
+
+/// An older mailchime made the tables, as another user of the database.
+#[tokio::test(flavor = "multi_thread")]
+async fn older_tables_of_postgresql_that_another_user_owns_are_refused() {
+    let test = "program::traps::older_tables_of_postgresql_that_another_user_owns_are_refused";
+    let Some(postgres) = Postgres::start(test) else { return };
+    limited(async {
+        let patience = Duration::from_secs(5);
+        Store::open(&postgres.url().parse().unwrap(), patience).await.unwrap().close().await;
+        let mut beside = PgConnection::connect(&postgres.url()).await.unwrap();
+        for sql in [
+            "delete from _sqlx_migrations where version = (select max(version) from _sqlx_migrations)",
+            "create user poor password 'secret'",
+            "grant all on schema public to poor",
+            "grant all on all tables in schema public to poor",
+        ] {
+            beside.execute(sql).await.unwrap();
+        }
+        let url = format!("postgres://poor:secret@{}/postgres", postgres.address);
+        let expected = ["must be owner of table", "reassign owned by"];
+        a_database_without_rights_is_refused(&World::new().await, &url, expected).await;
+        // Whose they are may bring them up to date.
+        let world = World::new().await;
+        world.configure("[store]\n", &format!("[store]\nurl = \"{}\"\n", postgres.url()));
+        fs::set_permissions(world.file("proxy.toml"), Permissions::from_mode(0o600)).unwrap();
+        let said = world.command(&["check"]).await;
+        assert!(said.line("warning  [store]: ").contains("has an older schema"), "{}", said.stdout);
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_database_of_mariadb_is_ok() {
+async fn an_empty_database_of_mariadb_is_ok_and_its_other_tables_are_left_alone() {
     let test = "program::traps::an_empty_database_of_mariadb_is_ok";
     let Some(mariadb) = MariaDb::start(test) else { return };
-    limited(async { an_empty_database_is_ok(&World::new().await, &mariadb.database_url()).await })
-        .await;
+    limited(async {
+        let mut beside = MySqlConnection::connect(&mariadb.database_url()).await.unwrap();
+        beside.execute(ANOTHERS).await.unwrap();
+        an_empty_database_is_ok(&World::new().await, &mariadb.database_url()).await;
+        beside.execute("select name, kept from mailchime_rights").await.unwrap();
+    })
+    .await;
 }
 
 /// `check` ends as `serve` does where the user of the database may make no tables, and leaves nothing there.
