@@ -81,6 +81,13 @@ pub(super) enum MailServerKind {
     Other,
 }
 
+impl MailServerKind {
+    /// Whether a user of it can act as others.
+    fn can_have_master(self) -> bool {
+        !matches!(self, Self::Courier | Self::Other)
+    }
+}
+
 /// With what accounts are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum WatchCredentials {
@@ -179,9 +186,19 @@ fn credentials(
         ));
     }
     let stored = "stored: the password of each user who has a phone, encrypted on this machine. It needs no \
-                  change to the server; after a change of password the user logs in once";
-    let master = "master: a master user of the server watches for all. No user's password is kept, and \
-                  nothing stops when one is changed; the server needs the user first";
+                  change to the server; after a change of password the user logs in once. Who gets hold of \
+                  mailchime's files can read the mail of these users";
+    let master = match server.can_have_master() {
+        true => {
+            "master: a master user of the server watches for all (recommended). No user's password is kept, and \
+             nothing stops when one is changed; the server needs the user first. Who gets hold of mailchime's files \
+             can read the mail of all users, unless the server takes the user from mailchime's address alone"
+        }
+        false => {
+            "master: a master user of the server watches for all. No user's password is kept, and \
+             nothing stops when one is changed; the server needs the user first"
+        }
+    };
     let labels = match can_be_master {
         true => vec![stored.to_owned(), master.to_owned()],
         false => vec![stored.to_owned()],

@@ -42,12 +42,8 @@ pub(super) fn text(plan: &SetupPlan) -> String {
     }
     steps.push(back(plan));
     steps.push(renewal(plan));
-    // Where the package has it.
-    let page = below(&plan.root, "usr/share/doc/mailchime/docs/certificate.md");
-    let page = match page.exists() {
-        true => page.display().to_string(),
-        false => "docs/certificate.md of the sources".to_owned(),
-    };
+    steps.extend(recommendation(plan));
+    let page = page(plan, "docs/certificate.md");
     steps.push(format!(
         "Push to iOS Mail needs a certificate from Apple: {page}. With it, uncomment [apns] and run mailchime check \
          again."
@@ -62,6 +58,30 @@ pub(super) fn text(plan: &SetupPlan) -> String {
         }
     }
     text
+}
+
+/// A page of the documents: where the package has it.
+fn page(plan: &SetupPlan, name: &str) -> String {
+    let page = below(&plan.root, "usr/share/doc/mailchime").join(name);
+    match page.exists() {
+        true => page.display().to_string(),
+        false => format!("{name} of the sources"),
+    }
+}
+
+/// A master user, where the server can have one and there is none yet.
+fn recommendation(plan: &SetupPlan) -> Option<String> {
+    let can_be = plan.server.kind.can_have_master();
+    if plan.credentials == WatchCredentials::Master || !can_be {
+        return None;
+    }
+    Some(format!(
+        "Recommended before many users come: a master user of the server in place of their passwords, which then \
+         are not on this machine, and no change of one stops anything. It is a change to the server, and its \
+         password opens all mail: {}. See what would be written:\n\n\
+         mailchime setup --credentials master --dry-run",
+        page(plan, "docs/book/master-user.md")
+    ))
 }
 
 fn user(plan: &SetupPlan) -> String {
@@ -122,9 +142,18 @@ fn master(plan: &SetupPlan) -> String {
                          passwd_file_path = /etc/dovecot/mailchime.master\n  master = yes\n}";
             let block = by_version(plan.server.kind, before, since);
             // The fields between are those of passwd(5).
-            let (nets, from) = match plan.server.is_here() {
-                true => ("::::::allow_nets=127.0.0.0/8", ", from this machine alone"),
-                false => (
+            let (nets, from) = match (plan.server.is_here(), &plan.server.container) {
+                // It is reached by either address of loopback.
+                (true, None) => {
+                    ("::::::allow_nets=127.0.0.0/8,::1/128", ", from this machine alone")
+                }
+                (true, Some(_)) => (
+                    "::::::allow_nets=192.0.2.1/32",
+                    ", from the address that follows allow_nets= alone: write there the gateway's of the \
+                     container's network (`docker network inspect` names it). The paths below are those in the \
+                     container",
+                ),
+                (false, _) => (
                     "::::::allow_nets=192.0.2.1/32",
                     ", from the address that follows allow_nets= alone: write \
                            there that of this machine",
@@ -136,7 +165,11 @@ fn master(plan: &SetupPlan) -> String {
                  > /etc/dovecot/mailchime.master)\n\
                  chown dovecot /etc/dovecot/mailchime.master\n\n\
                  In /etc/dovecot/conf.d/10-auth.conf, before the other passdb:\n\n{block}\n\n\
-                 systemctl reload dovecot"
+                 {reload}",
+                reload = match plan.server.container {
+                    Some(_) => "# and restart the container",
+                    None => "systemctl reload dovecot",
+                }
             )
         }
         MailServerKind::Cyrus => format!(
@@ -170,12 +203,18 @@ fn take_over(plan: &SetupPlan, check: &str) -> String {
 fn change(plan: &SetupPlan, begin: &str) -> String {
     let service = plan.server.service();
     if !plan.server.is_here() {
-        let own = "Your server is on another machine and stays as it is. Have the name that phones use lead to \
-                   this one.";
+        let own = format!(
+            "Your server is on another machine and keeps its ports.{} Have the name that phones use lead to this \
+             machine.",
+            limits_elsewhere(plan.server.kind)
+        );
         return match give_up(plan).as_str() {
             "" => format!("{own}\n\n{begin}"),
             give_up => format!("{own} On this machine, {give_up}start mailchime:\n\n{begin}"),
         };
+    }
+    if let Some(publisher) = &plan.server.container {
+        return container(plan, publisher, begin);
     }
     let server = match plan.server.kind {
         kind @ (MailServerKind::Dovecot23
@@ -185,15 +224,17 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
             "in the block SERVICES of /etc/cyrus.conf, have imap listen on this machine alone, and take imaps \
              out:\n\n\
              imap cmd=\"imapd -U 30\" listen=\"127.0.0.1:imap\" prefork=0 maxchild=100\n\n\
-             In /etc/imapd.conf, for logins from mailchime:\n\n\
+             maxchild bounds all sessions and all watched accounts together, so write there more than both \
+             are. In /etc/imapd.conf, for logins from mailchime:\n\n\
              allowplaintext: yes"
                 .to_owned()
         }
         MailServerKind::Courier => {
             // systemd's unit of the package starts it whatever IMAPDSSLSTART says.
             format!(
-                "in /etc/courier/imapd:\n\nADDRESS=127.0.0.1\n\n\
-                 Its server of port 993 is a service of its own:\n\nsystemctl disable --now {COURIER_SSL}"
+                "in /etc/courier/imapd:\n\nADDRESS=127.0.0.1\n{COURIER_LIMITS}\n\n\
+                 All connections come from this machine then, and Debian lets one address have 20: write more \
+                 than all sessions and all watched accounts together. Its server of port 993 is a service of its own:\n\nsystemctl disable --now {COURIER_SSL}"
             )
         }
         MailServerKind::Other => {
@@ -220,6 +261,64 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
     format!("{}{server}{backend}{starttls}\n\nsystemctl restart {service}\n{begin}", give_up(plan))
 }
 
+/// How many connections Courier takes: from one address, and altogether.
+const COURIER_LIMITS: &str = "MAXPERIP=1000\nMAXDAEMONS=1000";
+
+/// What a server on another machine needs, for which all clients come from one address now; a paragraph, or nothing.
+fn limits_elsewhere(kind: MailServerKind) -> String {
+    match kind {
+        MailServerKind::Dovecot23
+        | MailServerKind::Dovecot24
+        | MailServerKind::DovecotUnknown => {
+            "\n\nFor Dovecot all clients come from this machine then. So that it believes mailchime their addresses \
+             (send_id), and lets a user have more than 10 connections from one, write in its dovecot.conf, with the \
+             address of this machine:\n\n\
+             login_trusted_networks = 192.0.2.1/32\n\
+             protocol imap {\n  mail_max_userip_connections = 50\n}\n\n"
+                .to_owned()
+        }
+        MailServerKind::Courier => format!(
+            "\n\nFor Courier all clients come from this machine then, and Debian lets one address have 20 connections. \
+             Write in its /etc/courier/imapd more than all sessions and all watched accounts together:\n\n\
+             {COURIER_LIMITS}\n\n"
+        ),
+        MailServerKind::Cyrus => {
+            "\n\nmaxchild of the service in its /etc/cyrus.conf bounds all sessions and all watched accounts together: \
+             see that it is more than both are.\n\n"
+                .to_owned()
+        }
+        MailServerKind::Other => {
+            "\n\nFor your server all clients come from this machine then: see how many connections it lets one address \
+             have.\n\n"
+                .to_owned()
+        }
+    }
+}
+
+/// Of a server in a container, whose own configuration has nothing to do with the ports of this machine.
+fn container(plan: &SetupPlan, publisher: &str, begin: &str) -> String {
+    let page = page(plan, "docs/book/containers.md");
+    let config = below(&plan.root, "etc/mailchime/proxy.toml");
+    let (published, backend) = match plan.server.is_imaps {
+        true => (
+            "- \"127.0.0.1:9993:993\"".to_owned(),
+            format!(
+                "\n\nIn {}, in place of the address of [backend]:\n\naddress = \"127.0.0.1:9993\"",
+                config.display()
+            ),
+        ),
+        false => (format!("- \"127.0.0.1:{port}:{port}\"", port = plan.server.port), String::new()),
+    };
+    format!(
+        "{}change what is published of your server's container ({publisher} holds its ports), and nothing in the \
+         server. In compose.yaml, in place of the lines that end in :993 and :143:\n\n\
+         ports:\n  {published}\n\n\
+         {page} has docker-mailserver, mailcow and Mailu, and how the server learns the clients' addresses.{backend}\n\n\
+         docker compose up -d\n{begin}",
+        give_up(plan)
+    )
+}
+
 /// What another program than the server is to do, where it holds the port; the text goes on behind it.
 fn give_up(plan: &SetupPlan) -> String {
     let Some(holder) = &plan.other else { return String::new() };
@@ -240,6 +339,11 @@ fn restart(PortHolder { program, unit }: &PortHolder) -> String {
 /// The way back. mailchime gives up the port before the server is to have it.
 fn back(plan: &SetupPlan) -> String {
     let service = plan.server.service();
+    if plan.server.container.is_some() {
+        return "To go back: take the change to compose.yaml back, and run\n\n\
+                systemctl disable --now mailchime\ndocker compose up -d"
+            .to_owned();
+    }
     if !plan.server.is_here() {
         let (also, other) = match &plan.other {
             Some(holder) => (
@@ -308,4 +412,95 @@ fn renewal(plan: &SetupPlan) -> String {
          install -m 640 -g mailchime {certificate} {folder}/server.pem\n\
          install -m 640 -g mailchime {key} {folder}/server.key"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::certificates::FoundCertificate;
+    use super::super::probe::FoundServer;
+    use super::*;
+    use crate::config::BackendTls;
+
+    fn plan(host: &str, kind: MailServerKind, container: Option<&str>) -> SetupPlan {
+        let server = FoundServer {
+            host: host.to_owned(),
+            port: 143,
+            is_imaps: false,
+            tls: BackendTls::None,
+            kind,
+            container: container.map(str::to_owned),
+            version: String::new(),
+            greeting: String::new(),
+        };
+        SetupPlan {
+            root: "/".into(),
+            server,
+            other: None,
+            certificate: FoundCertificate::of_test(),
+            credentials: WatchCredentials::Stored,
+            port: 1993,
+        }
+    }
+
+    #[test]
+    fn a_server_in_a_container_gets_other_ports_published_and_no_change_of_its_own() {
+        let mut plan = plan("127.0.0.1", MailServerKind::DovecotUnknown, Some("docker-proxy"));
+        let said = text(&plan);
+        for part in [
+            "docker-proxy holds its ports",
+            "\"127.0.0.1:143:143\"",
+            "containers.md",
+            "docker compose up -d",
+        ] {
+            assert!(said.contains(part), "{part:?} is not in {said}");
+        }
+        for part in ["10-master.conf", "systemctl restart dovecot", "port = 0"] {
+            assert!(!said.contains(part), "{part:?} is in {said}");
+        }
+        plan.server.is_imaps = true;
+        plan.server.port = 993;
+        let said = text(&plan);
+        assert!(said.contains("\"127.0.0.1:9993:993\""), "{said}");
+        assert!(said.contains("address = \"127.0.0.1:9993\""), "{said}");
+    }
+
+    #[test]
+    fn the_limits_by_which_a_server_counts_one_address_are_named() {
+        use MailServerKind::{Courier, Cyrus, Dovecot24, Other};
+
+        for (host, kind, expected) in [
+            (
+                "imap.example.org",
+                Dovecot24,
+                &["mail_max_userip_connections = 50", "login_trusted_networks"][..],
+            ),
+            ("imap.example.org", Courier, &["MAXPERIP=1000", "MAXDAEMONS=1000"]),
+            ("imap.example.org", Cyrus, &["maxchild"]),
+            ("imap.example.org", Other, &["one address"]),
+            ("127.0.0.1", Courier, &["MAXPERIP=1000", "MAXDAEMONS=1000", "have 20"]),
+            ("127.0.0.1", Cyrus, &["maxchild bounds all sessions and all watched accounts"]),
+        ] {
+            let said = text(&plan(host, kind, None));
+            for part in expected {
+                assert!(said.contains(part), "{kind:?} at {host}: {part:?} is not in {said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_master_user_is_recommended_where_the_server_can_have_one() {
+        use MailServerKind::{Courier, Cyrus, DovecotUnknown, Other};
+
+        for (kind, is) in [(DovecotUnknown, true), (Cyrus, true), (Courier, false), (Other, false)]
+        {
+            let mut plan = plan("127.0.0.1", kind, None);
+            assert_eq!(
+                text(&plan).contains("setup --credentials master --dry-run"),
+                is,
+                "{kind:?}"
+            );
+            plan.credentials = WatchCredentials::Master;
+            assert!(!text(&plan).contains("Recommended before"), "{kind:?}");
+        }
+    }
 }

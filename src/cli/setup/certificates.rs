@@ -32,6 +32,20 @@ pub(super) struct FoundCertificate {
 }
 
 impl FoundCertificate {
+    /// One that is nowhere.
+    #[cfg(test)]
+    pub(super) fn of_test() -> Self {
+        Self {
+            certificate: "/etc/ssl/mail.pem".into(),
+            private_key: "/etc/ssl/mail.key".into(),
+            name: "mail.example.org".to_owned(),
+            is_of_server: false,
+            refused: None,
+            until: String::new(),
+            from: "",
+        }
+    }
+
     /// The certificate in these files; an error says what is wrong with them.
     pub(super) fn load(
         certificate: &Path,

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -60,10 +61,12 @@ pub(super) struct FoundServer {
     /// As `[backend] tls` has it.
     pub(super) tls: BackendTls,
     pub(super) kind: MailServerKind,
+    /// A program that publishes ports of containers holds its port, so its files are not this machine's.
+    pub(super) container: Option<String>,
     /// Empty where it is not known.
-    version: String,
+    pub(super) version: String,
     /// Its first line, cut off.
-    greeting: String,
+    pub(super) greeting: String,
 }
 
 impl FoundServer {
@@ -103,6 +106,7 @@ impl fmt::Display for FoundServer {
             MailServerKind::Courier => "Courier of an unknown version",
             MailServerKind::Other => "a server of another kind",
         };
+        let place = if self.container.is_some() { " in a container" } else { "" };
         let tls = match self.tls {
             BackendTls::None => "without TLS, on this machine",
             BackendTls::StartTls(_) => "with STARTTLS",
@@ -112,7 +116,7 @@ impl fmt::Display for FoundServer {
             "" => String::new(),
             version => format!(" {version}"),
         };
-        write!(f, "{kind}{version} at {}, {tls}", self.address())
+        write!(f, "{kind}{version}{place} at {}, {tls}", self.address())
     }
 }
 
@@ -209,7 +213,7 @@ fn place(flag: &str, given: &str) -> Result<Place, CommandFailure> {
 async fn look(options: &SetupOptions, place: &Place, name: &str) -> SeenPlace {
     let host = place.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let holder = is_here(&place.host).then(|| holder::of(host, place.port)).flatten();
-    let server = server(options, place, name).await;
+    let server = server(options, place, name, holder.as_ref()).await;
     let connects = timeout(CONNECT_TIME, TcpStream::connect((&*place.host, place.port)));
     let listens = server.is_ok() || holder.is_some() || matches!(connects.await, Ok(Ok(_)));
     SeenPlace { server, holder, listens }
@@ -220,6 +224,7 @@ async fn server(
     options: &SetupOptions,
     Place { host, port, is_imaps }: &Place,
     name: &str,
+    holder: Option<&PortHolder>,
 ) -> Result<FoundServer, String> {
     let (host, port, is_imaps) = (host.as_str(), *port, *is_imaps);
     let server_name = if is_here(host) { name } else { host };
@@ -241,11 +246,23 @@ async fn server(
                 last = format!("{}: takes no password without TLS", backend.name());
             }
             Ok(()) => {
-                let greeting = greeting(host, port, &tls).await.unwrap_or_default();
-                let (kind, version) = kind(&options.root, &greeting, is_here(host));
+                let program = holder.map(|holder| holder.program.clone()).unwrap_or_default();
+                let container = PUBLISHERS.contains(&&*program).then(|| program.clone());
+                let said = said(host, port, &tls).await.unwrap_or_default();
+                let is_here = is_here(host) && container.is_none();
+                let (kind, version) = kind(&options.root, &said, &program, is_here);
                 let kind = options.server.unwrap_or(kind);
-                let host = host.to_owned();
-                return Ok(FoundServer { host, port, is_imaps, tls, kind, version, greeting });
+                let (host, greeting) = (host.to_owned(), said.greeting);
+                return Ok(FoundServer {
+                    host,
+                    port,
+                    is_imaps,
+                    tls,
+                    kind,
+                    container,
+                    version,
+                    greeting,
+                });
             }
         }
     }
@@ -257,14 +274,23 @@ fn backend(config: BackendConfig) -> Result<Backend, String> {
     Backend::new(&config, CONNECT_TIME, &resolver).map_err(|(key, error)| format!("{key}: {error}"))
 }
 
-/// The greeting, cut off; that which comes before STARTTLS, for there is none behind it.
-async fn greeting(host: &str, port: u16, tls: &BackendTls) -> Option<String> {
+/// What a server says of itself before a login.
+#[derive(Debug, Default)]
+struct SaidBefore {
+    /// Cut off.
+    greeting: String,
+    /// The answer to ID (RFC 2971), cut off and without escapes; empty where there is none.
+    id: String,
+}
+
+/// What is said before STARTTLS, for there is no greeting behind it.
+async fn said(host: &str, port: u16, tls: &BackendTls) -> Option<SaidBefore> {
     let tls = match tls {
         BackendTls::Implicit(_) => tls.clone(),
         _ => BackendTls::None,
     };
     let backend = backend(BackendConfig::new(host, port, tls)).ok()?;
-    let connected = backend.connect(None, LONGEST).await.ok()?;
+    let mut connected = backend.connect(None, LONGEST).await.ok()?;
     let line = connected.heard.split(|byte| *byte == b'\n').next()?.trim_ascii();
     // A list of capabilities is long, and what it is stands behind it.
     let words = line.windows(2).position(|pair| pair == b"] ").map(|at| &line[at + 2..]);
@@ -272,22 +298,49 @@ async fn greeting(host: &str, port: u16, tls: &BackendTls) -> Option<String> {
         Some(words) => format!("* OK {}", printable(words)),
         None => printable(line),
     };
-    Some(text.chars().take(SHOWN).collect())
+    let greeting = text.chars().take(SHOWN).collect();
+    let id = timeout(CONNECT_TIME, id(&mut connected.stream)).await;
+    Some(SaidBefore { greeting, id: id.ok().flatten().unwrap_or_default() })
 }
 
-/// What greets so, and its version.
-fn kind(root: &Path, greeting: &str, is_here: bool) -> (MailServerKind, String) {
-    if let Some((_, version)) = greeting.split_once("Cyrus IMAP ") {
-        let version = version.split_whitespace().next().unwrap_or_default();
-        return (MailServerKind::Cyrus, version.to_owned());
+/// The answer to ID. A server that does not know it says BAD.
+async fn id(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Option<String> {
+    stream.write_all(b"m1 ID NIL\r\n").await.ok()?;
+    let (mut stream, mut heard) = (stream.take(LONGEST as u64), Vec::new());
+    let is_answered =
+        |heard: &[u8]| heard.starts_with(b"m1 ") || heard.windows(4).any(|it| it == b"\nm1 ");
+    while !(heard.ends_with(b"\n") && is_answered(&heard)) {
+        if stream.read_buf(&mut heard).await.ok()? == 0 {
+            return None;
+        }
     }
-    if greeting.contains("Courier-IMAP") {
+    let line = heard.split(|byte| *byte == b'\n').find(|line| line.starts_with(b"* ID "))?;
+    Some(printable(line).replace('\\', ""))
+}
+
+/// Programs that hold the ports of containers: those of Docker, of it and Podman without root, and of Podman.
+const PUBLISHERS: [&str; 6] =
+    ["docker-proxy", "rootlessport", "slirp4netns", "conmon", "pasta", "pasta.avx2"];
+
+/// What says so, and its version: by its greeting, which an administrator may have changed, by its answer to ID, and by the
+/// program that holds its port.
+fn kind(root: &Path, said: &SaidBefore, program: &str, is_here: bool) -> (MailServerKind, String) {
+    let SaidBefore { greeting, id } = said;
+    let says = |name: &str| greeting.contains(name) || id.contains(name);
+    if says("Cyrus IMAP") || program == "cyrmaster" {
+        let version = greeting.split_once("Cyrus IMAP ").map(|(_, version)| version);
+        let version = version.or_else(|| Some(id.split_once("\"version\" \"")?.1));
+        let end = |char: char| char.is_whitespace() || char == '"';
+        let version = version.and_then(|version| version.split(end).next());
+        return (MailServerKind::Cyrus, version.unwrap_or_default().to_owned());
+    }
+    if says("Courier-IMAP") || program == "couriertcpd" {
         return (MailServerKind::Courier, String::new());
     }
-    if !greeting.contains("Dovecot") {
+    if !says("Dovecot") && program != "dovecot" {
         return (MailServerKind::Other, String::new());
     }
-    // Its greeting has no version.
+    // It says no version.
     let version = is_here.then(|| version_of_dovecot(root)).flatten().unwrap_or_default();
     let is_24 = |version: &str| {
         let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0_u32));
@@ -337,6 +390,7 @@ mod tests {
             is_imaps: true,
             tls: BackendTls::None,
             kind: MailServerKind::Other,
+            container: None,
             version: String::new(),
             greeting: String::new(),
         };
@@ -355,7 +409,9 @@ mod tests {
     #[test]
     fn a_greeting_says_what_a_server_is() {
         let folder = tempfile::tempdir().unwrap();
-        let kind = |greeting| kind(folder.path(), greeting, true);
+        let said =
+            |greeting: &str, id: &str| SaidBefore { greeting: greeting.into(), id: id.into() };
+        let kind = |greeting| kind(folder.path(), &said(greeting, ""), "", true);
         for (greeting, expected, version) in [
             ("* OK Dovecot (Debian) ready.", MailServerKind::DovecotUnknown, ""),
             (
@@ -374,7 +430,24 @@ mod tests {
         std::fs::write(config, "dovecot_config_version = 2.4.1\n").unwrap();
         let dovecot = kind("* OK Dovecot ready.");
         assert_eq!(dovecot, (MailServerKind::Dovecot24, "2.4.1".to_owned()));
-        let elsewhere = super::kind(folder.path(), "* OK Dovecot ready.", false);
+        let elsewhere = super::kind(folder.path(), &said("* OK Dovecot ready.", ""), "", false);
         assert_eq!(elsewhere, (MailServerKind::DovecotUnknown, String::new()));
+        // With a greeting of the administrator's.
+        for (id, program, expected, version) in [
+            ("* ID (\"name\" \"Dovecot\")", "", MailServerKind::DovecotUnknown, ""),
+            ("", "dovecot", MailServerKind::DovecotUnknown, ""),
+            ("", "couriertcpd", MailServerKind::Courier, ""),
+            ("", "cyrmaster", MailServerKind::Cyrus, ""),
+            (
+                "* ID (\"name\" \"Cyrus IMAPD\" \"version\" \"3.6.1\")",
+                "",
+                MailServerKind::Cyrus,
+                "3.6.1",
+            ),
+            ("", "nginx", MailServerKind::Other, ""),
+        ] {
+            let found = super::kind(folder.path(), &said("* OK hello", id), program, false);
+            assert_eq!(found, (expected, version.to_owned()), "{id} {program}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod certificates;
 mod courier;
 mod documents;
+mod kinds;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -106,7 +107,7 @@ impl Machine {
     fn master_line(&self, said: &str) -> String {
         let password = fs::read_to_string(self.path("etc/mailchime/master.password")).unwrap();
         let form = said.split("printf '").nth(1).unwrap().split("\\n'").next().unwrap();
-        assert!(form.ends_with(":allow_nets=127.0.0.0/8"), "{form}");
+        assert!(form.ends_with(":allow_nets=127.0.0.0/8,::1/128"), "{form}");
         format!("{}\n", form.replace("%s", password.trim_end()))
     }
 
@@ -566,6 +567,7 @@ async fn dovecot_takes_the_master_user_that_setup_prints() {
         machine.master_acts(before.plain, here.plain).await;
         // From another address than the line says, Dovecot refuses the password.
         let line = machine.master_line(&said).replace("127.0.0.0/8", "192.0.2.1/32");
+        assert!(line.contains("=192.0.2.1/32,::1/128"), "{line}");
         fs::write(&file, line).unwrap();
         let elsewhere = Dovecot::start(test, &options).unwrap();
         let (code, said) = machine.try_master(here.plain, elsewhere.plain).await;

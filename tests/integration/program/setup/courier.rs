@@ -15,7 +15,7 @@ use crate::support::world::Server;
 #[tokio::test]
 async fn courier_takes_the_change_that_setup_prints_and_serves_behind_mailchime() {
     let test = "courier_takes_the_change_that_setup_prints_and_serves_behind_mailchime";
-    let Some(before) = Packaged::start(test, "ADDRESS=0") else { return };
+    let Some(before) = Packaged::start(test, &["ADDRESS=0"]) else { return };
     limited(async {
         // Another address of this machine, in place of that which others reach.
         let elsewhere = |port| TcpStream::connect((Ipv4Addr::new(127, 0, 0, 2), port));
@@ -26,7 +26,8 @@ async fn courier_takes_the_change_that_setup_prints_and_serves_behind_mailchime(
         let (code, said) = machine.setup_at(at, &["--port", "0"]).await;
         assert_eq!(code, Some(0), "{said}");
 
-        let now = Packaged::start(test, &line(&said, "ADDRESS=")).unwrap();
+        let changed = ["ADDRESS=", "MAXPERIP=", "MAXDAEMONS="].map(|begin| line(&said, begin));
+        let now = Packaged::start(test, &changed.each_ref().map(String::as_str)).unwrap();
         assert!(elsewhere(now.port).is_err());
         let config = machine.path("etc/mailchime/proxy.toml");
         let port = |port| format!(":{port}\"");
@@ -42,6 +43,14 @@ async fn courier_takes_the_change_that_setup_prints_and_serves_behind_mailchime(
         assert!(client.ask("SELECT INBOX").iter().any(|line| line == "* 1 EXISTS"));
         let fetched = client.ask("FETCH 1 BODY.PEEK[HEADER.FIELDS (SUBJECT)]");
         assert!(fetched.contains(&"Subject: through mailchime".to_owned()), "{fetched:?}");
+        // More than Debian's Courier lets one address have, which all of them come from.
+        let more = (0..45).map(|_| {
+            let address = (Ipv4Addr::LOCALHOST, server.address.port()).into();
+            let mut client = Client::connect_tls(address);
+            assert!(client.login(ALICE).starts_with("x OK"));
+            client
+        });
+        assert_eq!(more.collect::<Vec<_>>().len(), 45);
     })
     .await;
 }

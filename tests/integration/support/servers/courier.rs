@@ -38,22 +38,27 @@ pub(crate) struct Packaged {
 }
 
 impl Packaged {
-    /// One with this line in `/etc/courier/imapd`, in place of the line there with the same name.
-    pub(crate) fn start(test: &str, line: &str) -> Option<Self> {
+    /// One with these lines in `/etc/courier/imapd`, in place of those there with the same names.
+    pub(crate) fn start(test: &str, changed: &[&str]) -> Option<Self> {
         if !available_unpacked(test, "courier", &FILES) {
             return None;
         }
-        let (name, _) = line.split_once('=').unwrap();
         let (process, [address]) = process::start(|folder, [address]: [SocketAddr; 1]| {
             let own = Courier::packaged("etc/courier/imapd");
             let port = format!("PORT={}", address.port());
-            let lines = own.lines().map(|own| match own.split_once('=') {
-                Some((own, _)) if own == name => line,
-                Some(("PORT", _)) => &*port,
-                _ => own,
+            let name = |line: &str| Some(line.split_once('=')?.0.to_owned());
+            let lines = own.lines().map(|own| {
+                let of_name = |line: &&&str| name(own).is_some() && name(line) == name(own);
+                match changed.iter().find(of_name) {
+                    Some(line) => line,
+                    None if own.starts_with("PORT=") => &*port,
+                    None => own,
+                }
             });
             let lines: String = lines.map(|line| format!("{line}\n")).collect();
-            assert!(lines.contains(&format!("\n{line}\n")), "{line} is not for {lines}");
+            for line in changed {
+                assert!(lines.contains(&format!("\n{line}\n")), "{line} is not for {lines}");
+            }
             set_up(folder);
             for (name, text) in [
                 ("imapd", &*lines),
