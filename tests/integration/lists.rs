@@ -187,6 +187,70 @@ fn relative_links_of_documents_lead_to_files() {
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
 }
 
+/// Where the Debian package has each file of these sources, by the assets of cargo-deb.
+fn packaged() -> BTreeMap<PathBuf, PathBuf> {
+    let manifest: toml::Table =
+        fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
+    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
+    let mut packaged = BTreeMap::new();
+    for asset in assets {
+        let [from, to] = [0, 1].map(|at| asset[at].as_str().unwrap());
+        let (folder, name) = from.rsplit_once('/').unwrap_or(("", from));
+        let Ok(entries) = fs::read_dir(root().join(folder)) else { continue };
+        let (start, end) = name.split_once('*').unwrap_or((name, ""));
+        for entry in entries {
+            let found = entry.unwrap().file_name().into_string().unwrap();
+            let fits = match name.contains('*') {
+                true => found.starts_with(start) && found.ends_with(end),
+                false => found == name,
+            };
+            if fits {
+                let to = if to.ends_with('/') { Path::new(to).join(&found) } else { to.into() };
+                packaged.insert(Path::new(folder).join(&found), to);
+            }
+        }
+    }
+    packaged
+}
+
+/// Without `.` and `..`.
+fn plain(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut plain, part| {
+        match part.as_os_str().to_str() {
+            Some("..") => drop(plain.pop()),
+            Some(".") => {}
+            _ => plain.push(part),
+        }
+        plain
+    })
+}
+
+#[test]
+fn relative_links_of_packaged_documents_lead_to_packaged_files() {
+    let packaged = packaged();
+    let there: BTreeSet<_> = packaged.values().collect();
+    let (mut links, mut faults) = (0, Vec::new());
+    for (from, to) in
+        packaged.iter().filter(|(from, _)| from.extension().is_some_and(|it| it == "md"))
+    {
+        let text = fs::read_to_string(root().join(from)).unwrap();
+        let of_text = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        let of_html = text.split("src=\"").skip(1).filter_map(|rest| rest.split('"').next());
+        for target in of_text.chain(of_html) {
+            let file = target.split('#').next().unwrap_or_default();
+            if file.is_empty() || file.contains("://") || file.starts_with("mailto:") {
+                continue;
+            }
+            links += 1;
+            if !there.contains(&plain(&to.parent().unwrap().join(file))) {
+                faults.push(format!("{}: the package lacks {file}", from.display()));
+            }
+        }
+    }
+    assert!(links > 100, "only {links} links are found");
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
 #[test]
 fn files_and_modules_that_documents_name_exist() {
     const FOLDERS: [&str; 7] =
