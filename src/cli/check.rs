@@ -11,12 +11,13 @@ mod occupant;
 mod peers;
 mod ports;
 mod remedies;
+mod unit;
 mod user;
 
 pub(in crate::cli) use self::chain::is_self_signed;
 
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,9 +56,12 @@ struct Report {
     failed: usize,
     /// Of these, what `serve` does not start with because the configuration is at fault.
     refused: usize,
+    /// Paths that the service cannot use, whatever is seen of them here.
+    hidden: Vec<PathBuf>,
 }
 
 pub(super) fn run(options: &CheckOptions) -> Result<(), CommandFailure> {
+    user::go_home(options.user.as_deref(), &options.configured.config);
     let config = configuration(&options.configured)?;
     let password = match &options.login {
         Some(_) => peers::password(options.password_file.as_deref(), &config.credentials)?,
@@ -68,6 +72,7 @@ pub(super) fn run(options: &CheckOptions) -> Result<(), CommandFailure> {
     for warning in &config.warnings {
         report.warning("configuration", warning);
     }
+    hidden(&config, &options.configured.config, &mut report);
     // Ports are root's matter or the unit's, which gives the right to use them; Unix sockets are files.
     let as_caller = runtime()?;
     let running = as_caller.block_on(ports::listeners(&config, &mut report));
@@ -127,14 +132,28 @@ async fn check(
     }
 }
 
+/// What the unit keeps from an installed service.
+fn hidden(config: &Config, file: &Path, report: &mut Report) {
+    let Some(unit) = user::is_installed(file).then(unit::Unit::find).flatten() else { return };
+    for unit::Hidden { key, path, why } in unit.hidden(config) {
+        report.warning(key, format_args!("{}: {why}", path.display()));
+        report.hidden.push(path);
+    }
+}
+
 /// Looks names up as the program does.
 fn resolver(config: &Config) -> NameResolver {
     NameResolver::new(&config.resolver, Arc::default())
 }
 
 impl Report {
+    /// Nothing is said to be well of a path that the service cannot use.
     fn ok(&mut self, part: &str, text: impl Display) {
-        say(format_args!("ok       {part}: {text}"));
+        let text = text.to_string();
+        let is_of = |path: &PathBuf| text.starts_with(&format!("{}: ", path.display()));
+        if !self.hidden.iter().any(is_of) {
+            say(format_args!("ok       {part}: {text}"));
+        }
     }
 
     fn warning(&mut self, part: &str, text: impl Display) {

@@ -1,7 +1,9 @@
 //! As whom files are looked at: root reads everything, and the user that mailchime runs as does not.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
 use rustix::process::{self, Gid, Uid};
 use rustix::thread;
@@ -20,6 +22,40 @@ struct User {
     uid: u32,
     /// Its own first.
     groups: Vec<u32>,
+    home: String,
+}
+
+/// Whether this configuration is that of a service.
+pub(super) fn is_installed(config: &Path) -> bool {
+    fs::canonicalize(config).is_ok_and(|path| path.starts_with(INSTALLED))
+}
+
+/// Whom mailchime runs as, where it is known.
+fn service<'a>(wanted: Option<&'a str>, config: &Path) -> Option<&'a str> {
+    let is_services = || is_installed(config) && process::geteuid().is_root();
+    wanted.or_else(|| is_services().then_some(SERVICE))
+}
+
+/// Runs this command anew with `HOME` as systemd sets it for the user that mailchime runs as, where root runs it with
+/// another: below it are files such as `.pgpass`. A process cannot change its own variables while it has threads. Returns
+/// where that is not so, or nothing can be run.
+pub(super) fn go_home(wanted: Option<&str>, config: &Path) {
+    let home = || {
+        let name = service(wanted, config).filter(|_| process::geteuid().is_root())?;
+        let user = user(name, &fs::read_to_string("/etc/passwd").ok()?, "")?;
+        (user.uid != 0).then_some(user.home)
+    };
+    let Some(home) = home() else { return };
+    if std::env::var_os("HOME").is_some_and(|now| now == home.as_str()) {
+        return;
+    }
+    if let Ok(program) = std::env::current_exe() {
+        let mut arguments = std::env::args_os();
+        let mut command = Command::new(program);
+        command.arg0(arguments.next().unwrap_or_else(|| SERVICE.into()));
+        // It returns where it fails, and then all goes on as it is.
+        let _ = command.args(arguments).env("HOME", home).exec();
+    }
 }
 
 /// Makes this thread, and those that it starts from now on, act as the user that mailchime runs as, where root
@@ -32,12 +68,7 @@ pub(super) fn become_service(
     wanted: Option<&str>,
     config: &Path,
 ) -> Result<Option<String>, CommandFailure> {
-    let is_installed = fs::canonicalize(config).is_ok_and(|path| path.starts_with(INSTALLED));
-    let name = match wanted {
-        Some(name) => name,
-        None if is_installed && process::geteuid().is_root() => SERVICE,
-        None => return Ok(None),
-    };
+    let Some(name) = service(wanted, config) else { return Ok(None) };
     let usage = |problem: String| CommandFailure::Usage(format!("--user {name}: {problem}"));
     let read = |path: &str| {
         fs::read_to_string(path).map_err(|error| usage(format!("{path} cannot be read: {error}")))
@@ -76,7 +107,8 @@ fn user(name: &str, passwd: &str, group: &str) -> Option<User> {
     };
     let mut groups = vec![own];
     groups.extend(group.lines().filter_map(member).filter(|gid: &u32| *gid != own));
-    Some(User { uid, groups })
+    let home = entry.get(5).copied().unwrap_or_default().to_owned();
+    Some(User { uid, groups, home })
 }
 
 #[cfg(test)]
@@ -90,7 +122,8 @@ mod tests {
         let group = "root:x:0:\nssl-cert:x:110:postfix,mailchime\nmailchime:x:998:mailchime\n\
                      other:x:5:mailchimes\nbad:x\n";
         let found = user("mailchime", passwd, group);
-        assert_eq!(found, Some(User { uid: 999, groups: vec![998, 110] }));
+        let home = "/var/lib/mailchime".to_owned();
+        assert_eq!(found, Some(User { uid: 999, groups: vec![998, 110], home }));
         assert_eq!(user("mail", passwd, group), None);
         assert_eq!(user("bad", passwd, group), None);
     }
