@@ -1,10 +1,11 @@
 //! What a server is where its greeting does not say it.
 
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use super::{Machine, contains};
+use super::{Machine, contains, printed};
 use crate::support::program::Process;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::servers::pki;
@@ -22,6 +23,34 @@ async fn a_dovecot_with_a_greeting_of_its_own_is_known_by_its_answer_to_id() {
         assert_eq!(code, Some(0), "{said}");
         contains(&said, &["IMAP server: Dovecot of an unknown version at", "greets: * OK Welcome"]);
         contains(&said, &["send_id = true", "login_trusted_networks"]);
+    })
+    .await;
+}
+
+/// A server that is reached as localhost may be so by IPv6.
+#[tokio::test]
+async fn the_printed_master_user_may_come_by_either_address_of_loopback_and_by_no_other() {
+    let test = "the_printed_master_user_may_come_by_either_address_of_loopback_and_by_no_other";
+    let Some(before) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.dovecot(pki());
+        let arguments = ["--credentials", "master", "--port", "0"];
+        let (code, said) = machine.setup_at(before.plain, &arguments).await;
+        assert_eq!(code, Some(0), "{said}");
+        let file = machine.path("mailchime.master");
+        let line = machine.master_line(&said);
+        fs::write(&file, &line).unwrap();
+        fs::set_permissions(machine.0.path(), fs::metadata("/etc").unwrap().permissions()).unwrap();
+        let block = printed(&said, "passdb {");
+        let extra = block.replace("/etc/dovecot/mailchime.master", &file.display().to_string());
+        let options = Options { extra: extra.leak(), ..Options::default() };
+        let dovecot = Dovecot::start(test, &options).unwrap();
+        let password = line.split(':').nth(1).unwrap().trim_start_matches("{PLAIN}");
+        for (from, expected) in [("127.0.0.1", true), ("::1", true), ("192.0.2.1", false)] {
+            let takes = dovecot.takes("alice*mailchime", password, from);
+            assert_eq!(takes, expected, "from {from}");
+        }
     })
     .await;
 }

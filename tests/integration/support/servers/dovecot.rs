@@ -107,6 +107,14 @@ impl Dovecot {
         self.process.folder().join("run/lmtp")
     }
 
+    /// Whether it takes this login from this address.
+    pub(crate) fn takes(&self, login: &str, password: &str, from: &str) -> bool {
+        let mut test = Command::new("doveadm");
+        test.arg("-c").arg(self.process.folder().join("dovecot.conf"));
+        test.args(["auth", "test", "-x", &format!("rip={from}"), login, password]);
+        test.output().unwrap().status.success()
+    }
+
     /// What it has logged.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.process.folder().join("dovecot.log")).unwrap()
