@@ -222,6 +222,24 @@ impl Config {
         Ok(config)
     }
 
+    /// The files with authorities that it names, each with its key.
+    pub fn authorities(&self) -> Vec<(&'static str, &Path)> {
+        let routes = self.routes.iter().map(|route| &route.backend);
+        let backends = std::iter::once(&self.backend).chain(routes);
+        let trusts = backends.filter_map(|backend| match &backend.tls {
+            BackendTls::StartTls(trust) | BackendTls::Implicit(trust) => Some(trust),
+            BackendTls::None => None,
+        });
+        let of_backends = trusts.flat_map(|trust| &trust.ca).map(|ca| ("[backend] ca", &**ca));
+        let of_apns = self.apns.iter().flat_map(|it| &it.ca).map(|ca| ("[apns] ca", &**ca));
+        let of_fcm = self.fcm.iter().flat_map(|it| &it.ca).map(|ca| ("[[fcm]] ca", &**ca));
+        let of_hooks = self.webhooks.iter().flat_map(|it| &it.ca);
+        let of_hooks = of_hooks.map(|ca| ("[[webhook]] ca", &**ca));
+        let of_web_push = self.web_push.iter().flat_map(|it| &it.ca);
+        let of_web_push = of_web_push.map(|ca| ("[webpush] ca", &**ca));
+        of_backends.chain(of_apns).chain(of_fcm).chain(of_hooks).chain(of_web_push).collect()
+    }
+
     /// The files with secrets that it names, each with its key.
     pub fn secret_files(&self) -> Vec<(&'static str, &Path)> {
         let mut files = Vec::new();

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::config::{AdminAddress, BackendTls, Config, DatabaseKind};
+use crate::config::{AdminAddress, Config, DatabaseKind};
 
 const NAME: &str = "mailchime.service";
 
@@ -182,18 +182,10 @@ fn read(config: &Config) -> Vec<(&'static str, &Path)> {
     let mut files: Vec<_> = config.secret_files().into_iter().filter(is_read).collect();
     let certificates = config.tls.all_certificates();
     files.extend(certificates.map(|pair| ("[tls] certificate", &*pair.certificate)));
+    files.extend(config.authorities());
     let routes = config.routes.iter().map(|route| &route.backend);
-    for backend in std::iter::once(&config.backend).chain(routes) {
-        if let BackendTls::StartTls(trust) | BackendTls::Implicit(trust) = &backend.tls {
-            files.extend(trust.ca.iter().map(|ca| ("[backend] ca", &**ca)));
-        }
-        let doveadm = backend.doveadm.iter();
-        files.extend(doveadm.map(|doveadm| ("doveadm_key_file", &*doveadm.key_file)));
-    }
-    files.extend(config.apns.iter().flat_map(|it| &it.ca).map(|ca| ("[apns] ca", &**ca)));
-    files.extend(config.fcm.iter().flat_map(|it| &it.ca).map(|ca| ("[[fcm]] ca", &**ca)));
-    files.extend(config.webhooks.iter().flat_map(|it| &it.ca).map(|ca| ("[[webhook]] ca", &**ca)));
-    files.extend(config.web_push.iter().flat_map(|it| &it.ca).map(|ca| ("[webpush] ca", &**ca)));
+    let doveadm = std::iter::once(&config.backend).chain(routes).flat_map(|it| &it.doveadm);
+    files.extend(doveadm.map(|doveadm| ("doveadm_key_file", &*doveadm.key_file)));
     files
 }
 
@@ -218,7 +210,7 @@ fn written(config: &Config) -> Vec<(&'static str, &Path)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BackendConfig, RecordConfig, TlsConfig, WebPushConfig};
+    use crate::config::{BackendConfig, BackendTls, RecordConfig, TlsConfig, WebPushConfig};
 
     const OURS: &str = include_str!("../../../contrib/systemd/mailchime.service");
 
