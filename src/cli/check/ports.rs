@@ -57,7 +57,7 @@ pub(super) async fn listeners(config: &Config, report: &mut Report) -> Running {
     }
     if let Some(address) = config.api.address {
         let question = OccupantQuestion::api(&config.api.proxy_protocol);
-        port("[api] address", address, &question, running, report).await;
+        port("[api]", address, &question, running, report).await;
     }
     if let Some(address) = config.events.address {
         let question = OccupantQuestion::events(config.events.tls);
