@@ -137,12 +137,12 @@ impl Unit {
         match () {
             () if is_bound => None,
             () if (is_on(&self.protect_home) || self.protect_home == "tmpfs")
-                && HOMES.iter().any(|folder| is_below(&folder)) =>
+                && HOMES.iter().any(&is_below) =>
             {
                 Some("ProtectHome=yes")
             }
             () if (is_on(&self.private_tmp) || self.private_tmp == "disconnected")
-                && TEMPORARY.iter().any(|folder| is_below(&folder)) =>
+                && TEMPORARY.iter().any(is_below) =>
             {
                 Some("PrivateTmp=yes")
             }

@@ -23,7 +23,7 @@ impl Supervisor {
         if sweep == Sweep::None {
             due.accounts.retain(|account| {
                 let task = self.watchers.get(account);
-                !task.is_some_and(|handle| handle.began > moment)
+                task.is_none_or(|handle| handle.began <= moment)
                     && !self.on_demand.has_had_task(account, moment)
             });
         }

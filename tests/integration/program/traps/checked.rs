@@ -413,13 +413,21 @@ async fn a_database_of_the_version_before_is_ok_since_a_start_updates_it() {
     .await;
 }
 
+/// A table of one source.
+fn events(address: &str) -> String {
+    let source = "[[events.source]]\nname = \"a\"\nsecret_file = \"events.secret\"";
+    format!("[events]\n{address}\n{source}\n[log]")
+}
+
 /// What is changed in the configuration, by which `check` and `serve` end alike.
 #[tokio::test]
 async fn check_ends_with_the_status_of_serve() {
     limited(async {
         let folder = World::new().await;
-        fs::write(folder.file("bad.key"), "not a key\n").unwrap();
-        fs::set_permissions(folder.file("bad.key"), Permissions::from_mode(0o600)).unwrap();
+        for (name, text) in [("bad.key", "not a key\n"), ("events.secret", "a-secret-of-25-characters")] {
+            fs::write(folder.file(name), text).unwrap();
+            fs::set_permissions(folder.file(name), Permissions::from_mode(0o600)).unwrap();
+        }
         fs::write(folder.file("text.db"), "Dear administrator,\n".repeat(1000)).unwrap();
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
@@ -428,12 +436,6 @@ async fn check_ends_with_the_status_of_serve() {
         let _used = std::os::unix::net::UnixListener::bind(folder.file("used.sock")).unwrap();
         let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let udp = datagrams.local_addr().unwrap();
-        fs::write(folder.file("events.secret"), "a-secret-of-25-characters").unwrap();
-        fs::set_permissions(folder.file("events.secret"), Permissions::from_mode(0o600)).unwrap();
-        let events = |address: &str| {
-            let source = "[[events.source]]\nname = \"a\"\nsecret_file = \"events.secret\"";
-            format!("[events]\n{address}\n{source}\n[log]")
-        };
         let admin = |address: &str, more: &str| format!("[admin]\naddress = \"{address}\"\n{more}[log]");
         for (old, new, status) in [
             ("private_key = \"server.key\"", "private_key = \"bad.key\"", 64),
