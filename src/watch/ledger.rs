@@ -246,7 +246,7 @@ impl Ledger {
         };
         let mails = self.untold.saturating_add(mails);
         let untold = mails.saturating_sub(told_of);
-        self.waited = if untold < self.untold || self.untold == 0 { 0 } else { self.waited + 1 };
+        self.waited = if untold == self.untold && untold > 0 { self.waited + 1 } else { 0 };
         self.untold = untold;
         if self.waited == LONGEST_WAIT {
             // Events were lost, or UIDNEXT has jumped.

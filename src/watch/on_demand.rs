@@ -299,11 +299,6 @@ impl OnDemand {
         self.told.insert(account.clone(), (task, mailboxes));
     }
 
-    /// Whether a task of the account has begun since that moment, and ended lately.
-    pub(super) fn has_had_task(&self, account: &Account, moment: u64) -> bool {
-        self.told.get(account).is_some_and(|(began, _)| *began > moment)
-    }
-
     /// A visit has left mailboxes of the account due, or none. They are asked for again after `first`, which doubles with
     /// each such visit in a row, and not while the task's own `faults` say that they are left out.
     pub(super) fn visited(&mut self, account: &Account, left_due: bool, first: Duration) {

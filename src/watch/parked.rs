@@ -266,7 +266,7 @@ impl Watcher {
         let health = now.as_ref().map(|now| self.context.backend_health.of(&now.at));
         let mut state = health.as_ref().map(|health| health.logins.state());
         let recoveries = match recoveries {
-            Some(known) if now.as_ref().is_some_and(|now| now.at.is(&known.at)) => Some(known),
+            Some(known) if now.as_ref().is_some_and(|now| known.is_of(&now.at)) => Some(known),
             known => {
                 if known.is_some() {
                     // It was refused at another backend.

@@ -86,7 +86,7 @@ impl ParkedWait {
             Self::Login(ParkedLogin { push, refused: Some(refused), recoveries, .. }) => {
                 let Some(backend) = now else { return false };
                 // What was refused at another one says nothing of this one.
-                let known = recoveries.as_deref().filter(|known| known.at.is(&backend));
+                let known = recoveries.as_deref().filter(|known| known.is_of(&backend));
                 let Some(KnownRecoveries { count, .. }) = known else { return false };
                 let state = context.backend_health.of(&backend).logins.state();
                 let state = state.borrow();
@@ -99,12 +99,21 @@ impl ParkedWait {
     }
 }
 
+impl KnownRecoveries {
+    /// Whether they are this backend's, perhaps under another configuration: what is known of its health stays then.
+    pub(super) fn is_of(&self, backend: &Backend) -> bool {
+        self.at.name() == backend.name()
+    }
+}
+
 impl ParkedLogin {
     /// Its account has another backend since the wait began, if this is another one: what happens there from now on counts.
     /// Whether it is.
     pub(super) fn moves(&mut self, now: Option<KnownRecoveries>) -> bool {
-        let before = self.recoveries.as_ref().map(|known| &known.at);
-        let moved = has_moved(before, now.as_ref().map(|known| &known.at));
+        let moved = match (&self.recoveries, &now) {
+            (Some(before), Some(now)) => !before.is_of(&now.at),
+            (before, now) => before.is_some() != now.is_some(),
+        };
         if moved {
             self.recoveries = now.map(Box::new);
             if let Some(refused) = &mut self.refused {

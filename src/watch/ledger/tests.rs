@@ -334,6 +334,22 @@ fn what_follows_from_events_of_other_sources() {
             ],
         ),
         (
+            "without numbers: events that come behind looks at more mail each are waited for",
+            told,
+            vec![
+                (Look(new(11, 6, 3)), "1 changed: new mail, next 11 of 6 with 3"),
+                (Look(new(12, 7, 4)), "2 changed: new mail, next 12 of 7 with 4"),
+                (Look(new(13, 8, 5)), "3 changed: new mail, next 13 of 8 with 5"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(13, 8, 5)), "nothing"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(13, 8, 5)), "nothing"),
+                (Event(MessageNew, nothing), "look due, new mail"),
+                (Look(new(13, 8, 5)), "nothing"),
+                (Event(MessageNew, nothing), "4 announced"),
+            ],
+        ),
+        (
             "without numbers: where UIDNEXT has jumped there are no events of all that",
             told,
             vec![

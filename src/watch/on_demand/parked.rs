@@ -156,16 +156,27 @@ impl OnDemand {
         recoveries: impl Fn(&Account) -> Option<KnownRecoveries>,
     ) {
         for (account, parked) in &mut self.parked {
-            if let ParkedWait::Login(wait) = &mut parked.wait
-                && wait.moves(recoveries(account))
-                && let Some(known) = self.credentials.get_mut(account)
-            {
-                known.refused_at = None;
-            }
+            moved(&mut parked.wait, self.credentials.get_mut(account), recoveries(account));
         }
     }
 
     /// The same of one account.
+    pub(in crate::watch) fn parked_moves(
+        &mut self,
+        account: &Account,
+        now: Option<KnownRecoveries>,
+    ) {
+        if let Some(parked) = self.parked.get_mut(account) {
+            moved(&mut parked.wait, self.credentials.get_mut(account), now);
+        }
+    }
+
+    /// What a parked account waits for.
+    pub(in crate::watch) fn parked_wait(&self, account: &Account) -> Option<&ParkedWait> {
+        self.parked.get(account).map(|it| &it.wait)
+    }
+
+    /// A parked account is looked into, when its backend has room.
     pub(in crate::watch) fn call(&mut self, account: &Account, backend: Option<BackendId>) {
         if let Some(parked) = self.parked.get_mut(account) {
             parked.is_called = true;
@@ -225,5 +236,19 @@ impl OnDemand {
     /// The next parked account whose devices are to be pushed, if another task for that may begin.
     pub(in crate::watch) fn next_to_push(&mut self) -> Option<Account> {
         self.pushes.next(|account| self.parked.contains_key(account))
+    }
+}
+
+/// The account of this wait has the backend of which this is known. What another one has refused explains nothing there.
+fn moved(
+    wait: &mut ParkedWait,
+    credentials: Option<&mut KeptCredentials>,
+    now: Option<KnownRecoveries>,
+) {
+    if let ParkedWait::Login(wait) = wait
+        && wait.moves(now)
+        && let Some(credentials) = credentials
+    {
+        credentials.refused_at = None;
     }
 }

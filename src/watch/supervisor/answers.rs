@@ -128,6 +128,10 @@ impl Supervisor {
                 let (registrations, logins_elsewhere) = (u64::from(rests), u64::from(login));
                 let news = Directive { registrations, logins_elsewhere, ..Directive::default() };
                 self.start(account.clone(), news, begin);
+                // That it has a task says nothing of its devices: a later look-up may have found none.
+                if let Some(handle) = self.watchers.get_mut(account).filter(|_| !rests) {
+                    handle.moment = moment;
+                }
                 self.is_known_since(account, moment);
             }
             (_, Some(_), _) => {}

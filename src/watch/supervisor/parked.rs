@@ -9,10 +9,14 @@ use crate::watch::status::{StatusCell, WatchMode, WatcherState};
 use crate::watch::watcher::WatcherStart;
 
 impl Supervisor {
-    /// An account on demand is parked. What has happened since its task looked counts.
+    /// An account on demand is parked. What has happened since its task looked counts, and so does that it has another
+    /// backend since.
     pub(super) fn parks(&mut self, account: &Account, wait: ParkedWait) {
-        let is_over = wait.is_over(&self.context, account);
         self.on_demand.parked(account, wait);
+        let context = &self.context;
+        self.on_demand.parked_moves(account, context.recoveries(account));
+        let is_over =
+            self.on_demand.parked_wait(account).is_some_and(|it| it.is_over(context, account));
         if is_over {
             let backend = self.context.backends.id_of(account);
             self.on_demand.call(account, backend);

@@ -18,13 +18,12 @@ impl Supervisor {
         });
     }
 
-    /// These are due. Without a sweep, a task that has begun since reads that itself.
+    /// These are due. Without a sweep, a task that has begun since to look at all of the account reads that itself.
     pub(super) fn found_due(&mut self, moment: u64, sweep: Sweep, mut due: DueAccounts) {
         if sweep == Sweep::None {
             due.accounts.retain(|account| {
                 let task = self.watchers.get(account);
-                task.is_none_or(|handle| handle.began <= moment)
-                    && !self.on_demand.has_had_task(account, moment)
+                task.is_none_or(|it| it.began <= moment || it.directive.borrow().looks == 0)
             });
         }
         let backends = &self.context.backends;

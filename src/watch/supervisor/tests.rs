@@ -95,6 +95,38 @@ async fn a_parked_account_that_a_reload_gives_another_backend_waits_for_that_one
 }
 
 #[tokio::test]
+async fn a_reload_of_the_same_backend_forgets_nothing_of_its_health() {
+    let (_folder, mut supervisor, alice) = with_alice().await;
+    let refused = Some(RefusedTries { tries: 4, at: None });
+    let recoveries = supervisor.context.recoveries(&alice).map(Box::new);
+    let wait = ParkedLogin { retry: None, push: None, refused, recoveries };
+    supervisor.parks(&alice, ParkedWait::Login(wait));
+    assert!(supervisor.on_demand.waits_parked(&alice));
+    was_at_fault(&supervisor, &alice);
+    let mut other = one_backend("localhost");
+    other.backend.send_id = true;
+    supervisor.context.backends.replace(table(&other));
+    supervisor.backends_are_replaced();
+    supervisor.call_parked();
+    assert!(!supervisor.on_demand.waits_parked(&alice));
+}
+
+#[tokio::test]
+async fn an_account_whose_task_ends_after_a_reload_waits_for_the_backend_that_it_has_now() {
+    let (_folder, mut supervisor, alice) = with_alice().await;
+    let refused = Some(RefusedTries { tries: 4, at: None });
+    let recoveries = supervisor.context.recoveries(&alice).map(Box::new);
+    supervisor.context.backends.replace(table(&one_backend("127.0.0.1")));
+    supervisor.backends_are_replaced();
+    let wait = ParkedLogin { retry: None, push: None, refused, recoveries };
+    supervisor.parks(&alice, ParkedWait::Login(wait));
+    assert!(supervisor.on_demand.waits_parked(&alice));
+    was_at_fault(&supervisor, &alice);
+    supervisor.call_parked();
+    assert!(!supervisor.on_demand.waits_parked(&alice));
+}
+
+#[tokio::test]
 async fn what_is_known_here_of_refusals_is_not_replaced_by_what_was_looked_up_before() {
     let (_folder, mut supervisor, alice) = with_alice().await;
     // Its backend could not be reached when it was to be tried again.
