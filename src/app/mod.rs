@@ -93,8 +93,6 @@ pub struct Server {
     pub transports: Transports,
     /// Knows why a push would or would not be sent.
     pub dispatcher: DispatcherHandle,
-    /// Browsers may have subscribed with a key by now.
-    has_browsers: bool,
     /// What it goes by.
     config: Config,
     mail_push: MailPushSetup,

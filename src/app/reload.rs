@@ -8,7 +8,7 @@ use super::server_tls::server_tls;
 use super::services::ServicesSetup;
 use super::startup::{check_record, exposed, notices};
 use super::tasks::StopStage;
-use super::webpush::{self, WebPushSetup};
+use super::webpush::{self, Browsers, WebPushSetup};
 use super::{Renewal, Server, StartError, intake};
 use crate::config::{
     AuthConfig, Config, EventsConfig, LimitsConfig, LogConfig, PushConfig, WebhookConfig,
@@ -28,9 +28,11 @@ impl Server {
     /// says so.
     /// Watchers whose account has another backend now move there.
     ///
+    /// Where the key file of Web Push is missing, it waits for the database, 2 seconds at most.
+    ///
     /// # Errors
     /// All stays as it was.
-    pub fn reload(&mut self, config: &Config) -> Result<(), StartError> {
+    pub async fn reload(&mut self, config: &Config) -> Result<(), StartError> {
         let renewal = Renewal::new(config);
         let server_tls = server_tls(&config.tls, &self.tickets)?;
         let table = Table::new(config, &self.resolver)
@@ -42,9 +44,8 @@ impl Server {
             intake::sources(&config.events, &self.metrics).map_err(StartError::Configuration)?;
         let identities = self.mail_push.prepare(config)?;
         // Last, since it makes the key file where there is none.
-        self.has_browsers |= self.config.web_push.is_some();
-        let web_push =
-            WebPushSetup::new(config.web_push.as_ref(), &self.resolver, self.has_browsers)?;
+        let browsers = Browsers::of(config.web_push.as_ref(), &self.store).await;
+        let web_push = WebPushSetup::new(config.web_push.as_ref(), &self.resolver, browsers)?;
         let news = web_push.as_ref().map(WebPushSetup::news);
         self.mail_push.replace(identities);
         webpush::publish(web_push, &self.routes, &self.transports);

@@ -15,7 +15,7 @@ use super::server_tls::server_tls;
 use super::services::ServicesSetup;
 use super::tasks::{StopStage, Tasks};
 use super::webhook::{Enrolment, EnrolmentParts};
-use super::webpush::{self, WebPushSetup};
+use super::webpush::{self, Browsers, WebPushSetup};
 use super::{MailPushSetup, Server, StartError, admin, api, intake};
 use crate::config::{Config, CredentialsMode, WebhookConfig};
 use crate::files;
@@ -61,8 +61,6 @@ pub(super) struct Built {
     metrics: Arc<Metrics>,
     store: Store,
     credentials: Arc<CredentialSource>,
-    /// Browsers have subscribed before this start.
-    has_browsers: bool,
     /// The name of this node.
     node: String,
 }
@@ -106,8 +104,8 @@ impl Built {
         let credentials =
             CredentialSource::open(config.credentials, &config.key_file, store.clone())
                 .map_err(|error| StartError::key("[credentials] key_file", error))?;
-        let has_browsers = webpush::has_browsers(&store).await;
-        let web_push = WebPushSetup::new(config.web_push.as_ref(), &resolver, has_browsers)?;
+        let browsers = Browsers::of(config.web_push.as_ref(), &store).await;
+        let web_push = WebPushSetup::new(config.web_push.as_ref(), &resolver, browsers)?;
         if let Some(web_push) = &web_push {
             web_push.news().tell(&store).await;
         }
@@ -134,7 +132,6 @@ impl Built {
             metrics,
             store,
             credentials: Arc::new(credentials),
-            has_browsers,
             node,
         })
     }
@@ -202,7 +199,6 @@ impl Built {
             store: self.store,
             routes: self.routes,
             transports: self.transports,
-            has_browsers: self.has_browsers,
             webhooks,
             event_sources: self.event_sources,
             mail_push: self.mail_push,

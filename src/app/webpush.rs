@@ -38,26 +38,32 @@ pub(super) struct KeyNews {
 
 impl WebPushSetup {
     /// Reads the key, or makes it where there is no file. `None` where Web Push is off: in the configuration, or since there
-    /// is no file and `has_browsers` says that browsers have subscribed with the key that was in it. A new key would reach
-    /// none of them, and would hide that the one of before is to be put back.
+    /// is no file and `browsers` have subscribed with the key that was in it, or may have. A new key would reach none of them,
+    /// and would hide that the one of before is to be put back.
     pub(super) fn new(
         config: Option<&WebPushConfig>,
         resolver: &NameResolver,
-        has_browsers: bool,
+        browsers: Browsers,
     ) -> Result<Option<Self>, StartError> {
         let Some(config) = config else { return Ok(None) };
-        if has_browsers && !files::exists(&config.key_file) {
-            let file = config.key_file.display().to_string();
-            tracing::error!(
+        let file = config.key_file.display();
+        match browsers {
+            Browsers::None => return Self::with_key(config, resolver),
+            Browsers::Subscribed => tracing::error!(
                 target: "mailchime::push::vapid_key_missing",
                 %file,
                 "the VAPID key with which browsers have subscribed is missing; mail goes on, and nothing is pushed to \
                  browsers; put the file back and reload mailchime. Where there is no copy, make a new key as docs/webpush.md \
                  says, and browsers have to subscribe again"
-            );
-            return Ok(None);
+            ),
+            Browsers::NotKnown => tracing::error!(
+                target: "mailchime::push::vapid_key_not_made",
+                %file,
+                "the file of the VAPID key is missing, and the database does not say whether browsers have subscribed with \
+                 it; mail goes on, and nothing is pushed to browsers; reload mailchime when the database answers"
+            ),
         }
-        Self::with_key(config, resolver)
+        Ok(None)
     }
 
     fn with_key(
@@ -81,12 +87,27 @@ impl WebPushSetup {
     }
 }
 
-/// Whether browsers have subscribed. It is taken for so where the database does not say within [`ANSWER_TIME`]: a start
-/// waits no longer.
-pub(super) async fn has_browsers(store: &Store) -> bool {
-    match timeout(ANSWER_TIME, store.routes(&webpush::transport())).await {
-        Ok(Ok(routes)) => !routes.is_empty(),
-        Ok(Err(_)) | Err(_) => true,
+/// Who has subscribed with the key of a file that is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Browsers {
+    /// Nobody, or the file is there.
+    None,
+    Subscribed,
+    /// The database does not say.
+    NotKnown,
+}
+
+impl Browsers {
+    /// Asks the database where the key's file is missing. A start waits no longer than [`ANSWER_TIME`] for it.
+    pub(super) async fn of(config: Option<&WebPushConfig>, store: &Store) -> Self {
+        if config.is_none_or(|config| files::exists(&config.key_file)) {
+            return Self::None;
+        }
+        match timeout(ANSWER_TIME, store.routes(&webpush::transport())).await {
+            Ok(Ok(routes)) if routes.is_empty() => Self::None,
+            Ok(Ok(_)) => Self::Subscribed,
+            Ok(Err(_)) | Err(_) => Self::NotKnown,
+        }
     }
 }
 
@@ -172,12 +193,13 @@ mod tests {
         let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
         let store = store.sealing(&folder.path().join("mailchime.key"));
         let config = WebPushConfig::new(folder.path().join("vapid.key"), "mailto:a@example.org");
-        let start = |has_browsers| {
+        let start = |browsers| {
             let resolver = NameResolver::default();
-            WebPushSetup::new(Some(&config), &resolver, has_browsers).unwrap()
+            WebPushSetup::new(Some(&config), &resolver, browsers).unwrap()
         };
-        assert!(!has_browsers(&store).await);
-        let first = start(false).unwrap();
+        let browsers = Browsers::of(Some(&config), &store).await;
+        assert_eq!(browsers, Browsers::None);
+        let first = start(browsers).unwrap();
         assert!(first.key.made_key && first.key.strangers(&store).await.unwrap().is_empty());
         let alice = Account::from_login("alice@example.org");
         let request = json!({
@@ -189,14 +211,17 @@ mod tests {
         let (backend, now) = (BackendId::new(None, "imap", 993), Timestamp::now());
         let login = Registrant::new(&backend, now, None);
         store.register(&registration, login, 10, now).await.unwrap();
-        assert!(has_browsers(&store).await);
-        let again = start(true).unwrap();
+        let again = start(Browsers::of(Some(&config), &store).await).unwrap();
         assert!(!again.key.made_key && again.key.strangers(&store).await.unwrap().is_empty());
 
         std::fs::remove_file(&config.key_file).unwrap();
-        assert!(start(true).is_none() && !config.key_file.exists(), "a key was made");
+        let browsers = Browsers::of(Some(&config), &store).await;
+        assert_eq!(browsers, Browsers::Subscribed);
+        for browsers in [browsers, Browsers::NotKnown] {
+            assert!(start(browsers).is_none() && !config.key_file.exists(), "a key was made");
+        }
         // As an administrator makes one who has no copy.
-        let other = start(false).unwrap();
+        let other = start(Browsers::None).unwrap();
         assert!(other.key.made_key);
         let strangers = other.key.strangers(&store).await.unwrap();
         assert_eq!(strangers, [(first.key.name.to_string(), 1)]);
@@ -209,6 +234,11 @@ mod tests {
             key.news().tell(&store).await;
             assert_eq!(kind().await.as_deref(), expected);
         }
-        assert!(WebPushSetup::new(None, &NameResolver::default(), false).unwrap().is_none());
+        let off = WebPushSetup::new(None, &NameResolver::default(), Browsers::None);
+        assert!(off.unwrap().is_none());
+        store.close().await;
+        assert_eq!(Browsers::of(Some(&config), &store).await, Browsers::None);
+        std::fs::remove_file(&config.key_file).unwrap();
+        assert_eq!(Browsers::of(Some(&config), &store).await, Browsers::NotKnown);
     }
 }

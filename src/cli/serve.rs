@@ -78,7 +78,7 @@ async fn serve(
                     );
                     break;
                 }
-                reload(path, &mut running, log);
+                reload(path, &mut running, log).await;
             }
         }
     }
@@ -102,13 +102,15 @@ fn terminals() -> [bool; 2] {
 }
 
 /// Reads the configuration again; if it cannot be used, all stays as it was.
-fn reload(path: &Path, running: &mut app::Server, log: &logging::Level) {
+async fn reload(path: &Path, running: &mut app::Server, log: &logging::Level) {
     systemd::reloading();
-    let reloaded = Config::load(path).map_err(|error| error.to_string()).and_then(|config| {
+    let reloaded = async {
+        let config = Config::load(path).map_err(|error| error.to_string())?;
         let failed = |error: StartError| format!("{}: {error}", path.display());
-        running.reload(&config).map_err(failed)?;
+        running.reload(&config).await.map_err(failed)?;
         log.set(&config.log.level).map_err(|error| error.to_string())
-    });
+    };
+    let reloaded = reloaded.await;
     match reloaded {
         Ok(()) => tracing::info!(
             target: "mailchime::config::reloaded",

@@ -192,14 +192,14 @@ async fn a_session_ends_when_its_account_has_another_backend() {
         let requests = ["/v1/mailboxes", "/v1/subscriptions", "/v1/session"]
             .map(|path| format!("GET {path}\nCookie: {cookie}"));
         let first = api.world.config.clone();
-        api.world.mailchime.reload(&first).unwrap();
+        api.world.mailchime.reload(&first).await.unwrap();
         for request in &requests {
             assert_eq!(api.ask(request).await.status, 200, "{request}");
         }
 
         let mut moved = first.clone();
         moved.backend = plain(other.address());
-        api.world.mailchime.reload(&moved).unwrap();
+        api.world.mailchime.reload(&moved).await.unwrap();
         for request in &requests {
             let reply = api.ask(request).await;
             assert_eq!(reply.error(), (401, "unauthorized".to_owned()), "{request}");
@@ -210,7 +210,7 @@ async fn a_session_ends_when_its_account_has_another_backend() {
         assert_eq!(api.ask(&format!("GET /v1/session\nCookie: {again}")).await.status, 200);
 
         // The way back does not bring the session back.
-        api.world.mailchime.reload(&first).unwrap();
+        api.world.mailchime.reload(&first).await.unwrap();
         for request in &requests {
             assert_eq!(api.ask(request).await.status, 401, "{request}");
         }

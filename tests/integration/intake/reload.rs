@@ -27,7 +27,7 @@ async fn secrets_domains_and_sources_count_at_once() {
         let dovecot = EventSourceConfig::new("dovecot", &file);
         let domains = vec!["example.com".to_owned()];
         config.events.sources = vec![EventSourceConfig { domains, ..dovecot }];
-        intake.world.mailchime.reload(&config).unwrap();
+        intake.world.mailchime.reload(&config).await.unwrap();
         for (token, body, status) in [
             (TOKEN, &carol, 401),
             (SIGNING, &carol, 401),
@@ -39,7 +39,7 @@ async fn secrets_domains_and_sources_count_at_once() {
 
         // One that cannot be read changes nothing.
         std::fs::write(&file, "short").unwrap();
-        let refused = intake.world.mailchime.reload(&config).unwrap_err().to_string();
+        let refused = intake.world.mailchime.reload(&config).await.unwrap_err().to_string();
         assert!(refused.starts_with("[[events.source]] secret_file: "), "{refused}");
         let answer = intake.ask(&with("another-horse-battery", &carol)).await;
         assert_eq!(answer.status, 204);

@@ -30,7 +30,7 @@ async fn new_sessions_go_by_it_and_the_others_go_on() {
         config.tls.sni.push(sni(folder.path(), "new", "new.example"));
         config.routes.push(route("b.example", &new));
         config.limits.sessions_per_ip = 3;
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
 
         let trusted = Arc::new(trusting(&[&folder.path().join("new.pem")], &[&TLS13]));
         assert!(handshake(world.address(), "new.example", &trusted).await.is_some());
@@ -84,7 +84,7 @@ async fn the_api_shows_the_certificates_of_the_reload_and_has_their_names() {
 
         let mut config = world.config.clone();
         config.tls.sni.push(sni(folder.path(), "new", "new.example"));
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
         assert!(trusts().await);
         let answer = answered("new.example").await;
         assert!(answer.starts_with("HTTP/1.1 ") && !answer.contains("421"), "{answer}");
@@ -104,11 +104,11 @@ async fn mechanisms_that_hide_the_password_pass_from_the_reload_on() {
 
         let mut config = world.config.clone();
         config.auth.relay = RelayedLogins::Always;
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
         assert!(capabilities(&world).await.contains(" AUTH=SCRAM-SHA-256"));
 
         config.auth.relay = RelayedLogins::Never;
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
         assert!(!capabilities(&world).await.contains("SCRAM"));
     })
     .await;
@@ -138,7 +138,7 @@ async fn listeners_come_and_go_and_change() {
         config.listeners.push(config.listeners[0].clone());
         config.listeners[1].address = ([127, 0, 0, 1], 0).into();
         config.listeners[1].tls = ListenerTls::StartTls;
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
         assert_eq!(world.address(), fixed);
         let added = world.mailchime.addresses[1];
         assert!(greeting(added).await.contains("STARTTLS"));
@@ -146,13 +146,13 @@ async fn listeners_come_and_go_and_change() {
 
         // The first one changes its ways without losing its socket.
         config.listeners[0].tls = ListenerTls::StartTls;
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
         assert!(greeting(fixed).await.contains("STARTTLS"));
         assert_eq!(world.mailchime.addresses, [fixed, added]);
 
         // The first one goes, its session stays.
         config.listeners.remove(0);
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
         assert_eq!(world.mailchime.addresses, [added]);
         let refused = async {
             // The port is closed by a task that has yet to hear of it.
@@ -164,7 +164,7 @@ async fn listeners_come_and_go_and_change() {
 
         // And comes back.
         config.listeners.push(world.config.listeners[0].clone());
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
         assert!(before.command("n NOOP").await.starts_with("n OK"));
         let again = TcpStream::connect(fixed).await.unwrap();
         assert!(world.greeted(again).await.is_some());
@@ -202,13 +202,13 @@ async fn one_that_cannot_be_used_changes_nothing() {
             (bad_ca, "[backend] ca: "),
             (bad_address, "cannot listen: "),
         ] {
-            let error = world.mailchime.reload(&config).unwrap_err().to_string();
+            let error = world.mailchime.reload(&config).await.unwrap_err().to_string();
             assert!(error.contains(expected) && !error.contains('\n'), "{error}");
             world.session("alice").await;
         }
         assert_eq!((logins(&old, "alice"), logins(&new, "alice")), (3, 0));
         assert_eq!(new.counters().accepted, 0);
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
         let asked = new.wait_until(|counters| counters.commands.contains_key("LOGOUT"));
         soon("who asks what it offers", asked).await;
         world.session("alice").await;
@@ -229,9 +229,9 @@ async fn a_watcher_goes_to_where_its_account_registered_anew() {
         // What does not concern it leaves it alone.
         let mut config = world.config.clone();
         config.routes.push(route("c.example", &new));
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
         config.routes.push(route("b.example", &new));
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
         soon("its farewell", old.wait_until(|counters| counters.connections == 0)).await;
         assert_eq!(logins(&old, user), 2, "the phone and the watcher");
         assert_eq!(logins(&new, user), 0, "the password was not accepted there yet");

@@ -181,7 +181,7 @@ async fn a_certificate_must_be_for_the_name_that_it_is_given() {
         for name in ["imap.example.org", "*.example.com"] {
             let mut config = world.config.clone();
             config.tls.sni.push(sni(folder.path(), "exact", name));
-            let error = world.mailchime.reload(&config).unwrap_err().to_string();
+            let error = world.mailchime.reload(&config).await.unwrap_err().to_string();
             let file = folder.path().join("exact.pem");
             let expected =
                 format!("[[tls.sni]] certificate: {}: is not for {name};", file.display());
@@ -219,7 +219,7 @@ async fn a_session_is_resumed_also_after_the_configuration_was_read_again() {
             let kind = handshake(address, "localhost", &config).await;
             assert_eq!(kind, Some(HandshakeKind::Resumed));
             let again = world.config.clone();
-            world.mailchime.reload(&again).unwrap();
+            world.mailchime.reload(&again).await.unwrap();
             let kind = handshake(address, "localhost", &config).await;
             assert_eq!(kind, Some(HandshakeKind::Resumed));
         }

@@ -82,13 +82,13 @@ async fn push_is_offered_to_accounts_that_have_a_valid_identity() {
         assert_eq!((of(users[0]).await, of(users[1]).await), ([true, true], [true, false]));
 
         issue(TOPICS[1].0, -60, 3600);
-        mailchime.reload(&config).unwrap();
+        mailchime.reload(&config).await.unwrap();
         while of(users[1]).await != [true, true] {}
 
         for (topic, _) in TOPICS {
             issue(topic, -3600, -60);
         }
-        mailchime.reload(&config).unwrap();
+        mailchime.reload(&config).await.unwrap();
         while of(users[0]).await != [false, false] {}
         assert_eq!(of(users[1]).await, [false, false]);
         mailchime.stop().await;

@@ -192,7 +192,7 @@ async fn a_secret_is_replaced_by_reloads_and_a_file_with_none_changes_nothing() 
             ("whsec_short\n", [true, false]),
         ] {
             std::fs::write(&file, secrets).unwrap();
-            let reloaded = world.mailchime.reload(&config).map_err(|error| error.to_string());
+            let reloaded = world.mailchime.reload(&config).await.map_err(|error| error.to_string());
             assert_eq!(reloaded.is_ok(), !secrets.contains("short"), "{reloaded:?}");
             backend.deliver(ALICE, "INBOX", MAIL).unwrap();
             let event = new_mail(&receiver).await;
@@ -454,7 +454,7 @@ async fn a_reload_adds_a_web_hook_and_takes_it_away_and_one_that_fails_changes_n
         let folder = config.tls.certificates[0].certificate.parent().unwrap().to_owned();
         let folder = WebhookFolder(folder);
         config.webhooks = vec![folder.webhook("a", &receiver.url("/"))];
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
         log_in(&world, &backend, ALICE).await;
         backend.deliver(ALICE, "INBOX", MAIL).unwrap();
         new_mail(&receiver).await;
@@ -476,7 +476,7 @@ async fn a_reload_adds_a_web_hook_and_takes_it_away_and_one_that_fails_changes_n
         ] {
             let mut broken = broken.clone();
             change(&mut broken);
-            let error = world.mailchime.reload(&broken).unwrap_err().to_string();
+            let error = world.mailchime.reload(&broken).await.unwrap_err().to_string();
             assert!(error.starts_with(key), "{error}");
         }
         assert!(!key.exists(), "a key that nothing uses");
@@ -484,7 +484,7 @@ async fn a_reload_adds_a_web_hook_and_takes_it_away_and_one_that_fails_changes_n
         new_mail(&receiver).await;
 
         config.webhooks.clear();
-        world.mailchime.reload(&config).unwrap();
+        world.mailchime.reload(&config).await.unwrap();
         soon("the end of watching", backend.wait_until(|counters| counters.idling == 0)).await;
         assert!(rows(&world, ALICE).await.is_empty());
         world.mailchime.stop().await;
