@@ -14,6 +14,9 @@ use super::{CommandFailure, holder, not_empty, runtime, say};
 /// The port of the pilot, beside the server's own.
 const PILOT: u16 = 1993;
 
+/// The port of IMAP (RFC 9051 section 2.1).
+const IMAP: u16 = 143;
+
 /// The port of mail over TLS (RFC 8314 section 7.3).
 const IMAPS: u16 = 993;
 

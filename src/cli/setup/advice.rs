@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use super::{IMAPS, MailServerKind, SetupPlan, WatchCredentials, below};
+use super::{IMAP, IMAPS, MailServerKind, SetupPlan, WatchCredentials, below, written};
 use crate::cli::holder::PortHolder;
+use crate::config::BackendTls;
 
 /// Courier's service on that port.
 const COURIER_SSL: &str = "courier-imap-ssl";
@@ -241,16 +242,18 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
             "have your server listen for IMAP on 127.0.0.1, port 143, and no longer on port 993.".to_owned()
         }
     };
-    let backend = match plan.server.is_imaps {
-        true => {
+    let backend = match plan.server.tls {
+        BackendTls::Implicit(_) => {
             let config = below(&plan.root, "etc/mailchime/proxy.toml");
+            let lines = written::backend(&plan.server.behind(), plan.credentials);
             format!(
-                "\n\nIn {}, in place of the lines of [backend], since your server then listens on port 143 \
-                 alone:\n\n[backend]\naddress = \"127.0.0.1:143\"\ntls = \"none\"",
-                config.display()
+                "\n\nIn {}, in place of the lines of [backend], since your server then listens on port {IMAP} \
+                 alone, without TLS:\n\n{}",
+                config.display(),
+                lines.trim_end()
             )
         }
-        false => String::new(),
+        _ => String::new(),
     };
     let config = below(&plan.root, "etc/mailchime/proxy.toml");
     let starttls = format!(
@@ -419,7 +422,6 @@ mod tests {
     use super::super::certificates::FoundCertificate;
     use super::super::probe::FoundServer;
     use super::*;
-    use crate::config::BackendTls;
 
     fn plan(host: &str, kind: MailServerKind, container: Option<&str>) -> SetupPlan {
         let server = FoundServer {

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::certificates::files_of_dovecot;
-use super::{CommandFailure, IMAPS, MailServerKind, SetupOptions, below, say};
+use super::{CommandFailure, IMAP, IMAPS, MailServerKind, SetupOptions, below, say};
 use crate::cli::holder::{self, PortHolder};
 use crate::config::{BackendConfig, BackendTls, TrustConfig};
 use crate::imap::responses::printable;
@@ -73,6 +73,17 @@ impl FoundServer {
     /// It and mailchime are on one machine.
     pub(super) fn is_here(&self) -> bool {
         is_here(&self.host)
+    }
+
+    /// The same once it listens for IMAP without TLS alone, and for this machine alone. One that was found otherwise stays
+    /// where it is.
+    pub(super) fn behind(&self) -> Self {
+        match self.tls {
+            BackendTls::Implicit(_) => {
+                Self { port: IMAP, is_imaps: false, tls: BackendTls::None, ..self.clone() }
+            }
+            _ => self.clone(),
+        }
     }
 
     /// HOST:PORT.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use secrecy::zeroize::Zeroizing;
 
+use super::probe::FoundServer;
 use super::{CommandFailure, PILOT, SetupPlan, WatchCredentials, below};
 use crate::config::BackendTls;
 use crate::files;
@@ -113,9 +114,40 @@ fn write_one(file: &NewFile) -> io::Result<()> {
     files::create(&file.path, &file.bytes, file.mode)
 }
 
+/// The lines of `[backend]` for this server.
+pub(super) fn backend(server: &FoundServer, credentials: WatchCredentials) -> String {
+    let mut text = format!("[backend]\naddress = {}\n", quoted(&server.address()));
+    let (tls, trust) = match &server.tls {
+        BackendTls::None => ("none", None),
+        BackendTls::StartTls(trust) => ("starttls", Some(trust)),
+        BackendTls::Implicit(trust) => ("implicit", Some(trust)),
+    };
+    text += &format!("tls = \"{tls}\"\n");
+    if let Some(trust) = trust {
+        if trust.server_name != server.host {
+            text += &format!("server_name = {}\n", quoted(&trust.server_name));
+        }
+        if trust.ca.is_some() {
+            text += "ca = \"backend-ca.pem\"\n";
+        }
+    }
+    if server.service() == "dovecot" {
+        text += "send_id = true    # the client's address, for Dovecot's log and limits\n";
+    }
+    if credentials == WatchCredentials::Master {
+        text +=
+            &format!("master_user = \"{MASTER}\"\nmaster_password_file = \"master.password\"\n");
+    }
+    text
+}
+
+/// A string as TOML has it.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
 /// The text of `proxy.toml`.
 fn configuration(plan: &SetupPlan) -> String {
-    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     let path = |path: &str| below(&plan.root, path).display().to_string();
     let mut text =
         "# Written by `mailchime setup`. The manual of all keys: proxy.toml of the sources.\n"
@@ -127,28 +159,7 @@ fn configuration(plan: &SetupPlan) -> String {
     let port = plan.port;
     text += &format!("\n[[listener]]\naddress = \"[::]:{port}\"{pilot}\n");
     text += "\n[tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n";
-    text += &format!("\n[backend]\naddress = {}\n", quoted(&plan.server.address()));
-    let (tls, trust) = match &plan.server.tls {
-        BackendTls::None => ("none", None),
-        BackendTls::StartTls(trust) => ("starttls", Some(trust)),
-        BackendTls::Implicit(trust) => ("implicit", Some(trust)),
-    };
-    text += &format!("tls = \"{tls}\"\n");
-    if let Some(trust) = trust {
-        if trust.server_name != plan.server.host {
-            text += &format!("server_name = {}\n", quoted(&trust.server_name));
-        }
-        if trust.ca.is_some() {
-            text += "ca = \"backend-ca.pem\"\n";
-        }
-    }
-    if plan.server.service() == "dovecot" {
-        text += "send_id = true    # the client's address, for Dovecot's log and limits\n";
-    }
-    if plan.credentials == WatchCredentials::Master {
-        text +=
-            &format!("master_user = \"{MASTER}\"\nmaster_password_file = \"master.password\"\n");
-    }
+    text += &format!("\n{}", backend(&plan.server, plan.credentials));
     let database = format!("sqlite://{}", path("var/lib/mailchime/mailchime.db"));
     text += &format!("\n[store]\nurl = {}\n", quoted(&database));
     let mode = match plan.credentials {

@@ -1,6 +1,7 @@
 //! `mailchime setup`: what it finds, what it writes, and that this passes `mailchime check`.
 
 mod certificates;
+mod change;
 mod courier;
 mod documents;
 mod kinds;
