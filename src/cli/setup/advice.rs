@@ -9,9 +9,6 @@ use crate::config::BackendTls;
 /// Courier's service on that port.
 const COURIER_SSL: &str = "courier-imap-ssl";
 
-/// For clients at the port that the server has for this machine alone from then on.
-const STARTTLS: &str = "[[listener]]\naddress = \"192.0.2.1:143\"\ntls = \"starttls\"";
-
 /// All steps, numbered.
 pub(super) fn text(plan: &SetupPlan) -> String {
     let mut steps = vec![user(plan)];
@@ -217,37 +214,44 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
     if let Some(publisher) = &plan.server.container {
         return container(plan, publisher, begin);
     }
+    let config = below(&plan.root, "etc/mailchime/proxy.toml");
+    let behind = plan.server.behind();
+    let (address, port) = (behind.listens_at(), behind.port);
     let server = match plan.server.kind {
         kind @ (MailServerKind::Dovecot23
         | MailServerKind::Dovecot24
-        | MailServerKind::DovecotUnknown) => dovecot(kind),
+        | MailServerKind::DovecotUnknown) => dovecot(kind, address, port),
         MailServerKind::Cyrus => {
-            "in the block SERVICES of /etc/cyrus.conf, have imap listen on this machine alone, and take imaps \
+            let host = behind.listens_in_brackets();
+            let port = if port == IMAP { "imap".to_owned() } else { port.to_string() };
+            format!(
+                "in the block SERVICES of /etc/cyrus.conf, have imap listen on this machine alone, and take imaps \
              out:\n\n\
-             imap cmd=\"imapd -U 30\" listen=\"127.0.0.1:imap\" prefork=0 maxchild=100\n\n\
+             imap cmd=\"imapd -U 30\" listen=\"{host}:{port}\" prefork=0 maxchild=100\n\n\
              maxchild bounds all sessions and all watched accounts together, so write there more than both \
              are. In /etc/imapd.conf, for logins from mailchime:\n\n\
              allowplaintext: yes"
-                .to_owned()
+            )
         }
         MailServerKind::Courier => {
             // systemd's unit of the package starts it whatever IMAPDSSLSTART says.
             format!(
-                "in /etc/courier/imapd:\n\nADDRESS=127.0.0.1\n{COURIER_LIMITS}\n\n\
+                "in /etc/courier/imapd:\n\nADDRESS={address}\nPORT={port}\n{COURIER_LIMITS}\n\n\
                  All connections come from this machine then, and Debian lets one address have 20: write more \
                  than all sessions and all watched accounts together. Its server of port 993 is a service of its own:\n\nsystemctl disable --now {COURIER_SSL}"
             )
         }
         MailServerKind::Other => {
-            "have your server listen for IMAP on 127.0.0.1, port 143, and no longer on port 993.".to_owned()
+            format!(
+                "have your server listen for IMAP on {address}, port {port}, and no longer on port {IMAPS}."
+            )
         }
     };
     let backend = match plan.server.tls {
         BackendTls::Implicit(_) => {
-            let config = below(&plan.root, "etc/mailchime/proxy.toml");
-            let lines = written::backend(&plan.server.behind(), plan.credentials);
+            let lines = written::backend(&behind, plan.credentials);
             format!(
-                "\n\nIn {}, in place of the lines of [backend], since your server then listens on port {IMAP} \
+                "\n\nIn {}, in place of the lines of [backend], since your server then listens on port {port} \
                  alone, without TLS:\n\n{}",
                 config.display(),
                 lines.trim_end()
@@ -255,10 +259,10 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
         }
         _ => String::new(),
     };
-    let config = below(&plan.root, "etc/mailchime/proxy.toml");
     let starttls = format!(
-        "\n\nPort 143 is then closed to other machines. If clients use it with STARTTLS, add this to {}, with the \
-         address of this machine that they use, for 127.0.0.1 is your server's:\n\n{STARTTLS}",
+        "\n\nPort {port} is then closed to other machines. If clients use it with STARTTLS, add this to {}, with the \
+         address of this machine that they use, for {address} is your server's:\n\n\
+         [[listener]]\naddress = \"192.0.2.1:{port}\"\ntls = \"starttls\"",
         config.display()
     );
     format!("{}{server}{backend}{starttls}\n\nsystemctl restart {service}\n{begin}", give_up(plan))
@@ -302,15 +306,21 @@ fn limits_elsewhere(kind: MailServerKind) -> String {
 fn container(plan: &SetupPlan, publisher: &str, begin: &str) -> String {
     let page = page(plan, "docs/book/containers.md");
     let config = below(&plan.root, "etc/mailchime/proxy.toml");
+    let host = plan.server.listens_in_brackets();
+    // What the container itself has is the usual port as a rule, whatever it is published as.
+    let inside = match plan.server.tls {
+        BackendTls::Implicit(_) => IMAPS,
+        _ => IMAP,
+    };
     let (published, backend) = match plan.server.is_imaps {
         true => (
-            "- \"127.0.0.1:9993:993\"".to_owned(),
+            format!("- \"{host}:9993:{inside}\""),
             format!(
-                "\n\nIn {}, in place of the address of [backend]:\n\naddress = \"127.0.0.1:9993\"",
+                "\n\nIn {}, in place of the address of [backend]:\n\naddress = \"{host}:9993\"",
                 config.display()
             ),
         ),
-        false => (format!("- \"127.0.0.1:{port}:{port}\"", port = plan.server.port), String::new()),
+        false => (format!("- \"{host}:{}:{inside}\"", plan.server.port), String::new()),
     };
     format!(
         "{}change what is published of your server's container ({publisher} holds its ports), and nothing in the \
@@ -389,10 +399,10 @@ fn by_version(kind: MailServerKind, before: &str, since: &str) -> String {
 }
 
 /// Dovecot 2.4 has changed the word for an address.
-fn dovecot(kind: MailServerKind) -> String {
+fn dovecot(kind: MailServerKind, address: &str, port: u16) -> String {
     let block = |listen: &str| {
         format!(
-            "service imap-login {{\n  inet_listener imap {{\n    {listen} = 127.0.0.1\n    port = 143\n  }}\n  \
+            "service imap-login {{\n  inet_listener imap {{\n    {listen} = {address}\n    port = {port}\n  }}\n  \
              inet_listener imaps {{\n    port = 0\n  }}\n}}"
         )
     };
@@ -400,7 +410,7 @@ fn dovecot(kind: MailServerKind) -> String {
     format!(
         "in /etc/dovecot/conf.d/10-master.conf:\n\n{block}\n\n\
          and in /etc/dovecot/dovecot.conf, so that Dovecot believes mailchime the addresses of clients:\n\n\
-         login_trusted_networks = 127.0.0.1/32"
+         login_trusted_networks = 127.0.0.1/32 ::1/128"
     )
 }
 
@@ -422,6 +432,7 @@ mod tests {
     use super::super::certificates::FoundCertificate;
     use super::super::probe::FoundServer;
     use super::*;
+    use crate::config::TrustConfig;
 
     fn plan(host: &str, kind: MailServerKind, container: Option<&str>) -> SetupPlan {
         let server = FoundServer {
@@ -461,9 +472,51 @@ mod tests {
         }
         plan.server.is_imaps = true;
         plan.server.port = 993;
+        let trust = TrustConfig { ca: None, server_name: "mail.example.org".to_owned() };
+        plan.server.tls = BackendTls::Implicit(trust);
         let said = text(&plan);
         assert!(said.contains("\"127.0.0.1:9993:993\""), "{said}");
         assert!(said.contains("address = \"127.0.0.1:9993\""), "{said}");
+    }
+
+    #[test]
+    fn the_change_names_the_place_where_the_server_was_found() {
+        use MailServerKind::{Courier, Cyrus, Dovecot23, Dovecot24, Other};
+
+        let closed = "Port 1143 is then closed to other machines";
+        for (host, port, kind, expected) in [
+            ("127.0.0.1", 1143, Dovecot23, &["address = 127.0.0.1\n", "port = 1143\n", closed][..]),
+            ("127.0.0.1", 1143, Dovecot23, &["address = \"192.0.2.1:1143\"\n"]),
+            (
+                "::1",
+                143,
+                Dovecot24,
+                &["listen = ::1\n", "port = 143\n", "for ::1 is your server's"],
+            ),
+            ("localhost", 143, Dovecot24, &["listen = 127.0.0.1\n", "= 127.0.0.1/32 ::1/128\n"]),
+            ("::1", 143, Cyrus, &["listen=\"[::1]:imap\""]),
+            ("127.0.0.1", 1143, Cyrus, &["listen=\"127.0.0.1:1143\"", closed]),
+            ("::1", 1143, Courier, &["ADDRESS=::1\n", "PORT=1143\n"]),
+            ("::1", 1143, Other, &["for IMAP on ::1, port 1143, and", "for ::1 is your server's"]),
+        ] {
+            let mut plan = plan(host, kind, None);
+            plan.server.port = port;
+            let said = text(&plan);
+            for part in expected {
+                assert!(
+                    said.contains(part),
+                    "{kind:?} at {host}, {port}: {part:?} is not in {said}"
+                );
+            }
+        }
+        for (host, port, published) in
+            [("::1", 143, "\"[::1]:143:143\""), ("127.0.0.1", 1143, "\"127.0.0.1:1143:143\"")]
+        {
+            let mut plan = plan(host, MailServerKind::DovecotUnknown, Some("docker-proxy"));
+            plan.server.port = port;
+            let said = text(&plan);
+            assert!(said.contains(published), "{published} is not in {said}");
+        }
     }
 
     #[test]

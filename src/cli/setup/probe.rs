@@ -94,6 +94,22 @@ impl FoundServer {
         }
     }
 
+    /// Where it listens for this machine alone, as its own configuration has it.
+    pub(super) fn listens_at(&self) -> &str {
+        match self.host.as_str() {
+            "localhost" => "127.0.0.1",
+            address => address,
+        }
+    }
+
+    /// The same, before a colon and a port.
+    pub(super) fn listens_in_brackets(&self) -> String {
+        match self.listens_at() {
+            address if address.contains(':') => format!("[{address}]"),
+            address => address.to_owned(),
+        }
+    }
+
     /// The name of its service, for `systemctl`.
     pub(super) fn service(&self) -> &'static str {
         match self.kind {

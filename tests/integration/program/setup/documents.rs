@@ -4,9 +4,42 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use super::contains;
+use super::{contains, printed};
 use crate::support::servers::dovecot24::doveconf;
 use crate::support::skip;
+
+/// The first line of the change to Dovecot.
+const LOGIN: &str = "service imap-login {";
+
+/// Mailchime may come by either address of loopback.
+const TRUSTED: &str = "login_trusted_networks = 127.0.0.1/32 ::1/128";
+
+/// Dovecot 2.4 itself reads the block that setup has printed for it.
+pub(super) fn dovecot_2_4_takes_the_change(test: &str, said: &str, port: u16) {
+    let of = |word: &str| {
+        let blocks = said.split("service imap-login {").skip(1);
+        let blocks = blocks.map(|rest| printed(&format!("service imap-login {{{rest}"), LOGIN));
+        blocks.into_iter().find(|block| block.contains(word))
+    };
+    let trusted = said.lines().find(|line| line.contains("login_trusted_networks = ")).unwrap();
+    let change = format!("ssl = no\n{}{trusted}\n", of("listen = ").expect("a block of 2.4"));
+    let Some((taken, read)) = doveconf(test, &change) else { return };
+    assert!(taken, "{read}");
+    let port = format!("port = {port}\n");
+    contains(&read, &["listen = 127.0.0.1", &port, "port = 0", TRUSTED]);
+    // It says no to what it does not know, such as the block of 2.3.
+    let (taken, read) = doveconf(test, &change.replace("listen = ", "address = ")).unwrap();
+    assert!(!taken && read.contains("address"), "{read}");
+}
+
+/// Dovecot itself reads the block that setup has printed.
+pub(super) fn dovecot_takes_the_change(said: &str, port: u16) {
+    let block = printed(said, LOGIN);
+    let trusted = said.lines().find(|line| line.contains("login_trusted_networks = ")).unwrap();
+    let (taken, read) = doveconf_2_3(&format!("{block}{trusted}\n"));
+    assert!(taken, "{read}");
+    contains(&read, &["address = 127.0.0.1", &format!("port = {port}\n"), TRUSTED]);
+}
 
 /// The blocks for Dovecot in these documents, less those with the PROXY protocol, are what setup prints for one version
 /// or the other. Dovecot itself reads that.
