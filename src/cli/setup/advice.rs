@@ -415,15 +415,46 @@ fn dovecot(kind: MailServerKind, address: &str, port: u16) -> String {
 }
 
 fn renewal(plan: &SetupPlan) -> String {
+    if let Some(name) = plan.certificate.lineage(&plan.root) {
+        return renewal_by_certbot(plan, name);
+    }
     let folder = below(&plan.root, "etc/mailchime");
     let folder = folder.display();
     let (certificate, key) =
         (plan.certificate.certificate.display(), plan.certificate.private_key.display());
     format!(
-        "After each renewal of the certificate run these (with certbot: a file in \
-         /etc/letsencrypt/renewal-hooks/deploy); mailchime takes the new one by itself:\n\n\
+        "After each renewal of the certificate run these; mailchime takes the new one by itself:\n\n\
          install -m 640 -g mailchime {certificate} {folder}/server.pem\n\
          install -m 640 -g mailchime {key} {folder}/server.key"
+    )
+}
+
+/// certbot runs what is executable in that folder, for each certificate that it renews; the hook takes the one that it
+/// has the name of.
+fn renewal_by_certbot(plan: &SetupPlan, name: &str) -> String {
+    let hooks = below(&plan.root, "etc/letsencrypt/renewal-hooks/deploy");
+    let hooks = hooks.display();
+    let packaged = below(&plan.root, "usr/share/doc/mailchime/examples/certbot/mailchime");
+    let (hook, place) = match packaged.exists() {
+        true => (packaged.display().to_string(), ""),
+        false => (
+            "contrib/certbot/mailchime".to_owned(),
+            ", in the folder of the sources or in that of a release's archive",
+        ),
+    };
+    // The name is part of a script.
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || "._-".contains(char);
+    let (choice, also) = match name.chars().all(is_plain) {
+        true => {
+            let choice = format!("\nsed -i 's/^LINEAGE=.*/LINEAGE={name}/' {hooks}/mailchime");
+            (choice, "")
+        }
+        false => (String::new(), " In the hook, write the certificate's name to LINEAGE."),
+    };
+    format!(
+        "Have certbot copy the certificate after each renewal. Run this once{place}; mailchime takes the new one by \
+         itself.{also}\n\n\
+         install -m 755 {hook} {hooks}/{choice}"
     )
 }
 

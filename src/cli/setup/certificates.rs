@@ -16,6 +16,15 @@ use crate::net::tls::{self, TlsError};
 /// Longest configuration file that is read, in bytes.
 const LONGEST: u64 = 1024 * 1024;
 
+/// Where certbot has a folder for each certificate that it renews, below the root.
+const LIVE: &str = "etc/letsencrypt/live";
+
+/// A file of such a folder.
+const CERTIFICATE: &str = "fullchain.pem";
+
+/// Its private key.
+const PRIVATE_KEY: &str = "privkey.pem";
+
 /// A certificate that can be used.
 #[derive(Debug)]
 pub(super) struct FoundCertificate {
@@ -44,6 +53,15 @@ impl FoundCertificate {
             until: String::new(),
             from: "",
         }
+    }
+
+    /// The name by which certbot knows it, where certbot renews these files.
+    pub(super) fn lineage(&self, root: &Path) -> Option<&str> {
+        let folder = self.certificate.parent()?;
+        let is_certbots = self.certificate.ends_with(CERTIFICATE)
+            && self.private_key == folder.join(PRIVATE_KEY)
+            && folder.parent()? == below(root, LIVE);
+        folder.file_name()?.to_str().filter(|_| is_certbots)
     }
 
     /// The certificate in these files; an error says what is wrong with them.
@@ -135,7 +153,7 @@ pub(super) fn find(root: &Path) -> (Vec<FoundCertificate>, Vec<String>) {
             Err(why) => unfit.push(why),
         }
     }
-    let live = below(root, "etc/letsencrypt/live");
+    let live = below(root, LIVE);
     let live = fs::read_dir(&live).inspect_err(|error| {
         if error.kind() == io::ErrorKind::PermissionDenied {
             unfit.push(unreadable(&live, error));
@@ -145,7 +163,7 @@ pub(super) fn find(root: &Path) -> (Vec<FoundCertificate>, Vec<String>) {
     let mut folders: Vec<_> = live.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     folders.sort();
     for folder in folders {
-        let (certificate, private_key) = (folder.join("fullchain.pem"), folder.join("privkey.pem"));
+        let (certificate, private_key) = (folder.join(CERTIFICATE), folder.join(PRIVATE_KEY));
         if fs::canonicalize(&certificate).is_ok_and(|path| seen.contains(&path)) {
             continue;
         }

@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use mailchime::demo::pki::Pki;
 
 use super::{Machine, contains, line};
 use crate::support::limited;
@@ -88,6 +90,57 @@ async fn the_umask_of_who_runs_setup_takes_nothing_from_the_modes() {
         {
             let path = machine.path("etc/mailchime").join(name);
             assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, mode, "{}", path.display());
+        }
+    })
+    .await;
+}
+
+/// certbot runs what is executable there, with another certificate of this machine, too.
+#[tokio::test]
+async fn certbots_certificate_is_copied_after_a_renewal_by_the_lines_that_setup_prints() {
+    let test = "certbots_certificate_is_copied_after_a_renewal_by_the_lines_that_setup_prints";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        let examples = machine.path("usr/share/doc/mailchime/examples/certbot");
+        let hooks = machine.path("etc/letsencrypt/renewal-hooks/deploy");
+        for folder in [&examples, &hooks] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/certbot/mailchime");
+        fs::copy(own, examples.join("mailchime")).unwrap();
+        machine.certbot("www.example.org", &Pki::generate(None).unwrap());
+        machine.certbot("mail.example.org", pki());
+        let live = |lineage: &str, name: &str| {
+            machine.path("etc/letsencrypt/live").join(lineage).join(name)
+        };
+        let [certificate, key] = ["fullchain.pem", "privkey.pem"]
+            .map(|name| live("mail.example.org", name).display().to_string());
+        let given = ["--certificate", &certificate, "--private-key", &key];
+        let (code, said) = machine.setup_at(dovecot.plain, &given).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(!said.contains("install -m 640"), "{said}");
+        let begins = format!("install -m 755 {}", examples.display());
+        let lines = [line(&said, &begins), line(&said, "sed -i ")].join(" && ");
+        assert!(Command::new("sh").arg("-c").arg(lines).status().unwrap().success());
+
+        // All are renewed.
+        machine.certbot("mail.example.org", &Pki::generate(None).unwrap());
+        for (lineage, is_copied) in [("www.example.org", false), ("mail.example.org", true)] {
+            let mut hook = Command::new(hooks.join("mailchime"));
+            hook.env("RENEWED_LINEAGE", machine.path("etc/letsencrypt/live").join(lineage));
+            hook.env("FOLDER", machine.path("etc/mailchime"));
+            let id = |kind: &str| {
+                let said = Command::new("id").arg(kind).output().unwrap().stdout;
+                String::from_utf8(said).unwrap().trim().to_owned()
+            };
+            hook.env("OWNER", id("-u")).env("GROUP", id("-g"));
+            assert!(hook.status().unwrap().success(), "{lineage}");
+            for (from, to) in [("fullchain.pem", "server.pem"), ("privkey.pem", "server.key")] {
+                let copy = fs::read(machine.path("etc/mailchime").join(to)).unwrap();
+                let new = fs::read(live("mail.example.org", from)).unwrap();
+                assert_eq!(copy == new, is_copied, "{to} after {lineage}");
+            }
         }
     })
     .await;
