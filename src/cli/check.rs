@@ -15,6 +15,7 @@ mod unit;
 mod user;
 
 pub(in crate::cli) use self::chain::is_self_signed;
+pub(in crate::cli) use self::remedies::of_refused_certificate;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};

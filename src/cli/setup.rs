@@ -10,6 +10,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use super::{CommandFailure, holder, not_empty, runtime, say};
+use crate::config::PublicKeyPin;
 
 /// The port of the pilot, beside the server's own.
 const PILOT: u16 = 1993;
@@ -29,6 +30,10 @@ pub(super) struct SetupOptions {
     /// The authority of the server's certificate, where it is a private one
     #[arg(long, value_name = "FILE")]
     backend_ca: Option<PathBuf>,
+
+    /// The server's public key, in place of authorities: the SHA-256 of it in base64, which becomes tls_pin_sha256
+    #[arg(long, value_name = "SHA256", value_parser = pin, conflicts_with = "backend_ca")]
+    backend_pin: Option<PublicKeyPin>,
 
     /// What the server is, where its greeting does not say it
     #[arg(long, value_name = "KIND")]
@@ -65,6 +70,11 @@ pub(super) struct SetupOptions {
     /// Look here for IMAP over TLS
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:993", hide = true)]
     imaps_at: String,
+}
+
+/// A pin as `[backend] tls_pin_sha256` takes it.
+fn pin(text: &str) -> Result<PublicKeyPin, &'static str> {
+    text.parse().map_err(|_| "write the SHA-256 of a public key in base64, of 44 characters")
 }
 
 /// What a mail server is, as far as its administration differs.

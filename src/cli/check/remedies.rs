@@ -22,8 +22,8 @@ const NAMES: usize = 5;
 
 /// What to do about a backend that could not be asked what it offers.
 pub(super) async fn of_backend(error: &LoginError, how: &BackendConfig, config: &Config) -> String {
-    if let Some(certificate) = refused_certificate(error) {
-        return of_certificate(certificate);
+    if let Some(remedy) = of_refused_certificate(error) {
+        return remedy;
     }
     let spoken = match (error, &how.tls) {
         // Asked in the clear it says what it is.
@@ -124,6 +124,11 @@ fn of_words(said: &[u8]) -> &'static str {
     } else {
         "see whether it is an IMAP server, and what its own log says"
     }
+}
+
+/// What to do about a server whose certificate is not trusted; `None` where that is not what is wrong.
+pub(in crate::cli) fn of_refused_certificate(error: &LoginError) -> Option<String> {
+    refused_certificate(error).map(of_certificate)
 }
 
 fn of_certificate(certificate: &RefusedCertificate) -> String {

@@ -471,6 +471,7 @@ mod tests {
             port: 143,
             is_imaps: false,
             tls: BackendTls::None,
+            pin: None,
             kind,
             container: container.map(str::to_owned),
             version: String::new(),

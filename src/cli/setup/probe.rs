@@ -13,8 +13,9 @@ use tokio::time::timeout;
 
 use super::certificates::files_of_dovecot;
 use super::{CommandFailure, IMAP, IMAPS, MailServerKind, SetupOptions, below, say};
+use crate::cli::check::of_refused_certificate;
 use crate::cli::holder::{self, PortHolder};
-use crate::config::{BackendConfig, BackendTls, TrustConfig};
+use crate::config::{BackendConfig, BackendTls, PublicKeyPin, TrustConfig};
 use crate::imap::responses::printable;
 use crate::net::backend::Backend;
 use crate::net::resolve::NameResolver;
@@ -60,6 +61,8 @@ pub(super) struct FoundServer {
     pub(super) is_imaps: bool,
     /// As `[backend] tls` has it.
     pub(super) tls: BackendTls,
+    /// With TLS: its certificate counts by this public key alone.
+    pub(super) pin: Option<PublicKeyPin>,
     pub(super) kind: MailServerKind,
     /// A program that publishes ports of containers holds its port, so its files are not this machine's.
     pub(super) container: Option<String>,
@@ -79,9 +82,13 @@ impl FoundServer {
     /// where it is.
     pub(super) fn behind(&self) -> Self {
         match self.tls {
-            BackendTls::Implicit(_) => {
-                Self { port: IMAP, is_imaps: false, tls: BackendTls::None, ..self.clone() }
-            }
+            BackendTls::Implicit(_) => Self {
+                port: IMAP,
+                is_imaps: false,
+                tls: BackendTls::None,
+                pin: None,
+                ..self.clone()
+            },
             _ => self.clone(),
         }
     }
@@ -223,7 +230,8 @@ pub(super) async fn find(
     let why = problems.map(String::as_str).collect::<Vec<_>>().join("\n  ");
     Err(CommandFailure::Failed(format!(
         "no IMAP server can be used:\n  {why}\nSay where it is by --backend HOST:PORT; where a private \
-         authority has signed its certificate, name the authority's file by --backend-ca"
+         authority has signed its certificate, name the authority's file (`ca`) by --backend-ca; a public key \
+         (tls_pin_sha256) goes to --backend-pin"
     )))
 }
 
@@ -266,16 +274,23 @@ async fn server(
     };
     let mut last = String::new();
     for tls in kinds {
-        let backend = backend(BackendConfig::new(host, port, tls.clone()))?;
+        // A pin has no meaning without TLS.
+        let pin = options.backend_pin.filter(|_| tls != BackendTls::None);
+        let how = BackendConfig { pin, ..BackendConfig::new(host, port, tls.clone()) };
+        let backend = backend(how)?;
         match backend.probe(CONNECT_TIME, LONGEST).await {
-            Err(error) => last = error.to_string(),
+            Err(error) => match of_refused_certificate(&error) {
+                // It speaks this kind of TLS, and so no other.
+                Some(remedy) => return Err(format!("{error}; {remedy}")),
+                None => last = error.to_string(),
+            },
             Ok(()) if backend.seen().is_some_and(|seen| seen.has("LOGINDISABLED")) => {
                 last = format!("{}: takes no password without TLS", backend.name());
             }
             Ok(()) => {
                 let program = holder.map(|holder| holder.program.clone()).unwrap_or_default();
                 let container = PUBLISHERS.contains(&&*program).then(|| program.clone());
-                let said = said(host, port, &tls).await.unwrap_or_default();
+                let said = said(host, port, &tls, pin).await.unwrap_or_default();
                 let is_here = is_here(host) && container.is_none();
                 let (kind, version) = kind(&options.root, &said, &program, is_here);
                 let kind = options.server.unwrap_or(kind);
@@ -285,6 +300,7 @@ async fn server(
                     port,
                     is_imaps,
                     tls,
+                    pin,
                     kind,
                     container,
                     version,
@@ -311,12 +327,17 @@ struct SaidBefore {
 }
 
 /// What is said before STARTTLS, for there is no greeting behind it.
-async fn said(host: &str, port: u16, tls: &BackendTls) -> Option<SaidBefore> {
-    let tls = match tls {
-        BackendTls::Implicit(_) => tls.clone(),
-        _ => BackendTls::None,
+async fn said(
+    host: &str,
+    port: u16,
+    tls: &BackendTls,
+    pin: Option<PublicKeyPin>,
+) -> Option<SaidBefore> {
+    let (tls, pin) = match tls {
+        BackendTls::Implicit(_) => (tls.clone(), pin),
+        _ => (BackendTls::None, None),
     };
-    let backend = backend(BackendConfig::new(host, port, tls)).ok()?;
+    let backend = backend(BackendConfig { pin, ..BackendConfig::new(host, port, tls) }).ok()?;
     let mut connected = backend.connect(None, LONGEST).await.ok()?;
     let line = connected.heard.split(|byte| *byte == b'\n').next()?.trim_ascii();
     // A list of capabilities is long, and what it is stands behind it.
@@ -416,6 +437,7 @@ mod tests {
             port: IMAPS,
             is_imaps: true,
             tls: BackendTls::None,
+            pin: None,
             kind: MailServerKind::Other,
             container: None,
             version: String::new(),

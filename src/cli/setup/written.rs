@@ -130,6 +130,9 @@ pub(super) fn backend(server: &FoundServer, credentials: WatchCredentials) -> St
         if trust.ca.is_some() {
             text += "ca = \"backend-ca.pem\"\n";
         }
+        if let Some(pin) = server.pin {
+            text += &format!("tls_pin_sha256 = \"{pin}\"\n");
+        }
     }
     if server.service() == "dovecot" {
         text += "send_id = true    # the client's address, for Dovecot's log and limits\n";

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use mailchime::demo::pki::Pki;
 
-use super::{Machine, contains, line};
+use super::{Machine, contains, line, printed};
 use crate::support::limited;
 use crate::support::program::mailchime;
 use crate::support::servers::dovecot::{Dovecot, Options};
@@ -142,6 +142,48 @@ async fn certbots_certificate_is_copied_after_a_renewal_by_the_lines_that_setup_
                 assert_eq!(copy == new, is_copied, "{to} after {lineage}");
             }
         }
+    })
+    .await;
+}
+
+/// A server whose certificate is its own authority, as appliances make them.
+#[tokio::test]
+async fn a_server_that_is_not_trusted_is_told_with_its_pin_which_setup_takes_and_writes() {
+    let test = "a_server_that_is_not_trusted_is_told_with_its_pin_which_setup_takes_and_writes";
+    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
+    limited(async {
+        let machine = Machine::new();
+        machine.certbot("mail.example.org", pki());
+        let (code, said) = machine.setup_at(dovecot.tls, &["--port", "0"]).await;
+        assert_eq!(code, Some(1), "{said}");
+        contains(&said, &["no IMAP server can be used", "--backend-pin"]);
+        let pin = said.split("tls_pin_sha256 = \"").nth(1).unwrap().split('"').next().unwrap();
+        assert!(!machine.path("etc/mailchime").exists());
+
+        let other = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+        for (arguments, expected) in [
+            (&["--backend-pin", other][..], 1),
+            (&["--backend-pin", "abc="], 64),
+            (&["--backend-pin", pin, "--backend-ca", "ca.pem"], 64),
+        ] {
+            let (code, said) = machine.setup_at(dovecot.tls, arguments).await;
+            assert_eq!(code, Some(expected), "{said}");
+        }
+        let arguments = ["--port", "0", "--backend-pin", pin];
+        let (code, said) = machine.setup_at(dovecot.tls, &arguments).await;
+        assert_eq!(code, Some(0), "{said}");
+        contains(&said, &["IMAP server: Dovecot"]);
+        contains(&machine.written(), &[&format!("tls_pin_sha256 = \"{pin}\"")]);
+        contains(&machine.check().await, &["TLS, "]);
+        // The server then listens without TLS, where a pin has no meaning.
+        assert!(!printed(&said, "[backend]").contains("tls_pin_sha256"), "{said}");
+
+        // Nor where it is found without TLS.
+        let arguments = ["--dry-run", "--backend-pin", pin];
+        let (code, said) = machine.setup_at(dovecot.plain, &arguments).await;
+        assert_eq!(code, Some(0), "{said}");
+        contains(&said, &["tls = \"none\""]);
+        assert!(!said.contains("tls_pin_sha256"), "{said}");
     })
     .await;
 }
