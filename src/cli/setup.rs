@@ -143,8 +143,17 @@ pub(super) fn run(options: &SetupOptions) -> Result<(), CommandFailure> {
     let plan = SetupPlan { root: root.clone(), server, other, certificate, credentials, port };
     let files = written::files(&plan)?;
     if options.dry_run {
+        let there = written::already_there(&files, root);
+        // What the files would be is shown all the same.
+        let would = match &there {
+            Some(why) => {
+                say(format_args!("\n{why}"));
+                "once it is away, would write"
+            }
+            None => "would write",
+        };
         for file in &files {
-            say(format_args!("\nwould write {} (mode {:03o})", file.path.display(), file.mode));
+            say(format_args!("\n{would} {} (mode {:03o})", file.path.display(), file.mode));
             if let Some(text) = &file.shown {
                 say(text);
             }

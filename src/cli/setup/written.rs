@@ -63,29 +63,35 @@ pub(super) fn files(plan: &SetupPlan) -> Result<Vec<NewFile>, CommandFailure> {
 /// The `proxy.toml` that the Debian package brings to be filled in, below the root.
 const PACKAGED: &str = "usr/share/mailchime/proxy.toml";
 
-/// Writes all, or none where one is there or cannot be written. `root` is where the package's files are looked for.
+/// What to say where one of the files is there, so that none is written. `root` is where the package's files are
+/// looked for.
+pub(super) fn already_there(all: &[NewFile], root: &Path) -> Option<String> {
+    let there = all.iter().filter(|file| fs::symlink_metadata(&file.path).is_ok());
+    let there: Vec<_> = there.map(|file| file.path.display().to_string()).collect();
+    if there.is_empty() {
+        return None;
+    }
+    let moves: String = there.iter().map(|file| format!("\n  mv {file} {file}.before")).collect();
+    let packaged = below(root, PACKAGED);
+    let is_as_it_came = |file: &Path| {
+        let read = |path: &Path| files::read(path, files::LARGEST).ok().map(|(bytes, _)| bytes);
+        read(&packaged).is_some_and(|bytes| read(file).is_some_and(|file| *file == *bytes))
+    };
+    let note = match all.iter().map(|file| &file.path).find(|path| is_as_it_came(path)) {
+        Some(path) => format!("\n{} is the package's, and nobody has changed it.", path.display()),
+        None => String::new(),
+    };
+    Some(format!(
+        "there is already {}; nothing was written.{note}\nMove it away and run setup again:\n{moves}",
+        there.join(", ")
+    ))
+}
+
+/// Writes all, or none where one is there or cannot be written.
 pub(super) fn write(all: &[NewFile], root: &Path) -> Result<(), CommandFailure> {
-    let there: Vec<_> =
-        all.iter().filter(|file| fs::symlink_metadata(&file.path).is_ok()).collect();
-    if !there.is_empty() {
-        let there: Vec<_> = there.iter().map(|file| file.path.display().to_string()).collect();
-        let moves: String =
-            there.iter().map(|file| format!("\n  mv {file} {file}.before")).collect();
-        let packaged = below(root, PACKAGED);
-        let is_as_it_came = |file: &Path| {
-            let read = |path: &Path| files::read(path, files::LARGEST).ok().map(|(bytes, _)| bytes);
-            read(&packaged).is_some_and(|bytes| read(file).is_some_and(|file| *file == *bytes))
-        };
-        let note = match all.iter().map(|file| &file.path).find(|path| is_as_it_came(path)) {
-            Some(path) => {
-                format!("\n{} is the package's, and nobody has changed it.", path.display())
-            }
-            None => String::new(),
-        };
+    if let Some(why) = already_there(all, root) {
         return Err(CommandFailure::Failed(format!(
-            "there is already {}; nothing was written.{note}\nMove it away and run setup again:\n{moves}\n\n\
-             With --dry-run setup shows what it would write",
-            there.join(", ")
+            "{why}\n\nWith --dry-run setup shows what it would write"
         )));
     }
     for (number, file) in all.iter().enumerate() {

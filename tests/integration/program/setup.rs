@@ -206,6 +206,16 @@ async fn a_pilot_beside_dovecot_is_written_once_and_passes_check() {
         contains(&said, &["there is already", "proxy.toml", "nothing was written"]);
         assert!(!said.contains("is the package's"), "{said}");
         assert_eq!(machine.written(), before);
+
+        // A dry run says so with the same line, and shows what it is about.
+        let why = said.lines().find(|line| line.contains("there is already")).unwrap();
+        let why = &why[why.find("there is already").unwrap()..];
+        let (code, said) = machine.setup_at(dovecot.plain, &["--dry-run"]).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert_eq!(line(&said, "there is already"), why);
+        contains(&said, &["once it is away, would write ", "[[listener]]", "Move it away"]);
+        assert!(!said.contains("\nwould write"), "{said}");
+        assert_eq!(machine.written(), before);
     })
     .await;
 }
