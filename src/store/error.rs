@@ -147,8 +147,8 @@ impl StoreError {
             (_, Some(INSUFFICIENT_PRIVILEGE))
                 if source.to_string().contains("must be owner of") =>
             {
-                "the user of the database must own mailchime's tables to bring them up to date: give it those of \
-                 the user who owns them (reassign owned by OTHER to USER)"
+                "the user of the database must own mailchime's tables to bring them up to date: give it each of \
+                 them (alter table NAME owner to USER)"
             }
             (_, Some(INSUFFICIENT_PRIVILEGE | NO_SCHEMA)) => {
                 "the user of the database must be able to create tables in its schema: let it own \

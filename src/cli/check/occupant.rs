@@ -26,7 +26,7 @@ const ANSWER_SIZE: u64 = 64 * 1024;
 const OTHER_TYPE: i32 = rustix::io::Errno::PROTOTYPE.raw_os_error();
 
 /// The name of this program's process.
-const OURS: &str = "mailchime";
+pub(super) const OURS: &str = "mailchime";
 
 /// Who has an address.
 #[derive(Debug, PartialEq, Eq)]

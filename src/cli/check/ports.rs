@@ -12,7 +12,9 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::Report;
-use super::occupant::{Occupant, OccupantQuestion, at_datagrams, at_port, at_socket, reachable};
+use super::occupant::{
+    self, Occupant, OccupantQuestion, at_datagrams, at_port, at_socket, reachable,
+};
 use crate::cli::holder;
 use crate::config::{AdminAddress, Config, ListenerConfig, ListenerTls};
 use crate::imap::responses::printable;
@@ -135,10 +137,18 @@ async fn of_listener(how: &ListenerConfig, config: &Config, report: &mut Report)
         _ => String::new(),
     };
     let at = reachable(address);
-    let by = match holder::of(at.ip(), at.port()) {
-        Some(holder) => format!(" ({holder})"),
-        None => String::new(),
-    };
+    let holder = holder::of(at.ip(), at.port());
+    if holder.as_ref().is_some_and(|holder| holder.program == occupant::OURS) {
+        report.warning(
+            PART,
+            format_args!(
+                "{address}: mailchime serves there otherwise than this configuration says; reload it \
+                 (systemctl reload mailchime)"
+            ),
+        );
+        return Running::Yes;
+    }
+    let by = holder.map(|holder| format!(" ({holder})")).unwrap_or_default();
     report.failed(
         PART,
         format_args!(
@@ -192,9 +202,12 @@ async fn port(
     report: &mut Report,
 ) {
     let bound = listen::bind(address).map(drop);
-    let occupant = match bound {
-        Ok(()) => None,
-        Err(_) => Some(at_port(address, question).await),
+    // An address of another machine is another machine's.
+    let occupant = match bound.as_ref().map_err(io::Error::kind) {
+        Err(io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) => {
+            Some(at_port(address, question).await)
+        }
+        Ok(()) | Err(_) => None,
     };
     beside(part, &address, (bound, occupant), running, report);
 }

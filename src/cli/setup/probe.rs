@@ -367,8 +367,8 @@ async fn id(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Option<String
 }
 
 /// Programs that hold the ports of containers: those of Docker, of it and Podman without root, and of Podman.
-const PUBLISHERS: [&str; 6] =
-    ["docker-proxy", "rootlessport", "slirp4netns", "conmon", "pasta", "pasta.avx2"];
+const PUBLISHERS: [&str; 7] =
+    ["docker-proxy", "rootlesskit", "rootlessport", "slirp4netns", "conmon", "pasta", "pasta.avx2"];
 
 /// What says so, and its version: by its greeting, which an administrator may have changed, by its answer to ID, and by the
 /// program that holds its port.

@@ -270,7 +270,7 @@ async fn older_tables_of_postgresql_that_another_user_owns_are_refused() {
             beside.execute(sql).await.unwrap();
         }
         let url = format!("postgres://poor:secret@{}/postgres", postgres.address);
-        let expected = ["must be owner of table", "reassign owned by"];
+        let expected = ["must be owner of table", "alter table NAME owner to USER"];
         a_database_without_rights_is_refused(&World::new().await, &url, expected).await;
         // Whose they are may bring them up to date.
         let world = World::new().await;

@@ -147,6 +147,23 @@ async fn a_mailchime_that_shows_a_certificate_of_before_is_to_be_reloaded() {
     .await;
 }
 
+#[tokio::test]
+async fn a_mailchime_that_serves_otherwise_than_the_configuration_says_is_to_be_reloaded() {
+    limited(async {
+        let world = World::new().await;
+        at_free_address(&world);
+        let _server = world.serve().await;
+        world.configure("[[listener]]\n", "[[listener]]\nproxy_protocol = [\"127.0.0.0/8\"]\n");
+        let said = world.command(&["check"]).await;
+        assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
+        let line = said.line("warning  [[listener]]: ");
+        for part in ["mailchime serves there otherwise", "reload it"] {
+            assert!(line.contains(part), "{part:?} is not in {line}");
+        }
+    })
+    .await;
+}
+
 /// A port below 1024 of an address that no other test uses; `None` where everybody may have such a port, or nobody.
 fn port_of_root() -> Option<TcpListener> {
     let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").ok()?;
