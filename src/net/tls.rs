@@ -330,8 +330,7 @@ pub fn key_verifier(pins: Vec<PublicKeyPin>) -> Arc<dyn ServerCertVerifier> {
     Arc::new(KeyVerifier::new(Some(pins)))
 }
 
-/// What takes the certificate of any server: for a look at who is there, to whom nothing is told that is not
-/// everybody's to know.
+/// Takes the certificate of any server: for a look at who is there, with words that everybody may know.
 pub fn any_verifier() -> Arc<dyn ServerCertVerifier> {
     Arc::new(KeyVerifier::new(None))
 }

@@ -91,7 +91,7 @@ impl ParkedWait {
                 let state = context.backend_health.of(&backend).logins.state();
                 let state = state.borrow();
                 let explains = || refused.at.is_some_and(|at| state.explains(at.elapsed()));
-                // After too many tries it stays parked, whoever is at fault.
+                // After too many tries it stays parked, also where the backend is at fault.
                 let is_excused = || refusal::is_excused(refused.tries) && explains();
                 state.recoveries() > *count || push.is_some() && is_excused()
             }

@@ -426,7 +426,7 @@ async fn accounts_that_doveadm_refuses_wait_without_a_task_each_for_its_next_try
     }
 }
 
-/// Then it knows them, and they are asked for again in time, or at a `reload`.
+/// Then it knows them, and mailchime asks for them again in time, or at a `reload`.
 async fn doveadm_refuses_all(reload: bool) {
     patient(async {
         let backend = backend().await;
