@@ -56,12 +56,14 @@ impl Unfit {
 
 /// Whether nobody but this process's user and root can use a file: it is its owner's alone; or it is root's, and the group
 /// that this process runs with reads it, too. Kubernetes mounts secrets so, as root:fsGroup with mode 0440. A group that the
-/// user is merely a member of has other members.
+/// user is merely a member of has other members. Root runs commands beside the service: there any group does but root's.
 fn is_private(metadata: &fs::Metadata, user: u32, group: u32) -> bool {
     match metadata.permissions().mode() & 0o077 {
         0 => true,
-        // Root needs no group to read it.
-        GROUP_READS => user != 0 && metadata.uid() == 0 && metadata.gid() == group,
+        GROUP_READS if metadata.uid() != 0 => false,
+        // Root does not know as whom mailchime runs, and rotates its keys all the same.
+        GROUP_READS if user == 0 => metadata.gid() != 0,
+        GROUP_READS => metadata.gid() == group,
         _ => false,
     }
 }
@@ -181,7 +183,7 @@ mod tests {
 
     /// As Kubernetes mounts a secret with `fsGroup`.
     #[test]
-    fn a_file_of_root_may_be_read_by_the_group_that_the_process_runs_with_alone() {
+    fn a_file_of_root_may_be_read_by_the_group_that_mailchime_runs_with_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         fs::write(&path, "secret").unwrap();
@@ -196,14 +198,19 @@ mod tests {
             assert!(judge(mode, 65532, 65532), "{mode:o}");
             // Of another group the user may be a member, among others.
             assert!(!judge(mode, 65532, 999), "{mode:o}");
-            assert!(!judge(mode, 0, 65532), "{mode:o}");
+            // Root runs commands beside it.
+            assert!(judge(mode, 0, 0), "{mode:o}");
         }
         for mode in [0o444, 0o460, 0o660, 0o604] {
             assert!(!judge(mode, 65532, 65532), "{mode:o}");
+            assert!(!judge(mode, 0, 0), "{mode:o}");
         }
         assert!(judge(0o400, 65532, 65532));
         chown(&path, Some(1000), None).unwrap();
         assert!(!judge(0o440, 65532, 65532), "it is another user's");
+        assert!(!judge(0o440, 0, 0), "it is another user's");
+        chown(&path, Some(0), Some(0)).unwrap();
+        assert!(!judge(0o640, 0, 0) && !judge(0o640, 65532, 65532), "it is root's group's");
     }
 
     #[test]
