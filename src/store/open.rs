@@ -54,8 +54,13 @@ impl Store {
             }
         };
         // Mail does not wait for it. What is wrong with it is found here if it answers.
-        let first = store.connections.begin_write();
-        if tokio::time::timeout(FIRST, first).await.map(drop).is_err() {
+        let first = async {
+            store.expect_server().await?;
+            let _ = store.connections.begin_write().await;
+            Ok::<_, StoreError>(())
+        };
+        let answered = tokio::time::timeout(FIRST, first).await;
+        let Ok(fit) = answered else {
             let database = &*store.database;
             let error = store.connections.fault().await.map(|error| error.to_string());
             tracing::error!(
@@ -65,7 +70,8 @@ impl Store {
                 "the database does not answer yet; mail goes on, and mailchime keeps trying"
             );
             return Ok(store);
-        }
+        };
+        fit?;
         match store.limited(store.ready()).await {
             Err(error) if error.is_temporary() => {
                 tracing::error!(
@@ -105,7 +111,11 @@ impl Store {
                 Self::of_server(url, mariadb::connections, server, busy_timeout, up_to_date)?
             }
         };
-        store.limited(store.expect_schema()).await?;
+        let fit = async {
+            store.expect_server().await?;
+            store.expect_schema().await
+        };
+        store.limited(fit).await?;
         Ok(store)
     }
 
@@ -198,6 +208,14 @@ impl Store {
             said_slow: Arc::default(),
             incarnation,
             notifier: Arc::default(),
+        }
+    }
+
+    /// A server that answers is one that mailchime can use.
+    async fn expect_server(&self) -> Result<(), StoreError> {
+        match self.connections.dialect() {
+            Dialect::MariaDb => mariadb::expect_version(&self.connections, &self.database).await,
+            Dialect::Sqlite | Dialect::Postgres => Ok(()),
         }
     }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Row, SqlSafeStr};
+use sqlx::{AnyConnection, AssertSqlSafe, Connection, Row, SqlSafeStr};
 
 use super::dialect::Dialect;
 use super::fault::ConnectionFault;
@@ -52,6 +52,56 @@ fn settings(busy_timeout: Duration, limit: Duration) -> String {
         busy = seconds(busy_timeout),
         limit = seconds(limit),
     )
+}
+
+/// The oldest version of MariaDB that has what the calls need.
+const OLDEST: (u32, u32) = (10, 6);
+
+/// Most characters of a server's version that are shown.
+const SHOWN: usize = 60;
+
+/// That the server is a MariaDB that mailchime can use. Of one that does not answer nothing is said.
+pub(in crate::store) async fn expect_version(
+    connections: &Connections,
+    database: &Arc<str>,
+) -> Result<(), StoreError> {
+    // Another server does not know the settings with which the pool's connections begin.
+    let options = connections.writes.connect_options();
+    let asked = async {
+        let mut connection = AnyConnection::connect_with(&options).await?;
+        let row = sqlx::query("select version() as version").fetch_one(&mut connection).await?;
+        connection.close().await?;
+        row.try_get::<String, _>("version")
+    };
+    let problem = asked.await.ok().and_then(|said| unfit(&said));
+    problem.map_or(Ok(()), |problem| {
+        Err(StoreError::Unusable {
+            database: Arc::clone(database),
+            problem,
+            remedy: "use such a server, or PostgreSQL, or a file of SQLite",
+        })
+    })
+}
+
+/// What is wrong with a server of this version.
+fn unfit(said: &str) -> Option<String> {
+    // Some say an older version of MySQL first, for its replicas.
+    let version = said.strip_prefix("5.5.5-").unwrap_or(said);
+    let mut numbers = version.split(|char: char| !char.is_ascii_digit()).map(str::parse);
+    let is_mariadb = version.to_ascii_lowercase().contains("mariadb");
+    let is_fit = match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => is_mariadb && (major, minor) >= OLDEST,
+        _ => is_mariadb,
+    };
+    let product = if is_mariadb { "MariaDB" } else { "MySQL" };
+    let shown: String = version.chars().take(SHOWN).collect();
+    let (major, minor) = OLDEST;
+    (!is_fit).then(|| {
+        format!(
+            "mailchime needs MariaDB {major}.{minor} or later, and this server is {product} {}",
+            shown.escape_debug()
+        )
+    })
 }
 
 /// Tries what the schema and the calls need. MariaDB rolls no table back, so each of these is at fault in another way
@@ -119,4 +169,34 @@ pub(in crate::store) async fn migrate(
     }
     schema::update(&mut work).await.map_err(|error| schema::error(database, error))?;
     work.commit().await.map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mysql_and_older_versions_of_mariadb_are_unfit() {
+        for fit in [
+            "10.6.0-MariaDB",
+            "5.5.5-10.6.12-MariaDB",
+            "10.11.6-MariaDB-0+deb12u1-log",
+            "11.4.2-MariaDB",
+            "MariaDB",
+        ] {
+            assert_eq!(unfit(fit), None, "{fit}");
+        }
+        for (said, is) in [
+            ("10.5.23-MariaDB-0+deb11u1", "MariaDB 10.5.23-MariaDB-0+deb11u1"),
+            ("5.5.5-10.3.39-MariaDB", "MariaDB 10.3.39-MariaDB"),
+            ("8.0.36", "MySQL 8.0.36"),
+            ("5.5.62", "MySQL 5.5.62"),
+            ("11.0\n", "MySQL 11.0\\n"),
+            ("", "MySQL "),
+        ] {
+            let expected =
+                format!("mailchime needs MariaDB 10.6 or later, and this server is {is}");
+            assert_eq!(unfit(said), Some(expected));
+        }
+    }
 }
