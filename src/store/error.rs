@@ -23,6 +23,20 @@ pub enum StoreError {
         /// What to do.
         remedy: &'static str,
     },
+    /// Tables of mailchime belong to another user of PostgreSQL, and only their owner may change them.
+    #[error(
+        "{database}: {source}; the user of the database must own mailchime's tables: run this in that database, as its \
+         administrator: {remedy}"
+    )]
+    NotOwner {
+        /// The database, without its password.
+        database: Arc<str>,
+        /// A statement for each of these tables.
+        remedy: String,
+        /// What the server says.
+        #[source]
+        source: sqlx::Error,
+    },
     /// It has none of mailchime's tables: it is empty, or another program's.
     #[error(
         "{database}: is no database of mailchime; name the one that mailchime uses, or start mailchime to \
@@ -144,12 +158,6 @@ impl StoreError {
                 "the file is damaged or no database: restore a backup, or move it away and let \
                  devices register again"
             }
-            (_, Some(INSUFFICIENT_PRIVILEGE))
-                if source.to_string().contains("must be owner of") =>
-            {
-                "the user of the database must own mailchime's tables to bring them up to date: give it each of \
-                 them (alter table NAME owner to USER)"
-            }
             (_, Some(INSUFFICIENT_PRIVILEGE | NO_SCHEMA)) => {
                 "the user of the database must be able to create tables in its schema: let it own \
                  the database (alter database NAME owner to USER)"
@@ -199,6 +207,7 @@ impl fmt::Debug for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self {
             Self::Unusable { .. } => "Unusable",
+            Self::NotOwner { .. } => "NotOwner",
             Self::NoTables { .. } => "NoTables",
             Self::Older { .. } => "Older",
             Self::Newer { .. } => "Newer",
@@ -314,9 +323,10 @@ pub(super) fn is_unsupported(error: &sqlx::Error) -> bool {
     postgres_code(error).is_some_and(|code| [UNDEFINED_FUNCTION, NOT_SUPPORTED].contains(&code))
 }
 
-/// Whether the user of a MariaDB has no right to a statement.
+/// Whether the user of the database has no right to a statement.
 pub(super) fn is_no_right(error: &sqlx::Error) -> bool {
     mariadb_number(error) == Some(MARIADB_NO_PRIVILEGE)
+        || postgres_code(error) == Some(INSUFFICIENT_PRIVILEGE)
 }
 
 /// Whether a table is not there, so that it is another's database or an empty one.

@@ -141,11 +141,11 @@ impl Store {
         let store = Self::of_server(url, connect, server, busy_timeout, up_to_date)?;
         let tried = async {
             match store.connections.dialect() {
-                Dialect::MariaDb => mariadb::try_rights(&store.connections).await,
-                _ => postgres::try_rights(&store.connections).await,
+                Dialect::MariaDb => store.named(mariadb::try_rights(&store.connections).await),
+                _ => postgres::try_rights(&store.connections, &store.database).await,
             }
         };
-        let tried = store.limited(async { store.named(tried.await) }).await;
+        let tried = store.limited(tried).await;
         store.close().await;
         tried
     }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Row, SqlSafeStr};
 
@@ -17,7 +18,7 @@ use super::work::{Connections, TransactionKind};
 use super::{schema, statement};
 use crate::config::ServerUrl;
 use crate::store::StoreError;
-use crate::store::error::{is_refusal, unusable_server};
+use crate::store::error::{is_no_right, is_refusal, unusable_server};
 
 /// The connections to the server of `url`, which come about when they have to.
 pub(in crate::store) fn connections(
@@ -55,7 +56,49 @@ fn begin(busy_timeout: Duration, limit: Duration) -> String {
 
 /// Tries what the schema needs, and rolls it back: to make a table, and to change those that are there, for which the user
 /// has to own them.
-pub(in crate::store) async fn try_rights(connections: &Connections) -> sqlx::Result<()> {
+pub(in crate::store) async fn try_rights(
+    connections: &Connections,
+    database: &Arc<str>,
+) -> Result<(), StoreError> {
+    match tried(connections).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(without_right(connections, database, error).await),
+    }
+}
+
+/// Names the tables of another user, where that is why.
+async fn without_right(
+    connections: &Connections,
+    database: &Arc<str>,
+    source: sqlx::Error,
+) -> StoreError {
+    if is_no_right(&source)
+        && let Ok(remedies) = of_others(connections).await
+        && !remedies.is_empty()
+    {
+        let (database, remedy) = (Arc::clone(database), remedies.join(" "));
+        return StoreError::NotOwner { database, remedy, source };
+    }
+    StoreError::from_sqlx(database, source)
+}
+
+/// For each table of ours that another user owns, what gives it to this one.
+async fn of_others(connections: &Connections) -> sqlx::Result<Vec<String>> {
+    let there = "select cast(tablename as text) as name, cast(format('ALTER TABLE %I.%I OWNER TO %I;', schemaname, \
+                 tablename, current_user) as text) as remedy from pg_catalog.pg_tables \
+                 where schemaname = current_schema() \
+                 and not pg_has_role(current_user, tableowner, 'USAGE') order by tablename";
+    let ours = schema::tables();
+    let mut remedies = Vec::new();
+    for row in statement::query(there).fetch_all_in(&mut connections.begin_write().await?).await? {
+        if ours.contains(&*row.try_get::<String, _>("name")?) {
+            remedies.push(row.try_get("remedy")?);
+        }
+    }
+    Ok(remedies)
+}
+
+async fn tried(connections: &Connections) -> sqlx::Result<()> {
     let mut work = connections.begin_write().await?;
     let sql = format!("create table {} (name text primary key)", schema::unused_name());
     work.run(AssertSqlSafe(sql).into_sql_str()).await?;
@@ -91,6 +134,12 @@ pub(in crate::store) async fn migrate(
         limit.as_millis().max(1)
     );
     work.run(AssertSqlSafe(patience).into_sql_str()).await.map_err(refused)?;
-    schema::update(&mut work).await.map_err(|error| schema::error(database, error))?;
-    work.commit().await.map_err(refused)
+    match schema::update(&mut work).await {
+        Ok(()) => work.commit().await.map_err(refused),
+        Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
+            drop(work);
+            Err(without_right(connections, database, error).await)
+        }
+        Err(error) => Err(schema::error(database, error)),
+    }
 }

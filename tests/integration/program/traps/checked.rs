@@ -263,15 +263,26 @@ async fn older_tables_of_postgresql_that_another_user_owns_are_refused() {
         let mut beside = PgConnection::connect(&postgres.url()).await.unwrap();
         for sql in [
             "delete from _sqlx_migrations where version = (select max(version) from _sqlx_migrations)",
-            "create user poor password 'secret'",
-            "grant all on schema public to poor",
-            "grant all on all tables in schema public to poor",
+            "create table anothers (name int)",
+            "create user \"Poor One\" password 'secret'",
+            "grant all on schema public to \"Poor One\"",
+            "grant all on all tables in schema public to \"Poor One\"",
         ] {
             beside.execute(sql).await.unwrap();
         }
-        let url = format!("postgres://poor:secret@{}/postgres", postgres.address);
-        let expected = ["must be owner of table", "alter table NAME owner to USER"];
-        a_database_without_rights_is_refused(&World::new().await, &url, expected).await;
+        let url = format!("postgres://Poor%20One:secret@{}/postgres", postgres.address);
+        let expected = [
+            "must be owner of table",
+            "ALTER TABLE public.subscription OWNER TO \"Poor One\"; ",
+        ];
+        let poor = World::new().await;
+        a_database_without_rights_is_refused(&poor, &url, expected).await;
+        let said = poor.command(&["check"]).await;
+        let remedy = said.line("FAILED   [store]: ").split_once(" administrator: ").unwrap().1;
+        assert!(!remedy.contains("anothers"), "{remedy}");
+        beside.execute(AssertSqlSafe(remedy.to_owned())).await.unwrap();
+        let said = poor.command(&["check"]).await;
+        assert!(said.line("warning  [store]: ").contains("has an older schema"), "{}", said.stdout);
         // Whose they are may bring them up to date.
         let world = World::new().await;
         world.configure("[store]\n", &format!("[store]\nurl = \"{}\"\n", postgres.url()));
