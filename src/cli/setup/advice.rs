@@ -202,8 +202,8 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
     let service = plan.server.service();
     if !plan.server.is_here() {
         let own = format!(
-            "Your server is on another machine and keeps its ports.{} Have the name that phones use lead to this \
-             machine.",
+            "Your server is on another machine and keeps its ports.\n\n{}\n\nHave the name that phones use lead to \
+             this machine.",
             limits_elsewhere(plan.server.kind)
         );
         return match give_up(plan).as_str() {
@@ -238,7 +238,8 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
             format!(
                 "in /etc/courier/imapd:\n\nADDRESS={address}\nPORT={port}\n{COURIER_LIMITS}\n\n\
                  All connections come from this machine then, and Debian lets one address have 20: write more \
-                 than all sessions and all watched accounts together. Its server of port 993 is a service of its own:\n\nsystemctl disable --now {COURIER_SSL}"
+                 than all sessions and all watched accounts together. Its server of port 993 is a service of its own:\n\n\
+                 systemctl disable --now {COURIER_SSL}"
             )
         }
         MailServerKind::Other => {
@@ -271,32 +272,32 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
 /// How many connections Courier takes: from one address, and altogether.
 const COURIER_LIMITS: &str = "MAXPERIP=1000\nMAXDAEMONS=1000";
 
-/// What a server on another machine needs, for which all clients come from one address now; a paragraph, or nothing.
+/// What a server on another machine needs, for which all clients come from one address now.
 fn limits_elsewhere(kind: MailServerKind) -> String {
     match kind {
         MailServerKind::Dovecot23
         | MailServerKind::Dovecot24
         | MailServerKind::DovecotUnknown => {
-            "\n\nFor Dovecot all clients come from this machine then. So that it believes mailchime their addresses \
+            "For Dovecot all clients come from this machine then. So that it believes mailchime their addresses \
              (send_id), and lets a user have more than 10 connections from one, write in its dovecot.conf, with the \
              address of this machine:\n\n\
              login_trusted_networks = 192.0.2.1/32\n\
-             protocol imap {\n  mail_max_userip_connections = 50\n}\n\n"
+             protocol imap {\n  mail_max_userip_connections = 50\n}"
                 .to_owned()
         }
         MailServerKind::Courier => format!(
-            "\n\nFor Courier all clients come from this machine then, and Debian lets one address have 20 connections. \
+            "For Courier all clients come from this machine then, and Debian lets one address have 20 connections. \
              Write in its /etc/courier/imapd more than all sessions and all watched accounts together:\n\n\
-             {COURIER_LIMITS}\n\n"
+             {COURIER_LIMITS}"
         ),
         MailServerKind::Cyrus => {
-            "\n\nmaxchild of the service in its /etc/cyrus.conf bounds all sessions and all watched accounts together: \
-             see that it is more than both are.\n\n"
+            "maxchild of the service in its /etc/cyrus.conf bounds all sessions and all watched accounts together: \
+             see that it is more than both are."
                 .to_owned()
         }
         MailServerKind::Other => {
-            "\n\nFor your server all clients come from this machine then: see how many connections it lets one address \
-             have.\n\n"
+            "For your server all clients come from this machine then: see how many connections it lets one address \
+             have."
                 .to_owned()
         }
     }
@@ -459,135 +460,4 @@ fn renewal_by_certbot(plan: &SetupPlan, name: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::certificates::FoundCertificate;
-    use super::super::probe::FoundServer;
-    use super::*;
-    use crate::config::TrustConfig;
-
-    fn plan(host: &str, kind: MailServerKind, container: Option<&str>) -> SetupPlan {
-        let server = FoundServer {
-            host: host.to_owned(),
-            port: 143,
-            is_imaps: false,
-            tls: BackendTls::None,
-            pin: None,
-            kind,
-            container: container.map(str::to_owned),
-            version: String::new(),
-            greeting: String::new(),
-        };
-        SetupPlan {
-            root: "/".into(),
-            server,
-            other: None,
-            certificate: FoundCertificate::of_test(),
-            credentials: WatchCredentials::Stored,
-            port: 1993,
-        }
-    }
-
-    #[test]
-    fn a_server_in_a_container_gets_other_ports_published_and_no_change_of_its_own() {
-        let mut plan = plan("127.0.0.1", MailServerKind::DovecotUnknown, Some("docker-proxy"));
-        let said = text(&plan);
-        for part in [
-            "docker-proxy holds its ports",
-            "\"127.0.0.1:143:143\"",
-            "containers.md",
-            "docker compose up -d",
-        ] {
-            assert!(said.contains(part), "{part:?} is not in {said}");
-        }
-        for part in ["10-master.conf", "systemctl restart dovecot", "port = 0"] {
-            assert!(!said.contains(part), "{part:?} is in {said}");
-        }
-        plan.server.is_imaps = true;
-        plan.server.port = 993;
-        let trust = TrustConfig { ca: None, server_name: "mail.example.org".to_owned() };
-        plan.server.tls = BackendTls::Implicit(trust);
-        let said = text(&plan);
-        assert!(said.contains("\"127.0.0.1:9993:993\""), "{said}");
-        assert!(said.contains("address = \"127.0.0.1:9993\""), "{said}");
-    }
-
-    #[test]
-    fn the_change_names_the_place_where_the_server_was_found() {
-        use MailServerKind::{Courier, Cyrus, Dovecot23, Dovecot24, Other};
-
-        let closed = "Port 1143 is then closed to other machines";
-        for (host, port, kind, expected) in [
-            ("127.0.0.1", 1143, Dovecot23, &["address = 127.0.0.1\n", "port = 1143\n", closed][..]),
-            ("127.0.0.1", 1143, Dovecot23, &["address = \"192.0.2.1:1143\"\n"]),
-            (
-                "::1",
-                143,
-                Dovecot24,
-                &["listen = ::1\n", "port = 143\n", "for ::1 is your server's"],
-            ),
-            ("localhost", 143, Dovecot24, &["listen = 127.0.0.1\n", "= 127.0.0.1/32 ::1/128\n"]),
-            ("::1", 143, Cyrus, &["listen=\"[::1]:imap\""]),
-            ("127.0.0.1", 1143, Cyrus, &["listen=\"127.0.0.1:1143\"", closed]),
-            ("::1", 1143, Courier, &["ADDRESS=::1\n", "PORT=1143\n"]),
-            ("::1", 1143, Other, &["for IMAP on ::1, port 1143, and", "for ::1 is your server's"]),
-        ] {
-            let mut plan = plan(host, kind, None);
-            plan.server.port = port;
-            let said = text(&plan);
-            for part in expected {
-                assert!(
-                    said.contains(part),
-                    "{kind:?} at {host}, {port}: {part:?} is not in {said}"
-                );
-            }
-        }
-        for (host, port, published) in
-            [("::1", 143, "\"[::1]:143:143\""), ("127.0.0.1", 1143, "\"127.0.0.1:1143:143\"")]
-        {
-            let mut plan = plan(host, MailServerKind::DovecotUnknown, Some("docker-proxy"));
-            plan.server.port = port;
-            let said = text(&plan);
-            assert!(said.contains(published), "{published} is not in {said}");
-        }
-    }
-
-    #[test]
-    fn the_limits_by_which_a_server_counts_one_address_are_named() {
-        use MailServerKind::{Courier, Cyrus, Dovecot24, Other};
-
-        for (host, kind, expected) in [
-            (
-                "imap.example.org",
-                Dovecot24,
-                &["mail_max_userip_connections = 50", "login_trusted_networks"][..],
-            ),
-            ("imap.example.org", Courier, &["MAXPERIP=1000", "MAXDAEMONS=1000"]),
-            ("imap.example.org", Cyrus, &["maxchild"]),
-            ("imap.example.org", Other, &["one address"]),
-            ("127.0.0.1", Courier, &["MAXPERIP=1000", "MAXDAEMONS=1000", "have 20"]),
-            ("127.0.0.1", Cyrus, &["maxchild bounds all sessions and all watched accounts"]),
-        ] {
-            let said = text(&plan(host, kind, None));
-            for part in expected {
-                assert!(said.contains(part), "{kind:?} at {host}: {part:?} is not in {said}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_master_user_is_recommended_where_the_server_can_have_one() {
-        use MailServerKind::{Courier, Cyrus, DovecotUnknown, Other};
-
-        for (kind, is) in [(DovecotUnknown, true), (Cyrus, true), (Courier, false), (Other, false)]
-        {
-            let mut plan = plan("127.0.0.1", kind, None);
-            assert_eq!(
-                text(&plan).contains("setup --credentials master --dry-run"),
-                is,
-                "{kind:?}"
-            );
-            plan.credentials = WatchCredentials::Master;
-            assert!(!text(&plan).contains("Recommended before"), "{kind:?}");
-        }
-    }
-}
+mod tests;
