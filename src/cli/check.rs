@@ -57,8 +57,8 @@ struct Report {
     failed: usize,
     /// Of these, what `serve` does not start with because the configuration is at fault.
     refused: usize,
-    /// Paths that the service cannot use, whatever is seen of them here.
-    hidden: Vec<PathBuf>,
+    /// What lines begin with that are about what the service cannot use, whatever is seen of it here.
+    hidden: Vec<String>,
 }
 
 pub(super) fn run(options: &CheckOptions) -> Result<(), CommandFailure> {
@@ -136,9 +136,9 @@ async fn check(
 /// What the unit keeps from an installed service.
 fn hidden(config: &Config, file: &Path, report: &mut Report) {
     let Some(unit) = user::is_installed(file).then(unit::Unit::find).flatten() else { return };
-    for unit::Hidden { key, path, why } in unit.hidden(config) {
+    for unit::Hidden { key, path, why, named } in unit.hidden(config) {
         report.warning(key, format_args!("{}: {why}", path.display()));
-        report.hidden.push(path);
+        report.hidden.extend(named);
     }
 }
 
@@ -151,7 +151,7 @@ impl Report {
     /// Nothing is said to be well of a path that the service cannot use.
     fn ok(&mut self, part: &str, text: impl Display) {
         let text = text.to_string();
-        let is_of = |path: &PathBuf| text.starts_with(&format!("{}: ", path.display()));
+        let is_of = |name: &String| text.starts_with(&format!("{name}: "));
         if !self.hidden.iter().any(is_of) {
             say(format_args!("ok       {part}: {text}"));
         }

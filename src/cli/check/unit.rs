@@ -30,8 +30,8 @@ pub(super) struct Unit {
     protect_home: String,
     private_tmp: String,
     protect_system: String,
-    /// Folders that can be written all the same.
-    writable: Vec<PathBuf>,
+    /// Folders that can be written all the same, each with the setting that says so.
+    writable: Vec<(String, PathBuf)>,
     /// What comes from elsewhere.
     bound: Vec<PathBuf>,
 }
@@ -42,6 +42,8 @@ pub(super) struct Hidden {
     pub(super) key: &'static str,
     pub(super) path: PathBuf,
     pub(super) why: String,
+    /// How else it is named.
+    pub(super) named: Vec<String>,
 }
 
 impl Unit {
@@ -88,11 +90,24 @@ impl Unit {
                 "ProtectHome" => value.clone_into(&mut unit.protect_home),
                 "PrivateTmp" => value.clone_into(&mut unit.private_tmp),
                 "ProtectSystem" => value.clone_into(&mut unit.protect_system),
+                // Nothing takes back what was said before, of both kinds of binding at once.
+                "BindPaths" | "BindReadOnlyPaths" if value.is_empty() => {
+                    unit.bound.clear();
+                    unit.writable.retain(|(setting, _)| setting != "BindPaths");
+                }
                 "ReadWritePaths" | "StateDirectory" | "RuntimeDirectory" | "LogsDirectory"
-                | "CacheDirectory" => unit.writable.extend(paths),
+                | "CacheDirectory"
+                    if value.is_empty() =>
+                {
+                    unit.writable.retain(|(setting, _)| setting != key);
+                }
+                "ReadWritePaths" | "StateDirectory" | "RuntimeDirectory" | "LogsDirectory"
+                | "CacheDirectory" => {
+                    unit.writable.extend(paths.map(|path| (key.to_owned(), path)));
+                }
                 "BindPaths" => {
                     let paths: Vec<_> = paths.collect();
-                    unit.writable.extend(paths.iter().cloned());
+                    unit.writable.extend(paths.iter().map(|path| (key.to_owned(), path.clone())));
                     unit.bound.extend(paths);
                 }
                 "BindReadOnlyPaths" => unit.bound.extend(paths),
@@ -111,7 +126,8 @@ impl Unit {
                 let why = format!(
                     "the service does not see it, for the unit has {setting}; put it into /etc/mailchime"
                 );
-                hidden.push(Hidden { key, path: path.to_owned(), why });
+                let named = vec![path.display().to_string()];
+                hidden.push(Hidden { key, path: path.to_owned(), why, named });
             }
         }
         for (key, path) in written(config) {
@@ -123,7 +139,9 @@ impl Unit {
                      /var/lib/mailchime, for a socket below /run/mailchime, or allow this one \
                      (ReadWritePaths= by systemctl edit mailchime)"
                 );
-                hidden.push(Hidden { key, path: path.to_owned(), why });
+                let url = (key == "[store] url").then(|| config.store.url.to_string());
+                let named = url.into_iter().chain([path.display().to_string()]).collect();
+                hidden.push(Hidden { key, path: path.to_owned(), why, named });
             }
         }
         hidden
@@ -131,8 +149,8 @@ impl Unit {
 
     /// The setting that keeps the service from seeing a path.
     fn hides(&self, path: &Path) -> Option<&'static str> {
-        let is_below = |folder: &&str| path.starts_with(folder);
-        let is_bound = self.bound.iter().any(|folder| path.starts_with(folder));
+        let is_below = |folder: &&str| path.starts_with(real(Path::new(folder)));
+        let is_bound = self.bound.iter().any(|folder| path.starts_with(real(folder)));
         let is_on = |value: &str| matches!(value, "yes" | "true" | "1" | "on");
         match () {
             () if is_bound => None,
@@ -152,10 +170,12 @@ impl Unit {
 
     /// The setting that keeps the service from writing to a path.
     fn forbids(&self, path: &Path) -> Option<&'static str> {
-        if self.writable.iter().any(|folder| path.starts_with(folder)) {
+        if self.writable.iter().any(|(_, folder)| path.starts_with(real(folder))) {
             return None;
         }
-        let is_below = |folders: &[&str]| folders.iter().any(|folder| path.starts_with(folder));
+        let is_below = |folders: &[&str]| {
+            folders.iter().any(|folder| path.starts_with(real(Path::new(folder))))
+        };
         match &*self.protect_system {
             "strict" if !is_below(&OF_THE_KERNEL) => Some("ProtectSystem=strict"),
             "full" if is_below(&["/etc", "/usr", "/boot"]) => Some("ProtectSystem=full"),
@@ -166,11 +186,9 @@ impl Unit {
 
 /// Without links, as far as it exists.
 fn real(path: &Path) -> PathBuf {
-    let of_folder = || {
-        let folder = fs::canonicalize(path.parent()?).ok()?;
-        Some(folder.join(path.file_name()?))
-    };
-    fs::canonicalize(path).ok().or_else(of_folder).unwrap_or_else(|| path.to_owned())
+    let from =
+        |above: &Path| Some(fs::canonicalize(above).ok()?.join(path.strip_prefix(above).ok()?));
+    path.ancestors().find_map(from).unwrap_or_else(|| path.to_owned())
 }
 
 /// What a start makes where it is not there.
@@ -273,5 +291,45 @@ mod tests {
         let added =
             "[Service]\nBindReadOnlyPaths=/srv/x:/home/admin\nBindPaths=/a:/srv/mailchime\n";
         assert_eq!(keys(added, &allowed), [""; 0]);
+    }
+    #[test]
+    fn nothing_takes_back_what_was_allowed_before() {
+        let mut allowed = config();
+        allowed.store.url = "sqlite:///srv/mailchime/mailchime.db".parse().unwrap();
+        let added = |lines: &str| format!("[Service]\nReadWritePaths=/srv/mailchime\n{lines}");
+        assert_eq!(keys(&added(""), &allowed), [""; 0]);
+        assert_eq!(keys(&added("ReadWritePaths=\n"), &allowed), ["[store] url"]);
+        assert_eq!(keys(&added("ReadWritePaths=\nReadWritePaths=/srv\n"), &allowed), [""; 0]);
+        assert_eq!(keys(&added("BindPaths=\nLogsDirectory=\n"), &allowed), [""; 0]);
+        let bound = "[Service]\nBindPaths=/a:/srv/mailchime\nBindReadOnlyPaths=\n";
+        assert_eq!(keys(bound, &allowed), ["[store] url"]);
+        let without = keys("[Service]\nStateDirectory=\n", &config());
+        assert_eq!(without, ["[credentials] key_file", "[store] url"]);
+    }
+
+    #[test]
+    fn links_are_followed_on_both_sides() {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, link) = (folder.path().join("data"), folder.path().join("link"));
+        fs::create_dir(&data).unwrap();
+        std::os::unix::fs::symlink("data", &link).unwrap();
+        for (allowed, used) in [(&link, &data), (&data, &link)] {
+            let mut config = config();
+            let file = used.join("none/yet/mailchime.db");
+            config.store.url = format!("sqlite://{}", file.display()).parse().unwrap();
+            let unit = "[Service]\nPrivateTmp=no\nProtectHome=no\n";
+            assert_eq!(keys(unit, &config), ["[store] url"]);
+            let unit = format!("{unit}ReadWritePaths={}\n", allowed.display());
+            assert_eq!(keys(&unit, &config), [""; 0], "{}", used.display());
+        }
+    }
+
+    #[test]
+    fn what_is_hidden_has_all_its_names() {
+        let mut wrong = config();
+        wrong.store.url = "sqlite:///home/a/mailchime.db".parse().unwrap();
+        let hidden = Unit::of(&[OURS.to_owned()]).hidden(&wrong);
+        let names: Vec<_> = hidden.iter().flat_map(|hidden| &hidden.named).collect();
+        assert_eq!(names, ["sqlite:///home/a/mailchime.db", "/home/a/mailchime.db"]);
     }
 }
