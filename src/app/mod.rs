@@ -53,7 +53,6 @@ use crate::metrics::Metrics;
 use crate::net::backends::Backends;
 use crate::net::counters::LimitCounters;
 use crate::net::door::SessionDoor;
-#[cfg(doc)]
 use crate::net::listen;
 use crate::net::resolve::NameResolver;
 use crate::proxy;
@@ -167,23 +166,21 @@ impl StartError {
         Self::Configuration(format!("{key}: {problem}"))
     }
 
-    /// For an address of `[admin]`, `[api]` or `[events]` at which nobody could listen. Another program may give it up, and
-    /// a network may come up: then the next start is well.
+    /// For an address of `[admin]`, `[api]` or `[events]` at which nobody could listen.
     fn address(key: &str, wanted: impl Display, error: &io::Error) -> Self {
-        use io::ErrorKind::{AddrInUse, AddrNotAvailable, NetworkDown, NetworkUnreachable};
-
-        let (kind, problem) = (error.kind(), format!("{key}: {wanted}: cannot listen: {error}"));
-        let no_device = rustix::io::Errno::NODEV.raw_os_error();
-        match kind {
-            AddrInUse => Self::Taken(format!(
-                "{problem}. Another program listens there: stop it, or change {key}"
-            )),
-            AddrNotAvailable => {
-                Self::Taken(format!("{problem}. This machine has no such address: correct {key}"))
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                format!(". Another program listens there: stop it, or change {key}")
             }
-            NetworkDown | NetworkUnreachable => Self::Taken(problem),
-            _ if error.raw_os_error() == Some(no_device) => Self::Taken(problem),
-            _ => Self::Configuration(problem),
+            io::ErrorKind::AddrNotAvailable => {
+                format!(". This machine has no such address: correct {key}")
+            }
+            _ => String::new(),
+        };
+        let problem = format!("{key}: {wanted}: cannot listen: {error}{remedy}");
+        match listen::may_pass(error) {
+            true => Self::Taken(problem),
+            false => Self::Configuration(problem),
         }
     }
 

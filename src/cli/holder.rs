@@ -14,6 +14,9 @@ const LISTENS: &str = "0A";
 /// That of a socket that takes datagrams from everybody, in /proc/net/udp.
 const TAKES: &str = "07";
 
+/// Where Linux tells of those.
+const DATAGRAMS: [&str; 2] = ["/proc/net/udp", "/proc/net/udp6"];
+
 /// A program that listens. Of programs of other users root alone learns it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::cli) struct PortHolder {
@@ -45,7 +48,13 @@ pub(in crate::cli) fn of(host: IpAddr, port: u16) -> Option<PortHolder> {
 
 /// The program that takes the datagrams of this address.
 pub(in crate::cli) fn of_datagrams(host: IpAddr, port: u16) -> Option<PortHolder> {
-    of_tables(["/proc/net/udp", "/proc/net/udp6"], TAKES, host, port)
+    of_tables(DATAGRAMS, TAKES, host, port)
+}
+
+/// Whether somebody does, which everybody may know.
+pub(in crate::cli) fn takes_datagrams(host: IpAddr, port: u16) -> bool {
+    let is_taken = |table: &str| !sockets(table, TAKES, host, port).is_empty();
+    DATAGRAMS.iter().any(|table| fs::read_to_string(table).is_ok_and(|table| is_taken(&table)))
 }
 
 /// The program of a process, and its unit.

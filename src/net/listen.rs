@@ -33,6 +33,15 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// Whether the address at which nobody could listen may be free later: another program may give it up, and a network may
+/// come up.
+pub fn may_pass(error: &io::Error) -> bool {
+    use io::ErrorKind::{AddrInUse, AddrNotAvailable, NetworkDown, NetworkUnreachable};
+
+    matches!(error.kind(), AddrInUse | AddrNotAvailable | NetworkDown | NetworkUnreachable)
+        || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
+}
+
 /// The sockets that systemd hands over (LISTEN_FDS of sd_listen_fds(3)), in the order of its unit.
 ///
 /// To be called before there are threads, for it clears the variables: a child of this process must

@@ -124,7 +124,10 @@ pub(super) async fn at_port(address: SocketAddr, question: &OccupantQuestion<'_>
 /// Who takes the datagrams of an address, which answers nothing.
 pub(super) fn at_datagrams(address: SocketAddr) -> Occupant {
     let address = reachable(address);
-    judged(None, || holder::of_datagrams(address.ip(), address.port()))
+    match holder::takes_datagrams(address.ip(), address.port()) {
+        true => judged(None, || holder::of_datagrams(address.ip(), address.port())),
+        false => Occupant::Nobody,
+    }
 }
 
 /// Who reads from a Unix socket: by its answer or its process, whose name everybody may know, where it takes connections;

@@ -26,6 +26,9 @@ const GREETING_TIME: Duration = Duration::from_secs(5);
 /// What is read of a greeting, in bytes.
 const GREETING_SIZE: u64 = 1024;
 
+/// How a mailchime serves that has another configuration.
+const OTHERWISE: &str = "otherwise than this configuration says";
+
 /// How the greeting of a mailchime ends.
 const OURS: &[u8] = b"] mailchime ready\r\n";
 
@@ -40,8 +43,8 @@ pub(super) enum Running {
 /// What is said at a listener's address.
 struct SeenGreeting {
     said: Vec<u8>,
-    /// The certificate is one of the configuration, or there is none.
-    is_of_config: bool,
+    /// How a mailchime that says it serves, if not as this configuration says.
+    differs: Option<&'static str>,
 }
 
 /// Listens for a moment at each port of the configuration, and says whether a mailchime runs.
@@ -67,7 +70,7 @@ pub(super) async fn listeners(config: &Config, report: &mut Report) -> Running {
     }
     if let Some(udp) = config.events.udp.as_ref().filter(|udp| !udp.address.ip().is_multicast()) {
         let bound = UdpSocket::bind(udp.address).await.map(drop);
-        let occupant = bound.as_ref().err().map(|_| at_datagrams(udp.address));
+        let occupant = is_to_be_asked(&bound).then(|| at_datagrams(udp.address));
         beside("[events] udp_address", &udp.address, (bound, occupant), running, report);
     }
     running
@@ -87,9 +90,24 @@ pub(super) async fn sockets(config: &Config, running: Running, report: &mut Repo
     }
 }
 
+const PART: &str = "[[listener]]";
+
+/// A mailchime is at the address of a listener.
+fn ours(address: SocketAddr, differs: Option<&str>, report: &mut Report) -> Running {
+    match differs {
+        None => report.ok(PART, format_args!("{address}: mailchime serves there already")),
+        Some(how) => report.warning(
+            PART,
+            format_args!(
+                "{address}: mailchime serves there {how}; reload it (systemctl reload mailchime)"
+            ),
+        ),
+    }
+    Running::Yes
+}
+
 /// An address that `serve` cannot have is a fault; with status 1, as it may be free later.
 async fn of_listener(how: &ListenerConfig, config: &Config, report: &mut Report) -> Running {
-    const PART: &str = "[[listener]]";
     let address = how.address;
     let error = match listen::bind(address) {
         Ok(_) if address.port() == 0 => {
@@ -110,18 +128,8 @@ async fn of_listener(how: &ListenerConfig, config: &Config, report: &mut Report)
     }
     let greeting = timeout(GREETING_TIME, greeting(how, config)).await;
     let said = match greeting {
-        Ok(Ok(SeenGreeting { said, is_of_config })) if said.ends_with(OURS) => {
-            match is_of_config {
-                true => report.ok(PART, format_args!("{address}: mailchime serves there already")),
-                false => report.warning(
-                    PART,
-                    format_args!(
-                        "{address}: mailchime serves there with another certificate than those of this \
-                         configuration; reload it (systemctl reload mailchime)"
-                    ),
-                ),
-            }
-            return Running::Yes;
+        Ok(Ok(SeenGreeting { said, differs })) if said.ends_with(OURS) => {
+            return ours(address, differs, report);
         }
         Ok(Err(refused)) if is_forbidden && refused.kind() == io::ErrorKind::ConnectionRefused => {
             let remedy = remedy(&error);
@@ -139,14 +147,7 @@ async fn of_listener(how: &ListenerConfig, config: &Config, report: &mut Report)
     let at = reachable(address);
     let holder = holder::of(at.ip(), at.port());
     if holder.as_ref().is_some_and(|holder| holder.program == occupant::OURS) {
-        report.warning(
-            PART,
-            format_args!(
-                "{address}: mailchime serves there otherwise than this configuration says; reload it \
-                 (systemctl reload mailchime)"
-            ),
-        );
-        return Running::Yes;
+        return ours(address, Some(OTHERWISE), report);
     }
     let by = holder.map(|holder| format!(" ({holder})")).unwrap_or_default();
     report.failed(
@@ -193,6 +194,12 @@ async fn socket(
     }
 }
 
+/// Whether somebody may listen there. An address that this machine does not have is another machine's.
+fn is_to_be_asked(bound: &io::Result<()>) -> bool {
+    let kind = bound.as_ref().map_err(io::Error::kind);
+    matches!(kind, Err(io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied))
+}
+
 /// A port of what is served beside mail.
 async fn port(
     part: &str,
@@ -202,18 +209,14 @@ async fn port(
     report: &mut Report,
 ) {
     let bound = listen::bind(address).map(drop);
-    // An address of another machine is another machine's.
-    let occupant = match bound.as_ref().map_err(io::Error::kind) {
-        Err(io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) => {
-            Some(at_port(address, question).await)
-        }
-        Ok(()) | Err(_) => None,
+    let occupant = match is_to_be_asked(&bound) {
+        true => Some(at_port(address, question).await),
+        false => None,
     };
     beside(part, &address, (bound, occupant), running, report);
 }
 
-/// What is served beside mail: whether it could be bound, and else who has it. That it is in use ends `serve` with
-/// status 1, as it may be free later.
+/// What is served beside mail: whether it could be bound, and else who has it.
 fn beside(
     part: &str,
     address: &dyn Display,
@@ -231,7 +234,7 @@ fn beside(
         (io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied, occupant) => {
             taken(part, address, &occupant, running, report);
         }
-        (io::ErrorKind::AddrNotAvailable, _) => report.failed(part, shown),
+        _ if listen::may_pass(&error) => report.failed(part, shown),
         _ => report.refused(part, shown),
     }
 }
@@ -287,25 +290,36 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// The first line that is said there, whatever certificate comes before it.
+/// The first line that is said there, whatever certificate comes before it. Where nobody speaks TLS it is the line that is
+/// said in the clear.
 async fn greeting(how: &ListenerConfig, config: &Config) -> io::Result<SeenGreeting> {
-    let address = reachable(how.address);
-    let mut stream = TcpStream::connect(address).await?;
-    let ours = stream.local_addr()?.ip().to_canonical();
-    if how.proxy_protocol.iter().any(|network| network.contains(ours)) {
-        stream.write_all(&proxy_protocol::header(None)).await?;
-    }
     if how.tls == ListenerTls::StartTls {
-        return Ok(SeenGreeting { said: first_line(stream).await?, is_of_config: true });
+        return Ok(SeenGreeting { said: first_line(connected(how).await?).await?, differs: None });
     }
+    let stream = connected(how).await?;
     let client = tls::client_with(tls::any_verifier()).map_err(io::Error::other)?;
-    let name = ServerName::IpAddress(address.ip().into());
-    let stream = dial::tls(stream, &client, name).await?;
+    let name = ServerName::IpAddress(reachable(how.address).ip().into());
+    let Ok(stream) = dial::tls(stream, &client, name).await else {
+        let said = first_line(connected(how).await?).await?;
+        return Ok(SeenGreeting { said, differs: Some(OTHERWISE) });
+    };
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let is_shown =
         |file| tls::certificates(file).is_ok_and(|certificates| certificates.first() == shown);
     let is_of_config = config.tls.all_certificates().any(|it| is_shown(&it.certificate));
-    Ok(SeenGreeting { said: first_line(stream).await?, is_of_config })
+    let differs =
+        (!is_of_config).then_some("with another certificate than those of this configuration");
+    Ok(SeenGreeting { said: first_line(stream).await?, differs })
+}
+
+/// A connection, with the header that the listener expects.
+async fn connected(how: &ListenerConfig) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(reachable(how.address)).await?;
+    let ours = stream.local_addr()?.ip().to_canonical();
+    if how.proxy_protocol.iter().any(|network| network.contains(ours)) {
+        stream.write_all(&proxy_protocol::header(None)).await?;
+    }
+    Ok(stream)
 }
 
 async fn first_line(stream: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {

@@ -469,6 +469,8 @@ async fn check_ends_with_the_status_of_serve() {
             // What may be free later is no fault of the configuration.
             ("[log]", &admin(&address.to_string(), ""), 1),
             ("[log]", "[api]\naddress = \"192.0.2.1:8443\"\n[log]", 1),
+            // A network that is not there yet.
+            ("[log]", "[api]\naddress = \"[fe80::1%9999]:8443\"\n[log]", 1),
             ("[log]", &format!("[api]\naddress = \"{address}\"\n[log]"), 1),
             ("[log]", &events(&format!("address = \"{address}\"")), 1),
             ("[log]", &events(&format!("udp_address = \"{udp}\"\nudp_networks = [\"127.0.0.0/8\"]")), 1),

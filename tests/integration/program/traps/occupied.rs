@@ -65,6 +65,28 @@ async fn another_program_beside_a_running_mailchime_is_not_ok() {
 }
 
 #[tokio::test]
+async fn a_program_that_speaks_no_tls_is_named_with_its_line() {
+    limited(async {
+        let world = World::new().await;
+        let bye: &[&str] = &["* BYE [UNAVAILABLE] too many\r\n"];
+        let ssh: &[&str] = &["SSH-2.0-OpenSSH_9.2p1\r\n"];
+        let mut before = "127.0.0.1:0".to_owned();
+        for (lines, expected) in
+            [(bye, "says \"* BYE [UNAVAILABLE] too many"), (ssh, "says \"SSH-2.0-OpenSSH_9.2p1")]
+        {
+            let other = server_that_says(lines).await.to_string();
+            world.configure(&format!("\"{before}\""), &format!("\"{other}\""));
+            let said = world.command(&["check"]).await;
+            assert_eq!(said.code, 1, "{}{}", said.stdout, said.stderr);
+            let line = said.line(&format!("FAILED   [[listener]]: {other}: another program"));
+            assert!(line.contains(expected), "{expected:?} is not in {line}");
+            before = other;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_addresses_of_a_running_mailchime_are_ok_and_those_of_one_elsewhere_are_not() {
     limited(async {
         let world = World::new().await;
