@@ -238,6 +238,26 @@ fn a_command_line_in_the_text_is_found() {
     );
 }
 
+/// `enable --now` does nothing to a pilot that runs.
+#[test]
+fn the_take_over_of_port_993_moves_a_pilot_that_runs() {
+    let page = fs::read_to_string(root().join("docs/install.md")).unwrap();
+    let section = page.split("\n## 4. Move port 993\n").nth(1).expect("the section");
+    let section = section.split("\n## ").next().unwrap();
+    let blocks = blocks_of("docs/install.md", section);
+    let has = |line: &str| blocks.iter().any(|block| block.text.lines().any(|it| it == line));
+    assert!(has("address = \"[::]:993\""), "{section}");
+    assert!(
+        has("sudo systemctl enable mailchime && sudo systemctl restart mailchime"),
+        "{section}"
+    );
+    assert!(blocks.iter().all(|block| !block.text.contains("enable --now")), "{section}");
+    for server in ["dovecot", "cyrus", "courier"] {
+        let page = fs::read_to_string(root().join(format!("docs/book/{server}.md"))).unwrap();
+        assert!(page.contains("](../install.md#4-move-port-993)"), "docs/book/{server}.md");
+    }
+}
+
 #[test]
 fn the_book_has_each_page_once() {
     let summary = fs::read_to_string(root().join("docs/SUMMARY.md")).unwrap();
