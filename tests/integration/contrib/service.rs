@@ -52,6 +52,19 @@ fn systemd_takes_the_users_and_folders() {
     }
 }
 
+/// An older one refuses rules with a colon, and the package would stay half installed.
+#[test]
+fn the_package_needs_the_systemd_that_its_rules_for_folders_need() {
+    let rules = text("contrib/systemd/tmpfiles.d/mailchime.conf");
+    let mut modes =
+        rules.lines().filter_map(|line| line.strip_prefix("d ")?.split_whitespace().nth(1));
+    assert!(modes.any(|mode| mode.starts_with(':')), "{rules}");
+    let manifest: toml::Table = text("Cargo.toml").parse().unwrap();
+    let depends = manifest["package"]["metadata"]["deb"]["depends"].as_str().unwrap();
+    let needed = "systemd (>= 252) | systemd-standalone-tmpfiles (>= 252)";
+    assert!(depends.split(", ").any(|it| it == needed), "{depends}");
+}
+
 /// The filter itself is tested on real lines in `attacks::logs`.
 #[test]
 fn fail2ban_takes_the_jail() {
