@@ -327,8 +327,20 @@ same 'the configuration' "$(sha256sum "$root"/etc/mailchime/*)" "$configured"
 same 'the key' "$(sha256sum "$root/var/lib/mailchime/mailchime.key")" "$key"
 [ -s "$root/var/lib/mailchime/mailchime.db" ] || fail 'the database is gone'
 
-say 'purge: nothing is left'
+say 'purge: nothing is left, and what the administrator made elsewhere is named'
+elsewhere='/etc/dovecot/mailchime.master /etc/dovecot/mailchime.token /etc/letsencrypt/renewal-hooks/deploy/mailchime
+    /etc/fail2ban/jail.d/mailchime.conf'
+for made in $elsewhere; do
+    mkdir -p "$root${made%/*}"
+    touch "$root$made"
+done
+echo 'proxyservers: mailchime' >"$root/etc/imapd.conf"
 run dpkg --purge mailchime </dev/null >"$folder/dpkg.log" 2>&1
+for made in $elsewhere; do
+    grep -q "$made stays" "$folder/dpkg.log" || fail "the purge does not name $made"
+done
+grep -q 'proxyservers in /etc/imapd.conf' "$folder/dpkg.log" || fail 'the purge does not name the master user of Cyrus'
+rm -r "$root/etc/dovecot" "$root/etc/letsencrypt" "$root/etc/fail2ban" "$root/etc/imapd.conf"
 everything >"$folder/after"
 diff "$folder/before" "$folder/after" || fail 'what differs from before the package was installed is above'
 same 'mentions of it in dpkg' "$(run dpkg-query -W mailchime 2>/dev/null || true)" ''
