@@ -330,14 +330,22 @@ fn each_line_of_the_log_that_the_troubleshooting_names_is_in_the_list_of_them() 
     assert!(missing.is_empty(), "docs/logs.md has no line {missing:?}");
 }
 
-/// What `push --explain` says: the sentences of these parts of the program, each up to its first semicolon, with `…` for
-/// what it fills in.
-fn explanations() -> BTreeSet<String> {
-    let parts = [
-        ("src/push/explain.rs", "impl fmt::Display for Reason {", "\n}\n"),
-        ("src/push/transport/apns/message.rs", "fn withholds(", "\n    }\n"),
-        ("src/app/admin.rs", "fn unwatched(", "\n}\n"),
-    ];
+/// A file of the source, and the texts between which a part of it lies.
+type Part = (&'static str, &'static str, &'static str);
+
+/// Where `push --explain` has its reasons.
+const REASONS: [Part; 3] = [
+    ("src/push/explain.rs", "impl fmt::Display for Reason {", "\n}\n"),
+    ("src/push/transport/apns/message.rs", "fn withholds(", "\n    }\n"),
+    ("src/app/admin.rs", "fn unwatched(", "\n}\n"),
+];
+
+/// Where it has its other lines.
+const LINES: [Part; 2] =
+    [("src/cli/push.rs", "fn own_fault(", "\n}\n"), ("src/cli/push.rs", "fn explain(", "\n}\n")];
+
+/// The sentences of these parts of the program, each up to its first semicolon, with `…` for what it fills in.
+fn sentences(parts: &[Part]) -> BTreeSet<String> {
     let literals = parts.iter().flat_map(|(path, from, to)| literals(path, from, to));
     let sentences = literals.filter_map(|literal| {
         let mut sentence = String::new();
@@ -346,23 +354,36 @@ fn explanations() -> BTreeSet<String> {
             sentence.push('…');
         }
         let sentence = sentence.split(';').next().unwrap();
-        let sentence = sentence.trim_end_matches([' ', ':', '…']).to_owned();
+        let sentence = sentence.trim_start().trim_end_matches([' ', ':', '…']).to_owned();
         (sentence.split(' ').count() > 3).then_some(sentence)
     });
     sentences.collect()
 }
 
-#[test]
-fn each_explanation_of_no_push_is_in_the_table_of_them_and_no_other() {
-    let page = fs::read_to_string(root().join("docs/book/troubleshooting.md")).unwrap();
-    let table = page.split("| it says |").nth(1).unwrap().split("\n\n").next().unwrap();
+/// The table of a document with this first cell has the sentences of these parts, at least so many, and no other.
+fn has_table(document: &str, first: &str, parts: &[Part], least: usize) {
+    let page = fs::read_to_string(root().join(document)).unwrap();
+    let table = page.split(&format!("| {first} |")).nth(1).unwrap().split("\n\n").next().unwrap();
     let rows = table.lines().skip(2).filter_map(|row| row.strip_prefix("| ")?.split(" |").next());
     let rows: BTreeSet<_> = rows.map(|cell| cell.replace('`', "")).collect();
-    let expected = explanations();
-    assert!(expected.len() > 20, "{expected:#?}");
+    let expected = sentences(parts);
+    assert!(expected.len() >= least, "{expected:#?}");
     let [missing, others] = [expected.difference(&rows), rows.difference(&expected)]
         .map(|different| different.collect::<Vec<_>>());
-    assert!(missing.is_empty() && others.is_empty(), "missing {missing:#?}, others {others:#?}");
+    assert!(
+        missing.is_empty() && others.is_empty(),
+        "{document}, {first}: missing {missing:#?}, others {others:#?}"
+    );
+}
+
+#[test]
+fn each_explanation_of_no_push_is_in_the_table_of_them_and_no_other() {
+    has_table("docs/book/troubleshooting.md", "it says", &REASONS, 21);
+}
+
+#[test]
+fn each_line_of_an_explained_push_is_in_the_table_of_them_and_no_other() {
+    has_table("docs/book/troubleshooting.md", "the line says", &LINES, 10);
 }
 
 #[tokio::test]
