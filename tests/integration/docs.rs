@@ -344,7 +344,30 @@ const REASONS: [Part; 3] = [
 const LINES: [Part; 2] =
     [("src/cli/push.rs", "fn own_fault(", "\n}\n"), ("src/cli/push.rs", "fn explain(", "\n}\n")];
 
-/// The sentences of these parts of the program, each up to its first semicolon, with `…` for what it fills in.
+/// Why `import` skips a device.
+const SKIPPED: [Part; 3] = [
+    ("src/cli/import.rs", "Ok(_) if !seen.insert(key)", "Ok(imported)"),
+    ("src/cli/import.rs", "fn checked(", "\n    }\n"),
+    ("src/cli/import.rs", "fn said(", "\n}\n"),
+];
+
+/// The lines of its report.
+const REPORTED: [Part; 2] = [
+    ("src/cli/import.rs", "fn report(", "\n    }\n"),
+    ("src/cli/import/xapsd.rs", "notes: vec![", "],"),
+];
+
+/// What ends it. Statements for the database lie between these parts.
+const ENDED_BY: [Part; 6] = [
+    ("src/cli/import.rs", "let has = match", "let Some(offer)"),
+    ("src/cli/import/xapsd.rs", "fn users(", "false =>"),
+    ("src/cli/import/notifyd.rs", "if url.holds_password()", "let text"),
+    ("src/cli/import/notifyd.rs", "if url.is_in_the_clear()", "let connecting"),
+    ("src/cli/import/notifyd.rs", "fn said(", "\n}\n"),
+    ("src/cli/import/notifyd.rs", "left.checked_sub(1)", "let text"),
+];
+
+/// The sentences of these parts of the program, each up to its first end or semicolon, with `…` for what it fills in.
 fn sentences(parts: &[Part]) -> BTreeSet<String> {
     let literals = parts.iter().flat_map(|(path, from, to)| literals(path, from, to));
     let sentences = literals.filter_map(|literal| {
@@ -353,8 +376,8 @@ fn sentences(parts: &[Part]) -> BTreeSet<String> {
             sentence += part.split_once('}').map_or(part, |(_, rest)| rest);
             sentence.push('…');
         }
-        let sentence = sentence.split(';').next().unwrap();
-        let sentence = sentence.trim_start().trim_end_matches([' ', ':', '…']).to_owned();
+        let sentence = sentence.split(';').next().unwrap().split(". ").next().unwrap();
+        let sentence = sentence.trim_start().trim_end_matches([' ', ':', '…', '.']).to_owned();
         (sentence.split(' ').count() > 3).then_some(sentence)
     });
     sentences.collect()
@@ -379,6 +402,14 @@ fn has_table(document: &str, first: &str, parts: &[Part], least: usize) {
 #[test]
 fn each_explanation_of_no_push_is_in_the_table_of_them_and_no_other() {
     has_table("docs/book/troubleshooting.md", "it says", &REASONS, 21);
+}
+
+#[test]
+fn what_the_import_says_is_in_the_tables_of_the_migration_and_no_other() {
+    let document = "docs/book/migration.md";
+    has_table(document, "why skipped", &SKIPPED, 17);
+    has_table(document, "line of the report", &REPORTED, 7);
+    has_table(document, "it ends with", &ENDED_BY, 9);
 }
 
 #[test]
