@@ -86,6 +86,34 @@ fn the_list_of_log_events_is_that_of_the_source() {
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
 }
 
+/// The variants of an enum of the source.
+fn variants(path: &str, name: &str) -> Vec<String> {
+    let source = fs::read_to_string(root().join(path)).unwrap();
+    let inside = source.split(&format!("enum {name} {{\n")).nth(1).expect(name);
+    let lines = inside.split("\n}").next().unwrap().lines().map(str::trim);
+    let variants = lines.filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()));
+    let word = |line: &str| line.split(|c: char| !c.is_alphanumeric()).next().unwrap().to_owned();
+    variants.map(word).collect()
+}
+
+/// Where a field of an event shows the variants of an enum.
+#[test]
+fn the_values_of_fields_are_those_of_the_source() {
+    let page = fs::read_to_string(root().join("docs/logs.md")).unwrap();
+    for (field, path, name) in
+        [("ended", "src/proxy/ended.rs", "Ended"), ("kind", "src/model.rs", "ChangeKind")]
+    {
+        let table = page.split(&format!("\n| `{field}` | what it means |\n| --- | --- |\n")).nth(1);
+        let table = table.unwrap_or_else(|| panic!("docs/logs.md has no table of {field}"));
+        let rows = table.lines().take_while(|line| line.starts_with("| `"));
+        let listed: BTreeSet<_> =
+            rows.map(|row| row.split('`').nth(1).unwrap().to_owned()).collect();
+        let found: BTreeSet<_> = variants(path, name).into_iter().collect();
+        assert!(found.len() > 1, "{name}: {found:?}");
+        assert_eq!(listed, found, "docs/logs.md, {field}");
+    }
+}
+
 #[test]
 fn the_list_of_metrics_is_that_of_the_registry() {
     let mut registry = Registry::default();
