@@ -292,6 +292,7 @@ mod tests {
             "[Service]\nBindReadOnlyPaths=/srv/x:/home/admin\nBindPaths=/a:/srv/mailchime\n";
         assert_eq!(keys(added, &allowed), [""; 0]);
     }
+
     #[test]
     fn nothing_takes_back_what_was_allowed_before() {
         let mut allowed = config();

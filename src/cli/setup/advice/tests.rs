@@ -117,6 +117,7 @@ fn a_master_user_is_recommended_where_the_server_can_have_one() {
         assert!(!text(&plan).contains("Recommended before"), "{kind:?}");
     }
 }
+
 #[test]
 fn no_line_begins_or_ends_with_a_stray_space_and_no_two_are_empty() {
     use MailServerKind::{Courier, Cyrus, Dovecot23, Dovecot24, DovecotUnknown, Other};
