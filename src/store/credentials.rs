@@ -236,7 +236,7 @@ impl CredentialSource {
                 };
                 let fresh = fresh(credentials, *at, *at);
                 let keeper = keeper(vault, account, fresh, self.store.believed(*at));
-                if !parked && (keeper.0)(&rows, false).rows.is_none() {
+                if !parked && (keeper.0)(&rows, 0).rows.is_none() {
                     return Ok(true);
                 }
                 let login = Registrant::new(backend, *at, None);
@@ -362,7 +362,7 @@ impl CredentialSource {
                     Keeping { rows, other_password: false }
                 }));
                 let found = self.store.kept(account, backend).await?;
-                match found.is_some_and(|(rows, _)| (keeper.0)(&rows, false).rows.is_some()) {
+                match found.is_some_and(|(rows, _)| (keeper.0)(&rows, 0).rows.is_some()) {
                     true => self.store.sort_out(account, backend, &keeper).await,
                     false => Ok(()),
                 }
@@ -478,10 +478,11 @@ fn keeper(vault: &Arc<Vault>, account: &Account, fresh: Kept, now: Timestamp) ->
     Keeper(Arc::new(move |rows: &[KeptRow], refused| {
         let (stored, unreadable) = unsealed(&vault, &account, rows);
         let mut before = stored.clone();
-        if refused {
+        if refused > 0 {
             keeping::doubt(&mut before, &fresh);
         }
-        let Accepted { kept, other_password } = keeping::accept(&before, fresh.clone(), now);
+        let Accepted { mut kept, other_password } = keeping::accept(&before, fresh.clone(), now);
+        keeping::settle_doubts(&mut kept, refused);
         let same = unreadable.is_none() && keeping::are_as_stored(&kept, &stored);
         let rows = (!same).then(|| sealed(&vault, &account, kept));
         Keeping { rows, other_password }

@@ -14,6 +14,9 @@ use crate::model::{Credentials, SecretKind, Timestamp};
 /// accepted meanwhile: each phone of the user has registered with the newer one by then.
 const SUPERSEDES: Duration = Duration::from_hours(25);
 
+/// Tries of a password that the backend calls wrong.
+const MOST_TRIES: u32 = 2;
+
 /// What has proved good for less is not noted.
 const NOTED: Duration = Duration::from_mins(1);
 
@@ -105,6 +108,14 @@ pub(super) fn doubt(kept: &mut [Kept], fresh: &Kept) {
         if again {
             it.proved_at = it.since;
         }
+    }
+}
+
+/// Of what is kept, what is [in doubt](Kept::is_doubted) goes where so many tries were refused that none may follow:
+/// another try would be one too many for a backend that bans addresses and locks accounts.
+pub(super) fn settle_doubts(kept: &mut Vec<Kept>, tries: u32) {
+    if tries >= MOST_TRIES {
+        kept.retain(|it| !it.is_doubted());
     }
 }
 
@@ -265,6 +276,11 @@ mod tests {
         assert_eq!(secrets(&worked(&new, "new")), ["new"]);
         // It was the backend's fault that it was refused.
         assert_eq!(secrets(&worked(&new, "old")), ["new", "old"]);
+        for (tries, stays) in [(1, &["new", "old"][..]), (2, &["new"])] {
+            let mut kept = new.clone();
+            settle_doubts(&mut kept, tries);
+            assert_eq!(secrets(&kept), stays, "{tries} tries");
+        }
         let again = refused(&["old", "new"], "new");
         assert_eq!(secrets(&worked(&again, "new")), ["new", "old"]);
     }

@@ -18,8 +18,8 @@ pub(super) struct Found {
     pub(super) rows: Vec<KeptRow>,
     /// Or its tries were refused.
     pub(super) parked: bool,
-    /// All of it was refused until the account was parked.
-    pub(super) refused: bool,
+    /// All of it was refused in so many tries, until the account was parked; 0 of one that is not.
+    pub(super) refused: u32,
     /// When the password of now was brought, if there was another one before.
     pub(super) password_since: Option<Timestamp>,
     /// The same by the time of service.
@@ -369,7 +369,7 @@ pub(super) async fn kept(
         id: row.try_get("id")?,
         rows: all.filter_map(|row| row.ok().flatten()).collect(),
         parked: parked(&row).is_some() || refused(&row).is_some(),
-        refused: parked(&row).is_some(),
+        refused: parked(&row).map_or(0, |_| refused(&row).map_or(1, |(tries, _)| tries.max(1))),
         password_since: number("password_since")?.map(Timestamp),
         password_at: number("password_at")?.map(Timestamp),
     }))

@@ -54,8 +54,8 @@ pub(super) struct Keeping {
 #[derive(Clone)]
 pub(super) struct Keeper(pub(super) Arc<Keep>);
 
-/// Asked with what is kept, and whether the backend has refused all of it until the account was parked.
-pub(super) type Keep = dyn Fn(&[KeptRow], bool) -> Keeping + Send + Sync;
+/// Asked with what is kept, and of how many tries the backend has refused all of it until the account was parked.
+pub(super) type Keep = dyn Fn(&[KeptRow], u32) -> Keeping + Send + Sync;
 
 // === impl Registrant ===
 
@@ -68,7 +68,7 @@ impl Registrant {
     }
 
     /// What becomes of the credentials that are kept; `refused`: as for [`Keep`].
-    pub(super) fn keeping(&self, kept: &[KeptRow], refused: bool) -> Keeping {
+    pub(super) fn keeping(&self, kept: &[KeptRow], refused: u32) -> Keeping {
         if let Some(Keeper(keep)) = &self.keeper {
             return keep(kept, refused);
         }

@@ -376,7 +376,7 @@ pub(super) async fn upsert_account(
     login_at: (Timestamp, Timestamp),
     now: Timestamp,
 ) -> sqlx::Result<AccountRow> {
-    let mut keeping = login.keeping(&[], false);
+    let mut keeping = login.keeping(&[], 0);
     if login.brings_credentials() {
         lock(work, account.as_str()).await?;
         if let Some(found) = kept(work, account.as_str(), &login.backend).await? {

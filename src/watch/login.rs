@@ -94,7 +94,7 @@ impl Watcher {
         }
         let known = &mut self.known;
         let backend = login.backend.clone();
-        if known.refusals > 0 || known.unsaved {
+        if known.refusals > 0 || known.unsaved || known.brought.is_some() {
             known.brought = Some((backend.clone(), fresh.clone()));
         }
         if !again {
@@ -305,6 +305,8 @@ impl Watcher {
                     target: "mailchime::watch::password_outcome_not_stored",
                     %account, %error, "could not store which credentials work"
                 );
+                // They stay kept, and are tried behind this one the next time.
+                self.known.refused = refused;
             }
         }
         let known = &mut self.known;
@@ -340,14 +342,16 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use sqlx::{Connection, Executor, SqliteConnection};
     use tokio::sync::watch;
     use tokio::time::timeout;
 
     use super::*;
+    use crate::config::CredentialsMode;
     use crate::model::Account;
     use crate::watch::hints::Hints;
     use crate::watch::status::{StatusCell, WatcherState};
-    use crate::watch::test_context::{context, one_backend};
+    use crate::watch::test_context::{context, context_with, one_backend};
     use crate::watch::watcher::{LoginWait, NextStep};
 
     /// The program ends while a watcher is about to log in. It finds nothing to log in with, and does not wait
@@ -367,5 +371,25 @@ mod tests {
         watcher.take_directive().await;
         let paused = timeout(limit, watcher.pause(NextStep::Try(Duration::MAX))).await;
         assert_eq!(paused, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn the_next_task_knows_what_was_refused_where_the_database_does_not_take_it() {
+        let (folder, context) =
+            context_with(&one_backend("localhost"), CredentialsMode::Stored).await;
+        let database = folder.path().join("mailchime.db");
+        let url = format!("sqlite://{}", database.display());
+        let mut beside = SqliteConnection::connect(&url).await.unwrap();
+        beside.execute("drop table account").await.unwrap();
+        let (_directive, told) = watch::channel(Directive::default());
+        let status = StatusCell::new(&Arc::default(), WatcherState::Starting);
+        let alice = Account::from_login("alice");
+        let mut watcher = Watcher::new(alice, context, told, Hints::default(), status);
+        let [old, new] = ["old", "new"].map(|it| Credentials::password("alice", it.into()));
+        watcher.logged_in_with(new.clone(), vec![old.clone()], true).await;
+        assert!(watcher.known.matters());
+        let next = watcher.known.of_next_task();
+        assert!(next.refused.iter().all(|it| it.same_as(&old)) && next.refused.len() == 1);
+        assert!(next.used.is_some_and(|it| it.same_as(&new)));
     }
 }

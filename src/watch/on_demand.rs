@@ -250,7 +250,7 @@ impl OnDemand {
             let of_user = !watcher.acts_as_master();
             let Watcher { account, mailboxes, faults, looked_at, unasked, .. } = watcher;
             let (known, inherited) = (watcher.known, watcher.inherited);
-            let matters = unasked.is_some() && of_user && known.matters();
+            let matters = of_user && known.matters();
             let credentials = matters.then(|| Box::new(known.of_next_task()));
             let is_left = |it: &WatchedMailbox| it.due || it.is_left_out(&faults);
             let left_due = unasked.is_none() && mailboxes.iter().any(is_left);

@@ -424,10 +424,10 @@ impl Supervisor {
         let has_news = now.registrations != taken_over.registrations;
         let WatcherHandle { status, moment: known_at, .. } = handle;
         let resting = RestingAccount { status, known_at, inherited };
+        self.on_demand.remember_credentials(&account, credentials);
         match unasked {
             None => self.on_demand.rest(account.clone(), resting),
             Some(why) => {
-                self.on_demand.remember_credentials(&account, credentials);
                 match *why {
                     Unasked::Parked(wait) => self.parks(&account, wait),
                     Unasked::Failed(failed) => self.on_demand.failed(&account, failed),

@@ -519,7 +519,7 @@ async fn a_mark_that_the_database_does_not_take_away_has_its_mailbox_looked_at_o
 }
 
 /// The dialogue of one visit, whose command for INBOX has this tag and is answered.
-fn inbox(tag: u32) -> String {
+pub(super) fn inbox(tag: u32) -> String {
     format!(
         "\
 C: w{tag} STATUS \"INBOX\" (MESSAGES UIDNEXT UIDVALIDITY UNSEEN)

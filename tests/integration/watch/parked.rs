@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use mailchime::config::{CredentialsMode, WatchConnection};
 use mailchime::demo::backend::DemoBackend;
 use mailchime::metrics::Watching as Mode;
-use mailchime::model::{Account, BackendId, Hint, Mailbox, MailboxEvent, Snapshot, Timestamp};
-use mailchime::store::DueMark;
+use mailchime::model::{
+    AcceptedLogin, Account, BackendId, Hint, Mailbox, MailboxEvent, Snapshot, Timestamp,
+};
+use mailchime::store::{CredentialSource, DueMark};
 
 use super::away::tasks;
 use super::hints::hint;
@@ -15,8 +17,9 @@ use super::logins::{
 };
 use super::mail::backend;
 use super::nodes::{Others, store_password};
-use super::on_demand::{resting, world};
-use crate::support::watching::{PASSWORD, WatchWorld, Watching, told};
+use super::on_demand::{inbox as state, resting, until_resting, world};
+use crate::support::stage::{IDLE, Stage};
+use crate::support::watching::{PASSWORD, WatchWorld, Watching, credentials, told};
 use crate::support::{later, limited, patient, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
@@ -152,6 +155,71 @@ async fn a_registration_at_another_node_of_which_no_word_came_ends_the_wait_for_
         })
         .await;
     }
+}
+
+/// The program that had it refused was killed since.
+#[tokio::test]
+async fn a_password_that_was_refused_twice_is_not_tried_behind_another_one() {
+    limited(async {
+        let backend = backend().await;
+        let world = world(&backend).await;
+        let (alice, id, now) = (Account::from_login("alice"), world.id(), Timestamp::now());
+        world.store.refused(&alice, &id, 2, Some("no"), now).await.unwrap();
+        let source =
+            CredentialSource::open(CredentialsMode::Stored, &world.key_file, world.store.clone());
+        let login = AcceptedLogin {
+            backend: id,
+            credentials: Some(credentials("alice", "second")),
+            at: now,
+            names_ignore_case: false,
+        };
+        assert!(source.unwrap().save(&alice, &login, now).await.unwrap());
+        for password in ["second", "third"] {
+            backend.set_password("alice", password.as_bytes()).unwrap();
+        }
+        let watching = world.watch();
+        watching.until("parked").await;
+        assert_eq!(backend.stale_tries("alice").unwrap()[0], 0);
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// Numbers of an event that come with the refusal leave nothing to ask for.
+#[tokio::test]
+async fn a_first_refusal_counts_also_where_there_is_nothing_to_try_again_for() {
+    const REFUSED: &str = "S: m2 NO [AUTHENTICATIONFAILED] no\n";
+    limited(async {
+        let mut stage = Stage::new().await;
+        let watch = &mut stage.world.watch;
+        watch.connection = WatchConnection::OnDemand;
+        (watch.retry_min, watch.retry_max) = (Duration::ZERO, Duration::ZERO);
+        let mut watching = stage.world.watch();
+        let mut peer = stage.accept().await;
+        peer.play(IDLE).await;
+        peer.play(&(state(1) + "C: w2 LOGOUT\nS: * BYE\nS: w2 OK out\n")).await;
+        until_resting(&stage.world, &watching).await;
+        let (greeting_and_login, _) = IDLE.split_once("S: m2").unwrap();
+        let inbox = || Some(Mailbox::inbox());
+        let expunged = async |watching: &Watching| {
+            hint(watching, inbox(), MailboxEvent::MessageExpunge, Snapshot::default()).await;
+        };
+        expunged(&watching).await;
+        let mut peer = stage.accept().await;
+        peer.play(greeting_and_login).await;
+        hint(&watching, inbox(), MailboxEvent::MessageNew, told(7, 11, 6, 3)).await;
+        peer.play(REFUSED).await;
+        watching.expect(&["INBOX: new mail, next 11 of 6 with 3 unseen"]).await;
+        until_resting(&stage.world, &watching).await;
+
+        expunged(&watching).await;
+        let mut peer = stage.accept().await;
+        peer.play(greeting_and_login).await;
+        peer.play(REFUSED).await;
+        watching.until("parked").await;
+        watching.stop().await;
+    })
+    .await;
 }
 
 /// Why accounts cannot be asked for.
