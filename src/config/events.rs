@@ -317,10 +317,6 @@ impl Check<'_> {
         if cyrus.socket.is_none() && cyrus.stream.is_none() {
             return Ok(None);
         }
-        if cyrus.socket.is_some() && cyrus.socket == cyrus.stream {
-            let problem = "is that of cyrus_socket; give each a file of its own";
-            return Err(self.refusal("[events] cyrus_stream", problem));
-        }
         let checked = |key: &str, text: &String| {
             domain(text).ok_or_else(|| {
                 let allowed = "allowed is what stands behind the \"@\", such as \"example.org\"";
@@ -422,7 +418,7 @@ mod tests {
             ),
             (
                 "[events]\ncyrus_socket = \"/a\"\ncyrus_stream = \"/a\"",
-                "[events] cyrus_stream: is that of cyrus_socket; give each a file",
+                "[events] cyrus_stream: is that of [events] cyrus_socket; give each a file",
             ),
             (
                 "[events]\ncyrus_socket = \"/a\"\ncyrus_domains = [\"@a\"]",

@@ -74,11 +74,6 @@ impl Check<'_> {
             let networks = proxy_protocol.iter();
             let networks = networks.map(|text| self.network("[[listener]] proxy_protocol", text));
             listener.proxy_protocol = networks.collect::<CheckResult<_>>()?;
-            let address = listener.address;
-            // Port 0 is another port each time.
-            if address.port() != 0 && listeners.iter().any(|other| other.address == address) {
-                return Err(self.refusal(ADDRESS, format!("{address} is given twice; remove one")));
-            }
             listeners.push(listener);
         }
         if listeners.is_empty() {

@@ -12,6 +12,7 @@
 #[macro_use]
 mod table;
 
+mod addresses;
 mod admin;
 mod api;
 mod apns;
@@ -44,8 +45,10 @@ mod webhook;
 mod webpush;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use self::addresses::takes;
 pub use self::admin::{AdminAddress, AdminConfig};
 pub use self::api::{ApiConfig, PublicUrl};
 pub use self::apns::{ApnsConfig, ApnsServer, ProviderFiles};
@@ -317,6 +320,8 @@ fn checked(raw: RawConfig, origin: &Path) -> CheckResult<Config> {
     config.log = check.log(raw.log)?;
     config.record = check.record(raw.record)?;
     check.backends(&config)?;
+    check.apart(&tcp_addresses(&config))?;
+    check.sockets_apart(&socket_files(&config))?;
     config.secret_origin = config.store.url.holds_password().then(|| origin.to_owned());
     config.warnings = warnings(&config);
     Ok(config)
@@ -379,6 +384,32 @@ fn warnings(config: &Config) -> Vec<String> {
     warnings
 }
 
+/// Where mailchime listens for connections, each with its key.
+fn tcp_addresses(config: &Config) -> Vec<(&'static str, SocketAddr)> {
+    let listeners = config.listeners.iter().map(|it| ("[[listener]] address", it.address));
+    let admin = match config.admin.address {
+        Some(AdminAddress::Tcp(address)) => Some(("[admin] address", address)),
+        _ => None,
+    };
+    let api = config.api.address.map(|address| ("[api] address", address));
+    let events = config.events.address.map(|address| ("[events] address", address));
+    listeners.chain(admin).chain(api).chain(events).collect()
+}
+
+/// The Unix sockets that mailchime makes, each with its key.
+fn socket_files(config: &Config) -> Vec<(&'static str, &Path)> {
+    let admin = match &config.admin.address {
+        Some(AdminAddress::Unix { path, .. }) => Some(("[admin] address", path.as_path())),
+        _ => None,
+    };
+    let cyrus = config.events.cyrus.iter();
+    let cyrus = cyrus.flat_map(|it| {
+        [("[events] cyrus_socket", &it.socket), ("[events] cyrus_stream", &it.stream)]
+    });
+    let cyrus = cyrus.filter_map(|(key, path)| Some((key, path.as_deref()?)));
+    admin.into_iter().chain(cyrus).collect()
+}
+
 /// The tables of a configuration that name a backend, as they are called.
 fn tables(config: &Config) -> impl Iterator<Item = (String, &BackendConfig)> {
     let route = |route: &'_ RouteConfig| format!("[[route]] {}", route.domain);
@@ -387,8 +418,8 @@ fn tables(config: &Config) -> impl Iterator<Item = (String, &BackendConfig)> {
 }
 
 impl Check<'_> {
-    /// What no table of a backend can know alone: that a name has one address, and who is watched as
-    /// a master user.
+    /// What no table of a backend can know alone: that it is not mailchime itself, that a name has one address, and who
+    /// is watched as a master user.
     pub(super) fn backends(&self, config: &Config) -> CheckResult<()> {
         let all: Vec<_> = tables(config).collect();
         for (at, (table, backend)) in all.iter().enumerate() {

@@ -448,6 +448,9 @@ async fn check_ends_with_the_status_of_serve() {
         let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let udp = datagrams.local_addr().unwrap();
         let admin = |address: &str, more: &str| format!("[admin]\naddress = \"{address}\"\n{more}[log]");
+        let free = free_address();
+        let port = free.port();
+        let anywhere = format!("[[listener]]\naddress = \"[::]:{port}\"\n");
         for (old, new, status) in [
             ("private_key = \"server.key\"", "private_key = \"bad.key\"", 64),
             ("private_key = \"apns.key\"", "private_key = \"bad.key\"", 64),
@@ -464,6 +467,12 @@ async fn check_ends_with_the_status_of_serve() {
                 "[[apns]]\ndomains = [\"b.example\"]\ncertificate = \"apns.pem\"\nprivate_key = \"apns.key\"\n[log]",
                 64,
             ),
+            // Addresses that exclude each other.
+            ("[log]", &format!("{anywhere}[[listener]]\naddress = \"0.0.0.0:{port}\"\n[log]"), 64),
+            ("[log]", &admin(&format!("127.0.0.1:{port}"), &anywhere), 64),
+            ("[log]", &format!("[api]\naddress = \"0.0.0.0:{port}\"\n{}", admin(&free.to_string(), "")), 64),
+            ("[log]", &format!("[api]\naddress = \"{free}\"\n{}", events(&format!("address = \"{free}\""))), 64),
+            ("[log]", &format!("[events]\ncyrus_socket = \"a.sock\"\n{}", admin("unix:a.sock", "")), 64),
             ("address = \"127.0.0.1:0\"", &format!("address = \"{address}\""), 1),
             ("address = \"127.0.0.1:0\"", "address = \"192.0.2.1:993\"", 1),
             // What may be free later is no fault of the configuration.
