@@ -1,9 +1,12 @@
-//! The addresses of a configuration together: no two that one machine cannot have at once.
+//! The addresses of a configuration together: no two that one machine cannot have at once, and no backend that is
+//! mailchime itself.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use super::backend::BackendConfig;
 use super::check::{Check, CheckResult};
+use super::listener::ListenerConfig;
 
 /// Whether who listens at `bound` gets what comes to `address` of this machine. mailchime binds an IPv6 wildcard so that it
 /// takes IPv4 as well.
@@ -19,6 +22,20 @@ pub fn takes(bound: SocketAddr, address: SocketAddr) -> bool {
         one => one == theirs && scope(bound) == scope(address),
     };
     is_within && bound.port() == address.port()
+}
+
+/// Whether a connection to this host and port comes to who listens at `bound`, as far as the text says it: what a name stands
+/// for, and which addresses this machine has, is not known here.
+fn leads_to(host: &str, port: u16, bound: SocketAddr) -> bool {
+    let is_wildcard = bound.ip().to_canonical().is_unspecified();
+    match host.parse::<IpAddr>() {
+        Ok(address) => {
+            // The address of no machine stands for this one.
+            let is_here = address.is_loopback() || address.is_unspecified();
+            (is_here || !is_wildcard) && takes(bound, SocketAddr::new(address, port))
+        }
+        Err(_) => host.eq_ignore_ascii_case("localhost") && is_wildcard && port == bound.port(),
+    }
 }
 
 impl Check<'_> {
@@ -58,6 +75,29 @@ impl Check<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A backend that is none of these listeners.
+    pub(super) fn elsewhere(
+        &self,
+        table: &str,
+        backend: &BackendConfig,
+        listeners: &[ListenerConfig],
+    ) -> CheckResult<()> {
+        let BackendConfig { host, port, .. } = backend;
+        let is_at = |listener: &&ListenerConfig| leads_to(host, *port, listener.address);
+        let Some(ListenerConfig { address, .. }) = listeners.iter().find(is_at) else {
+            return Ok(());
+        };
+        let host = match host.contains(':') {
+            true => format!("[{host}]"),
+            false => host.clone(),
+        };
+        let problem = format!(
+            "{host}:{port} is mailchime itself, by [[listener]] address = \"{address}\"; name the port of the IMAP \
+             server"
+        );
+        Err(self.refusal(&format!("{table} address"), problem))
     }
 }
 
@@ -132,6 +172,49 @@ mod tests {
             ),
         ] {
             parse(&text).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_backend_that_is_a_listener_of_this_configuration_is_refused() {
+        let text = |listener: &str, backend: &str| {
+            format!(
+                "[[listener]]\naddress = \"{listener}\"\n[backend]\naddress = \"{backend}\"\ntls = \"none\""
+            )
+        };
+        for (listener, backend) in [
+            ("[::]:993", "localhost:993"),
+            ("[::]:993", "127.0.0.1:993"),
+            ("[::]:993", "[::1]:993"),
+            ("0.0.0.0:993", "LOCALHOST:993"),
+            ("0.0.0.0:993", "127.0.0.1:993"),
+            ("0.0.0.0:993", "0.0.0.0:993"),
+            ("192.0.2.1:993", "192.0.2.1:993"),
+            ("[2001:db8::1]:993", "[2001:db8::1]:993"),
+        ] {
+            let by = format!(
+                "by [[listener]] address = \"{listener}\"; name the port of the IMAP server"
+            );
+            let expected = format!("[backend] address: {backend} is mailchime itself, {by}");
+            refused_with(&text(listener, backend), &expected);
+        }
+        refused_with(
+            "[[listener]]\n[[listener]]\ntls = \"starttls\"\n[backend]\naddress = \"192.0.2.7:993\"\n\
+             [[route]]\ndomain = \"a.example\"\naddress = \"localhost:143\"",
+            "[[route]] address: localhost:143 is mailchime itself, by [[listener]] address = \"[::]:143\"; name \
+             the port of the IMAP server",
+        );
+        for (listener, backend) in [
+            ("[::]:993", "localhost:143"),
+            // Another machine, as far as this text tells.
+            ("[::]:993", "192.0.2.1:993"),
+            ("[::]:993", "imap.example.org:993"),
+            ("192.0.2.1:993", "127.0.0.1:993"),
+            ("192.0.2.1:993", "localhost:993"),
+            ("0.0.0.0:993", "[::1]:993"),
+            ("127.0.0.1:0", "127.0.0.1:993"),
+        ] {
+            parse(&text(listener, backend)).unwrap();
         }
     }
 }

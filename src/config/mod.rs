@@ -424,6 +424,7 @@ impl Check<'_> {
         let all: Vec<_> = tables(config).collect();
         for (at, (table, backend)) in all.iter().enumerate() {
             let table = table.split(' ').next().unwrap_or(table);
+            self.elsewhere(table, backend, &config.listeners)?;
             let named_so = |(_, other): &&(String, &BackendConfig)| {
                 backend.name.is_some() && other.name == backend.name
             };

@@ -33,7 +33,7 @@ pub(super) fn parse(text: &str) -> Result<Config, ConfigError> {
     let required = "tls.certificate = \"certs/server.pem\"\ntls.private_key = \"certs/server.key\"";
     let backend = match text.contains("[backend]") {
         true => "",
-        false => "backend.address = \"localhost:993\"",
+        false => "backend.address = \"localhost:1143\"",
     };
     Config::parse(&format!("{required}\n{backend}\n{text}"), &folder.path().join("proxy.toml"))
 }

@@ -467,6 +467,17 @@ async fn check_ends_with_the_status_of_serve() {
                 "[[apns]]\ndomains = [\"b.example\"]\ncertificate = \"apns.pem\"\nprivate_key = \"apns.key\"\n[log]",
                 64,
             ),
+            // A loop: mailchime would be its own backend.
+            (
+                "address = \"127.0.0.1:0\"",
+                &format!("address = \"{}\"", folder.backend.address()),
+                64,
+            ),
+            (
+                "[log]",
+                &format!("[[route]]\ndomain = \"a.example\"\naddress = \"localhost:{port}\"\n{anywhere}[log]"),
+                64,
+            ),
             // Addresses that exclude each other.
             ("[log]", &format!("{anywhere}[[listener]]\naddress = \"0.0.0.0:{port}\"\n[log]"), 64),
             ("[log]", &admin(&format!("127.0.0.1:{port}"), &anywhere), 64),
