@@ -6,6 +6,7 @@ mod chain;
 mod doveadm;
 mod events;
 mod files;
+mod itself;
 mod limits;
 mod occupant;
 mod peers;

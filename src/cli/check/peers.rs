@@ -9,7 +9,7 @@ use secrecy::zeroize::Zeroizing;
 use tokio::io::AsyncWriteExt;
 
 use super::doveadm::doveadm;
-use super::{ANSWER_TIME, Report, remedies, resolver};
+use super::{ANSWER_TIME, Report, itself, remedies, resolver};
 use crate::cli::CommandFailure;
 use crate::config::{self, BackendTls, Config};
 use crate::imap::capability::Capabilities;
@@ -90,6 +90,15 @@ async fn backend(
     report: &mut Report,
 ) {
     let name = backend.name();
+    if let Some(listener) = itself::listener_at(&how.host, how.port, config).await {
+        let remedy = "name the port of the IMAP server";
+        return report.failed(
+            part,
+            format_args!(
+                "{name}: that is mailchime itself ([[listener]] address {listener}); {remedy}"
+            ),
+        );
+    }
     match backend.probe(ANSWER_TIME, config.limits.capability_size).await {
         Ok(()) => {
             let tls = match &how.tls {

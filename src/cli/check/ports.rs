@@ -21,7 +21,7 @@ use crate::imap::responses::printable;
 use crate::net::{dial, listen, proxy_protocol, tls, unix_socket};
 
 /// For the greeting of the program that listens there.
-const GREETING_TIME: Duration = Duration::from_secs(5);
+pub(super) const GREETING_TIME: Duration = Duration::from_secs(5);
 
 /// What is read of a greeting, in bytes.
 const GREETING_SIZE: u64 = 1024;
@@ -41,10 +41,17 @@ pub(super) enum Running {
 }
 
 /// What is said at a listener's address.
-struct SeenGreeting {
+pub(super) struct SeenGreeting {
     said: Vec<u8>,
     /// How a mailchime that says it serves, if not as this configuration says.
     differs: Option<&'static str>,
+}
+
+impl SeenGreeting {
+    /// Whether a mailchime says it.
+    pub(super) fn is_ours(&self) -> bool {
+        self.said.ends_with(OURS)
+    }
 }
 
 /// Listens for a moment at each port of the configuration, and says whether a mailchime runs.
@@ -128,9 +135,7 @@ async fn of_listener(how: &ListenerConfig, config: &Config, report: &mut Report)
     }
     let greeting = timeout(GREETING_TIME, greeting(how, config)).await;
     let said = match greeting {
-        Ok(Ok(SeenGreeting { said, differs })) if said.ends_with(OURS) => {
-            return ours(address, differs, report);
-        }
+        Ok(Ok(seen)) if seen.is_ours() => return ours(address, seen.differs, report),
         Ok(Err(refused)) if is_forbidden && refused.kind() == io::ErrorKind::ConnectionRefused => {
             let remedy = remedy(&error);
             report.warning(
@@ -292,7 +297,7 @@ fn remedy(error: &io::Error) -> &'static str {
 
 /// The first line that is said there, whatever certificate comes before it. Where nobody speaks TLS it is the line that is
 /// said in the clear.
-async fn greeting(how: &ListenerConfig, config: &Config) -> io::Result<SeenGreeting> {
+pub(super) async fn greeting(how: &ListenerConfig, config: &Config) -> io::Result<SeenGreeting> {
     if how.tls == ListenerTls::StartTls {
         return Ok(SeenGreeting { said: first_line(connected(how).await?).await?, differs: None });
     }

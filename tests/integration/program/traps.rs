@@ -6,6 +6,7 @@ mod checked;
 mod commands;
 mod dovecot;
 mod installed;
+mod itself;
 mod misleading;
 mod occupied;
 mod started;
