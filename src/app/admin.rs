@@ -63,7 +63,11 @@ pub(super) struct Parts {
 impl Socket {
     pub(super) fn open(config: &config::AdminConfig) -> Result<Option<Self>, StartError> {
         let Some(wanted) = &config.address else { return Ok(None) };
-        let failed = |error| StartError::address("[admin] address", wanted, &error);
+        let key = "[admin] address";
+        let failed = |error| match wanted {
+            config::AdminAddress::Tcp(address) => StartError::address(key, *address, &error),
+            config::AdminAddress::Unix { .. } => StartError::socket(key, wanted, &error),
+        };
         let listener = AdminListener::bind(wanted).map_err(failed)?;
         let machine = nodes::machine().map(|name| name.to_ascii_lowercase());
         let hosts = config.hosts.iter().cloned().chain(machine).collect();

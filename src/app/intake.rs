@@ -103,7 +103,7 @@ impl EventSockets {
             let bound = CyrusEvents::bind(cyrus, metrics.source(&cyrus.source.name));
             sockets.cyrus =
                 Some(bound.map_err(|(key, path, error)| {
-                    StartError::address(key, path.display(), &error)
+                    StartError::socket(key, path.display(), &error)
                 })?);
         }
         Ok(sockets)

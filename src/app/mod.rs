@@ -120,7 +120,7 @@ pub enum StartError {
     #[error("{0}")]
     Configuration(String),
     /// A listener's address cannot be bound.
-    #[error("{address}: cannot listen: {source}{}", remedy(source))]
+    #[error("{address}: cannot listen: {source}{}", remedy(source, Some(*address), "[[listener]] address"))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -146,19 +146,10 @@ pub enum StartError {
     Store(StoreError),
 }
 
-fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            ". Another program listens there: stop it, or change [[listener]] address"
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            ". This machine has no such address: correct [[listener]] address"
-        }
-        io::ErrorKind::PermissionDenied => {
-            ". Ports below 1024 need root or CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities=)"
-        }
-        _ => "",
-    }
+/// What to do where an address cannot be had, behind what the system says.
+fn remedy(error: &io::Error, address: Option<SocketAddr>, key: &str) -> String {
+    let remedy = listen::remedy(error, address, key);
+    remedy.map(|remedy| format!("; {remedy}")).unwrap_or_default()
 }
 
 impl StartError {
@@ -167,16 +158,16 @@ impl StartError {
     }
 
     /// For an address of `[admin]`, `[api]` or `[events]` at which nobody could listen.
-    fn address(key: &str, wanted: impl Display, error: &io::Error) -> Self {
-        let remedy = match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                format!(". Another program listens there: stop it, or change {key}")
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                format!(". This machine has no such address: correct {key}")
-            }
-            _ => String::new(),
-        };
+    fn address(key: &str, wanted: SocketAddr, error: &io::Error) -> Self {
+        Self::place(key, wanted, error, &remedy(error, Some(wanted), key))
+    }
+
+    /// For the file of a Unix socket of `[admin]` or `[events]`.
+    fn socket(key: &str, file: impl Display, error: &io::Error) -> Self {
+        Self::place(key, file, error, &remedy(error, None, key))
+    }
+
+    fn place(key: &str, wanted: impl Display, error: &io::Error, remedy: &str) -> Self {
         let problem = format!("{key}: {wanted}: cannot listen: {error}{remedy}");
         match listen::may_pass(error) {
             true => Self::Taken(problem),

@@ -78,7 +78,8 @@ pub(super) async fn listeners(config: &Config, report: &mut Report) -> Running {
     if let Some(udp) = config.events.udp.as_ref().filter(|udp| !udp.address.ip().is_multicast()) {
         let bound = UdpSocket::bind(udp.address).await.map(drop);
         let occupant = is_to_be_asked(&bound).then(|| at_datagrams(udp.address));
-        beside("[events] udp_address", &udp.address, (bound, occupant), running, report);
+        let address = (&udp.address as &dyn Display, Some(udp.address));
+        beside("[events] udp_address", address, (bound, occupant), running, report);
     }
     running
 }
@@ -130,14 +131,15 @@ async fn of_listener(how: &ListenerConfig, config: &Config, report: &mut Report)
     // Who may not listen there may ask who does.
     let is_forbidden = error.kind() == io::ErrorKind::PermissionDenied;
     if error.kind() != io::ErrorKind::AddrInUse && !is_forbidden {
-        report.failed(PART, format_args!("{address}: cannot listen: {error}{}", remedy(&error)));
+        let remedy = remedy(&error, Some(address), PART);
+        report.failed(PART, format_args!("{address}: cannot listen: {error}{remedy}"));
         return Running::Unknown;
     }
     let greeting = timeout(GREETING_TIME, greeting(how, config)).await;
     let said = match greeting {
         Ok(Ok(seen)) if seen.is_ours() => return ours(address, seen.differs, report),
         Ok(Err(refused)) if is_forbidden && refused.kind() == io::ErrorKind::ConnectionRefused => {
-            let remedy = remedy(&error);
+            let remedy = remedy(&error, Some(address), PART);
             report.warning(
                 PART,
                 format_args!("{address}: nobody listens there, nor may this user: {error}{remedy}"),
@@ -195,7 +197,7 @@ async fn socket(
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             report.refused(part, format_args!("{}: cannot listen: {error}", path.display()));
         }
-        found => beside(part, &path.display(), (found, occupant), running, report),
+        found => beside(part, (&path.display(), None), (found, occupant), running, report),
     }
 }
 
@@ -218,29 +220,29 @@ async fn port(
         true => Some(at_port(address, question).await),
         false => None,
     };
-    beside(part, &address, (bound, occupant), running, report);
+    beside(part, (&address, Some(address)), (bound, occupant), running, report);
 }
 
-/// What is served beside mail: whether it could be bound, and else who has it.
+/// What is served beside mail: whether it could be bound, and else who has it. It has an address, or is a Unix socket.
 fn beside(
     part: &str,
-    address: &dyn Display,
+    (shown, address): (&dyn Display, Option<SocketAddr>),
     (bound, occupant): (io::Result<()>, Option<Occupant>),
     running: Running,
     report: &mut Report,
 ) {
     let error = match bound {
-        Ok(()) => return report.ok(part, format_args!("{address}: is free")),
+        Ok(()) => return report.ok(part, format_args!("{shown}: is free")),
         Err(error) => error,
     };
-    let shown = format!("{address}: cannot listen: {error}{}", remedy(&error));
+    let said = format!("{shown}: cannot listen: {error}{}", remedy(&error, address, part));
     match (error.kind(), occupant.unwrap_or(Occupant::Unknown)) {
-        (io::ErrorKind::PermissionDenied, Occupant::Nobody) => report.warning(part, shown),
+        (io::ErrorKind::PermissionDenied, Occupant::Nobody) => report.warning(part, said),
         (io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied, occupant) => {
-            taken(part, address, &occupant, running, report);
+            taken(part, shown, &occupant, running, report);
         }
-        _ if listen::may_pass(&error) => report.failed(part, shown),
-        _ => report.refused(part, shown),
+        _ if listen::may_pass(&error) => report.failed(part, said),
+        _ => report.refused(part, said),
     }
 }
 
@@ -285,14 +287,14 @@ fn taken(
     }
 }
 
-fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
-        io::ErrorKind::PermissionDenied => {
-            "; ports below 1024 need root or CAP_NET_BIND_SERVICE, which the unit gives"
-        }
-        _ => "",
-    }
+/// What to do, behind what the system says.
+fn remedy(error: &io::Error, address: Option<SocketAddr>, part: &str) -> String {
+    let key = match part.ends_with(']') {
+        true => format!("{part} address"),
+        false => part.to_owned(),
+    };
+    let remedy = listen::remedy(error, address, &key);
+    remedy.map(|remedy| format!("; {remedy}")).unwrap_or_default()
 }
 
 /// The first line that is said there, whatever certificate comes before it. Where nobody speaks TLS it is the line that is

@@ -1,9 +1,12 @@
 //! A backend that is mailchime itself: sessions would go round in it.
 
 use std::net::{SocketAddr, TcpListener};
+use std::process::{Command, Stdio};
 
 use super::checked::free_address;
 use crate::support::limited;
+use crate::support::program::Process;
+use crate::support::skip;
 use crate::support::world::World;
 
 /// The address of each listener: for TLS from the first byte, and for STARTTLS. Both are addresses of `localhost`, which is
@@ -79,6 +82,42 @@ async fn a_backend_whose_name_leads_to_a_listener_is_not_ok_whatever_its_tls() {
         let said = world.command(&["check"]).await;
         let line = said.line("ok       [[route]] a.example: ");
         assert!(line.contains("its certificate is good"), "{line}");
+    })
+    .await;
+}
+
+/// A kernel without IPv6 has neither `::1` nor, where it does not know the family, `::`.
+#[tokio::test]
+async fn an_address_that_a_machine_without_ipv6_lacks_is_named_with_what_to_write() {
+    const TEST: &str = "an_address_that_a_machine_without_ipv6_lacks_is_named_with_what_to_write";
+    // The network of this process alone.
+    let script =
+        "ip link set lo up && echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 && exec \"$@\"";
+    let inside = |arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["-n", "sh", "-c", script, "sh"]).args(arguments).stdin(Stdio::null());
+        command
+    };
+    let can = || {
+        let tried = inside(&["true"]).stderr(Stdio::null()).status();
+        tried.is_ok_and(|status| status.success())
+    };
+    if !can() {
+        return skip::report(TEST, "only root makes a network without IPv6");
+    }
+    limited(async {
+        let world = World::new().await;
+        world.configure("\"127.0.0.1:0\"", "\"[::1]:993\"");
+        let config = world.file("proxy.toml").display().to_string();
+        for command in ["check", "serve"] {
+            let program = env!("CARGO_BIN_EXE_mailchime");
+            let mut process = Process::spawn(inside(&[program, command, "--config", &config]));
+            assert_eq!(process.end().await.code(), Some(1));
+            let said = [process.stdout.seen.join("\n"), process.stderr.seen.join("\n")].concat();
+            let expected = "[::1]:993: cannot listen: ";
+            let remedy = "; this machine has no IPv6: write 127.0.0.1:993";
+            assert!(said.contains(expected) && said.contains(remedy), "{command}: {said}");
+        }
     })
     .await;
 }
