@@ -7,6 +7,7 @@ mod probe;
 mod written;
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::net::{Ipv6Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use super::{CommandFailure, holder, not_empty, runtime, say};
@@ -119,6 +120,8 @@ struct SetupPlan {
     other: Option<holder::PortHolder>,
     certificate: certificates::FoundCertificate,
     credentials: WatchCredentials,
+    /// Every address of this machine, as `[[listener]] address` has it before the port.
+    everywhere: &'static str,
     port: u16,
 }
 
@@ -140,7 +143,9 @@ pub(super) fn run(options: &SetupOptions) -> Result<(), CommandFailure> {
     say(format_args!("IMAP server: {server}"));
     let credentials = credentials(options, server.kind)?;
     let port = options.port.unwrap_or(PILOT);
-    let plan = SetupPlan { root: root.clone(), server, other, certificate, credentials, port };
+    let everywhere = everywhere(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok());
+    let plan =
+        SetupPlan { root: root.clone(), server, other, certificate, credentials, everywhere, port };
     let files = written::files(&plan)?;
     if options.dry_run {
         let there = written::already_there(&files, root);
@@ -285,6 +290,11 @@ fn choose(
             }
         }
     }
+}
+
+/// Every address of this machine. A kernel without IPv6 does not have the wildcard that takes IPv4 as well.
+fn everywhere(has_ipv6: bool) -> &'static str {
+    if has_ipv6 { "[::]" } else { "0.0.0.0" }
 }
 
 /// An absolute path as it is below `root`.

@@ -34,7 +34,8 @@ pub(super) fn text(plan: &SetupPlan) -> String {
         ));
         steps.push(format!(
             "When the pilot is good, mailchime takes over port 993. In {config} write\n\n\
-             address = \"[::]:{IMAPS}\"\n\nand then:\n\n{}",
+             address = \"{}:{IMAPS}\"\n\nand then:\n\n{}",
+            plan.everywhere,
             change(plan, "systemctl restart mailchime")
         ));
     }

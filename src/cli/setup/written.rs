@@ -165,8 +165,8 @@ fn configuration(plan: &SetupPlan) -> String {
         true => "    # the pilot; 993 once mailchime takes over",
         false => "",
     };
-    let port = plan.port;
-    text += &format!("\n[[listener]]\naddress = \"[::]:{port}\"{pilot}\n");
+    let (everywhere, port) = (plan.everywhere, plan.port);
+    text += &format!("\n[[listener]]\naddress = \"{everywhere}:{port}\"{pilot}\n");
     text += "\n[tls]\ncertificate = \"server.pem\"\nprivate_key = \"server.key\"\n";
     text += &format!("\n{}", backend(&plan.server, plan.credentials));
     let database = format!("sqlite://{}", path("var/lib/mailchime/mailchime.db"));

@@ -23,6 +23,7 @@ fn plan(host: &str, kind: MailServerKind, container: Option<&str>) -> SetupPlan 
         other: None,
         certificate: FoundCertificate::of_test(),
         credentials: WatchCredentials::Stored,
+        everywhere: "[::]",
         port: 1993,
     }
 }
