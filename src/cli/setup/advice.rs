@@ -130,6 +130,10 @@ fn unit(plan: &SetupPlan) -> Option<String> {
     ))
 }
 
+/// The files of Dovecot with the master user, and with what names it.
+const MASTER_FILE: &str = "/etc/dovecot/mailchime.master";
+const PASSDB_FILE: &str = "/etc/dovecot/conf.d/10-auth.conf";
+
 fn master(plan: &SetupPlan) -> String {
     let password = below(&plan.root, "etc/mailchime/master.password");
     let password = password.display();
@@ -149,8 +153,8 @@ fn master(plan: &SetupPlan) -> String {
                 (true, Some(_)) => (
                     "::::::allow_nets=192.0.2.1/32",
                     ", from the address that follows allow_nets= alone: write there the gateway's of the \
-                     container's network (`docker network inspect` names it). The paths below are those in the \
-                     container",
+                     container's network (`docker network inspect` names it). Paths of /etc/dovecot are those in \
+                     the container",
                 ),
                 (false, _) => (
                     "::::::allow_nets=192.0.2.1/32",
@@ -158,12 +162,22 @@ fn master(plan: &SetupPlan) -> String {
                            there that of this machine",
                 ),
             };
+            // The password itself stays in mailchime's file, and is no argument of a program.
+            let file = match plan.server.is_here() && plan.server.container.is_none() {
+                true => format!(
+                    "(umask 077; printf 'mailchime:%s{nets}\\n' \"$(cat {password} {password} | \
+                     doveadm pw -s SHA512-CRYPT)\" > {MASTER_FILE})\n\
+                     chown dovecot {MASTER_FILE}"
+                ),
+                false => format!(
+                    "printf 'mailchime:{{SHA512-CRYPT}}%s{nets}\\n' \"$(openssl passwd -6 -stdin < {password})\"\n\n\
+                     Write the line that this prints to {MASTER_FILE} there, which Dovecot alone may read."
+                ),
+            };
             format!(
                 "Make the master user in Dovecot. It may log in as everybody{from}:\n\n\
-                 (umask 077; printf 'mailchime:{{PLAIN}}%s{nets}\\n' \"$(cat {password})\" \
-                 > /etc/dovecot/mailchime.master)\n\
-                 chown dovecot /etc/dovecot/mailchime.master\n\n\
-                 In /etc/dovecot/conf.d/10-auth.conf, before the other passdb:\n\n{block}\n\n\
+                 {file}\n\n\
+                 In {PASSDB_FILE}, before the other passdb:\n\n{block}\n\n\
                  {reload}",
                 reload = match plan.server.container {
                     Some(_) => "# and restart the container",
@@ -351,8 +365,42 @@ fn restart(PortHolder { program, unit }: &PortHolder) -> String {
     }
 }
 
-/// The way back. mailchime gives up the port before the server is to have it.
+/// The way back.
 fn back(plan: &SetupPlan) -> String {
+    format!("{}{}", back_to_server(plan), back_from_master(plan))
+}
+
+/// What is left of a master user, who may log in as everybody.
+fn back_from_master(plan: &SetupPlan) -> String {
+    if plan.credentials != WatchCredentials::Master {
+        return String::new();
+    }
+    let (lines, command) = match plan.server.kind {
+        MailServerKind::Dovecot23 | MailServerKind::Dovecot24 | MailServerKind::DovecotUnknown => (
+            format!("in {PASSDB_FILE} the passdb that names {MASTER_FILE}"),
+            format!("rm {MASTER_FILE}"),
+        ),
+        MailServerKind::Cyrus => (
+            "in /etc/imapd.conf the line proxyservers: mailchime".to_owned(),
+            "saslpasswd2 -d mailchime".to_owned(),
+        ),
+        MailServerKind::Courier | MailServerKind::Other => return String::new(),
+    };
+    let restart = match plan.server.container {
+        Some(_) => "# and restart the container".to_owned(),
+        None => format!("systemctl restart {}", plan.server.service()),
+    };
+    let place = match plan.server.is_here() && plan.server.container.is_none() {
+        true => "",
+        false => " there",
+    };
+    format!(
+        "\n\nThe master user may still log in as everybody: remove {lines}, and run{place}\n\n{command}\n{restart}"
+    )
+}
+
+/// mailchime gives up the port before the server is to have it.
+fn back_to_server(plan: &SetupPlan) -> String {
     let service = plan.server.service();
     if plan.server.container.is_some() {
         return "To go back: take the change to compose.yaml back, and run\n\n\

@@ -5,6 +5,7 @@ mod change;
 mod courier;
 mod documents;
 mod kinds;
+mod master;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -23,7 +24,6 @@ use crate::support::servers::client::Client;
 use crate::support::servers::courier::Courier;
 use crate::support::servers::cyrus::Cyrus;
 use crate::support::servers::dovecot::{Dovecot, Options};
-use crate::support::servers::dovecot24::{Dovecot24, PLACE};
 use crate::support::servers::{ALICE, pki};
 use crate::support::{limited, listener};
 
@@ -87,31 +87,6 @@ impl Machine {
         let (code, said) = self.run(&mut command).await;
         assert_eq!(code, Some(0), "{said}");
         said
-    }
-
-    /// What is written passes `mailchime check` with a login of the master user, who got it at `before` and is at
-    /// `now`.
-    async fn master_acts(&self, before: SocketAddr, now: SocketAddr) {
-        let (code, said) = self.try_master(before, now).await;
-        assert_eq!(code, Some(0), "{said}");
-        contains(&said, &["mailchime as alice: "]);
-    }
-
-    async fn try_master(&self, before: SocketAddr, now: SocketAddr) -> (Option<i32>, String) {
-        let config = self.path("etc/mailchime/proxy.toml");
-        let text = self.written().replace(&before.to_string(), &now.to_string());
-        fs::write(&config, text).unwrap();
-        let mut command = mailchime(&["check", "--login", "alice", "--config"]);
-        command.arg(config);
-        self.run(&mut command).await
-    }
-
-    /// The line of the master user in a file of Dovecot, as what was printed makes it.
-    fn master_line(&self, said: &str) -> String {
-        let password = fs::read_to_string(self.path("etc/mailchime/master.password")).unwrap();
-        let form = said.split("printf '").nth(1).unwrap().split("\\n'").next().unwrap();
-        assert!(form.ends_with(":allow_nets=127.0.0.0/8,::1/128"), "{form}");
-        format!("{}\n", form.replace("%s", password.trim_end()))
     }
 
     fn written(&self) -> String {
@@ -354,28 +329,6 @@ async fn at_a_terminal_the_ways_to_watch_are_asked_for_with_a_word_on_each() {
     .await;
 }
 
-#[tokio::test]
-async fn a_master_user_gets_a_password_of_its_own() {
-    let test = "a_master_user_gets_a_password_of_its_own";
-    let Some(dovecot) = Dovecot::start(test, &Options::default()) else { return };
-    limited(async {
-        let machine = Machine::new();
-        machine.certbot("mail.example.org", pki());
-        let arguments = ["--credentials", "master", "--server", "dovecot-2.4", "--port", "0"];
-        let (code, said) = machine.setup_at(dovecot.plain, &arguments).await;
-        assert_eq!(code, Some(0), "{said}");
-        let password = fs::read_to_string(machine.path("etc/mailchime/master.password")).unwrap();
-        assert_eq!(password.trim_end().len(), 64);
-        assert!(!said.contains(password.trim_end()), "{said}");
-        contains(&said, &["chown mailchime "]);
-        contains(&said, &["passdb mailchime {", "mailchime.master", "listen = 127.0.0.1"]);
-        contains(&machine.written(), &["master_user = \"mailchime\"", "mode = \"master\""]);
-        let said = machine.check().await;
-        contains(&said, &["accounts are watched as the master user mailchime"]);
-    })
-    .await;
-}
-
 /// In a container, as it looks from outside.
 #[tokio::test]
 async fn a_dovecot_of_an_unknown_version_gets_the_lines_of_either() {
@@ -532,58 +485,6 @@ async fn what_cannot_be_decided_is_asked_for_by_a_flag() {
         let (code, said) = machine.setup(&["--backend", "127.0.0.1:1"]).await;
         assert_eq!(code, Some(1), "{said}");
         contains(&said, &["passed over a certificate: ", "two.example.org"]);
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn dovecot_takes_the_master_user_that_setup_prints() {
-    let test = "dovecot_takes_the_master_user_that_setup_prints";
-    let Some(before) = Dovecot::start(test, &Options::default()) else { return };
-    limited(async {
-        let machine = Machine::new();
-        machine.dovecot(pki());
-        let arguments = ["--credentials", "master", "--port", "0"];
-        let (code, said) = machine.setup_at(before.plain, &arguments).await;
-        assert_eq!(code, Some(0), "{said}");
-        let file = machine.path("mailchime.master");
-        fs::write(&file, machine.master_line(&said)).unwrap();
-        fs::set_permissions(machine.0.path(), fs::metadata("/etc").unwrap().permissions()).unwrap();
-        let block = printed(&said, "passdb {");
-        let extra = block.replace("/etc/dovecot/mailchime.master", &file.display().to_string());
-        let options = Options { extra: extra.leak(), ..Options::default() };
-        let here = Dovecot::start(test, &options).unwrap();
-        machine.master_acts(before.plain, here.plain).await;
-        // From another address than the line says, Dovecot refuses the password.
-        let line = machine.master_line(&said).replace("127.0.0.0/8", "192.0.2.1/32");
-        assert!(line.contains("=192.0.2.1/32,::1/128"), "{line}");
-        fs::write(&file, line).unwrap();
-        let elsewhere = Dovecot::start(test, &options).unwrap();
-        let (code, said) = machine.try_master(here.plain, elsewhere.plain).await;
-        assert_eq!(code, Some(1), "{said}");
-        contains(&said, &["FAILED   mailchime as alice: "]);
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn dovecot_2_4_is_known_by_its_version_and_takes_the_master_user_that_setup_prints() {
-    let test = "dovecot_2_4_is_known_by_its_version_and_takes_the_master_user_that_setup_prints";
-    let Some(before) = Dovecot24::start(test, "", &[]) else { return };
-    limited(async {
-        let machine = Machine::new();
-        machine.dovecot(pki());
-        let version = "dovecot_config_version = 2.4.1\n!include conf.d/*.conf\n";
-        fs::write(machine.path("etc/dovecot/dovecot.conf"), version).unwrap();
-        let arguments = ["--credentials", "master", "--port", "0"];
-        let (code, said) = machine.setup_at(before.plain, &arguments).await;
-        assert_eq!(code, Some(0), "{said}");
-        contains(&said, &["IMAP server: Dovecot 2.4.1 at"]);
-        dovecot_2_4_takes_the_change(test, &said, before.plain.port());
-        let extra = printed(&said, "passdb mailchime {").replace("/etc/dovecot", PLACE);
-        let files = [("mailchime.master", &*machine.master_line(&said))];
-        let now = Dovecot24::start(test, &extra, &files).unwrap();
-        machine.master_acts(before.plain, now.plain).await;
     })
     .await;
 }

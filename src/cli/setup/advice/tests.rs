@@ -120,6 +120,43 @@ fn a_master_user_is_recommended_where_the_server_can_have_one() {
 }
 
 #[test]
+fn the_password_of_the_master_user_goes_to_no_file_of_dovecot_and_no_argument() {
+    use MailServerKind::{Cyrus, Dovecot23, DovecotUnknown};
+
+    let file = "/etc/dovecot/mailchime.master";
+    for (host, container, made) in [
+        ("127.0.0.1", None, "| doveadm pw -s SHA512-CRYPT)\" > /etc/dovecot/mailchime.master)"),
+        (
+            "127.0.0.1",
+            Some("docker-proxy"),
+            "$(openssl passwd -6 -stdin < /etc/mailchime/master.password)",
+        ),
+        ("imap.example.org", None, "$(openssl passwd -6 -stdin < /etc/mailchime/master.password)"),
+    ] {
+        let mut plan = plan(host, DovecotUnknown, container);
+        plan.credentials = WatchCredentials::Master;
+        let said = text(&plan);
+        assert!(said.contains(made) && !said.contains("{PLAIN}"), "{said}");
+        let (_, back) = said.split_once("To go back: ").unwrap();
+        for part in [&format!("the passdb that names {file}"), &format!("rm {file}")] {
+            assert!(back.contains(part.as_str()), "{part:?} is not in {back}");
+        }
+    }
+    let mut plan = plan("127.0.0.1", Cyrus, None);
+    plan.credentials = WatchCredentials::Master;
+    let said = text(&plan);
+    let (_, back) = said.split_once("To go back: ").unwrap();
+    assert!(
+        back.contains("proxyservers: mailchime") && back.contains("saslpasswd2 -d mailchime"),
+        "{back}"
+    );
+    let mut plan = self::plan("127.0.0.1", Dovecot23, None);
+    assert!(!text(&plan).contains("The master user may still"));
+    plan.everywhere = "0.0.0.0";
+    assert!(text(&plan).contains("address = \"0.0.0.0:993\""));
+}
+
+#[test]
 fn no_line_begins_or_ends_with_a_stray_space_and_no_two_are_empty() {
     use MailServerKind::{Courier, Cyrus, Dovecot23, Dovecot24, DovecotUnknown, Other};
 
