@@ -99,6 +99,8 @@ pub struct Server {
     webhooks: watch::Sender<Arc<[WebhookConfig]>>,
     /// Who may send events.
     event_sources: KnownSources,
+    /// The VAPID key is missing, and the database has not said whether browsers have subscribed with it.
+    awaits_vapid_key: bool,
     metrics: Arc<Metrics>,
     backends: Backends,
     resolver: NameResolver,

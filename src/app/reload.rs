@@ -8,7 +8,7 @@ use super::server_tls::server_tls;
 use super::services::ServicesSetup;
 use super::startup::{check_record, exposed, notices};
 use super::tasks::StopStage;
-use super::webpush::{self, Browsers, WebPushSetup};
+use super::webpush::{self, Browsers, KeyNews, WebPushSetup};
 use super::{Renewal, Server, StartError, intake};
 use crate::config::{
     AuthConfig, Config, EventsConfig, LimitsConfig, LogConfig, PushConfig, WebhookConfig,
@@ -47,6 +47,7 @@ impl Server {
         let browsers = Browsers::of(config.web_push.as_ref(), &self.store).await;
         let web_push = WebPushSetup::new(config.web_push.as_ref(), &self.resolver, browsers)?;
         let news = web_push.as_ref().map(WebPushSetup::news);
+        self.awaits_vapid_key = browsers == Browsers::NotKnown;
         self.mail_push.replace(identities);
         webpush::publish(web_push, &self.routes, &self.transports);
         services.publish(&self.routes, &self.transports);
@@ -79,9 +80,7 @@ impl Server {
         self.renewal.go_by(renewal, &config.tls);
         self.tell_of_certificates();
         if let Some(news) = news {
-            let store = self.store.clone();
-            let told = async move { news.tell(&store).await };
-            self.tasks.start(StopStage::Serving, "web push key", told);
+            self.tell_of_key(news);
         }
         self.listen(config, places);
         self.tasks.forget_ended();
@@ -91,6 +90,41 @@ impl Server {
         let longest = &mut self.config.limits.shutdown_grace;
         *longest = grace.max(*longest);
         Ok(())
+    }
+
+    fn tell_of_key(&mut self, news: KeyNews) {
+        let store = self.store.clone();
+        let told = async move { news.tell(&store).await };
+        self.tasks.start(StopStage::Serving, "web push key", told);
+    }
+
+    /// Makes the VAPID key that a start or a reload did not make, once the database says that no browser has subscribed with
+    /// another. It waits for the database, 2 seconds at most.
+    pub async fn look_at_vapid_key(&mut self) {
+        if !self.awaits_vapid_key {
+            return;
+        }
+        let config = self.config.web_push.as_ref();
+        let browsers = Browsers::of(config, &self.store).await;
+        if browsers == Browsers::NotKnown {
+            return;
+        }
+        self.awaits_vapid_key = false;
+        match WebPushSetup::new(config, &self.resolver, browsers) {
+            Ok(web_push) => {
+                let news = web_push.as_ref().map(WebPushSetup::news);
+                webpush::publish(web_push, &self.routes, &self.transports);
+                if let Some(news) = news {
+                    self.tell_of_key(news);
+                }
+            }
+            Err(error) => tracing::error!(
+                target: "mailchime::push::vapid_key_unusable",
+                %error,
+                "could not make the VAPID key; mail goes on, and nothing is pushed to browsers; see what is wrong and \
+                 reload mailchime"
+            ),
+        }
     }
 
     /// A place for each listener: one with its address that is there already, or a new socket. The

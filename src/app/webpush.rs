@@ -60,7 +60,7 @@ impl WebPushSetup {
                 target: "mailchime::push::vapid_key_not_made",
                 %file,
                 "the file of the VAPID key is missing, and the database does not say whether browsers have subscribed with \
-                 it; mail goes on, and nothing is pushed to browsers; reload mailchime when the database answers"
+                 it; mail goes on, and nothing is pushed to browsers; mailchime asks again"
             ),
         }
         Ok(None)

@@ -69,7 +69,10 @@ async fn serve(
     loop {
         tokio::select! {
             () = signals.next() => break,
-            _ = looks.tick() => running.look_at_certificates(),
+            _ = looks.tick() => {
+                running.look_at_certificates();
+                running.look_at_vapid_key().await;
+            }
             () = hangups.next() => {
                 if terminals.iter().zip(self::terminals()).any(|(was, is)| *was && !is) {
                     tracing::info!(

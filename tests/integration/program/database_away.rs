@@ -234,6 +234,36 @@ async fn a_start_without_its_database_serves_mail_and_takes_registrations_later(
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vapid_key_that_no_start_could_make_is_made_when_the_database_answers() {
+    let test = "program::database_away::a_vapid_key_that_no_start_could_make_is_made_when_the_database_answers";
+    let Some(postgres) = Postgres::start(test) else { return };
+    limited(async {
+        let world = World::new().await;
+        let network = Forwarder::start(postgres.address).await;
+        network.freeze();
+        on_server(&world, &network.url(&postgres.url(), postgres.address));
+        let key = world.file("webpush.key");
+        let table = "[webpush]\ncontact = \"mailto:a@example.org\"\nkey_file = \"webpush.key\"\n[log]";
+        world.configure("[log]", table);
+        let mut server = world.serve().await;
+        let line = server
+            .logged(
+                "the file of the VAPID key is missing, and the database does not say whether browsers have subscribed with \
+                 it; mail goes on, and nothing is pushed to browsers; mailchime asks again",
+            )
+            .await;
+        assert_eq!(line["level"], "ERROR");
+        assert!(!key.exists());
+        network.thaw();
+        server
+            .logged("made the key by which push services know mailchime; keep a copy of the file")
+            .await;
+        assert!(key.exists());
+    })
+    .await;
+}
+
 /// A whole day behind PgBouncer: a registration, mail, a restart, another password's login.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn behind_pgbouncer_in_transaction_mode_no_push_is_lost() {
