@@ -19,7 +19,7 @@ const ASK_TIME: Duration = Duration::from_secs(2);
 pub(super) struct Overview {
     /// Sentences on what needs somebody, the worst first.
     pub(super) warnings: Vec<String>,
-    /// `{node, nodes, pushes}`, as [`Context::status`] says it.
+    /// `{node, nodes, gone, pushes, routes}`, as [`Context::status`] says it.
     pub(super) status: Value,
     /// How many watchers are in each state.
     pub(super) watching: Vec<(&'static str, i64)>,

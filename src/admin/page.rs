@@ -243,6 +243,9 @@ fn nodes(status: &Value) -> Markup {
             @for node in list(&status["nodes"]).iter().map(word) {
                 li { (stranger(node)) @if node == here { " (this one)" } }
             }
+            @for node in list(&status["gone"]) {
+                li { (stranger(word(&node["node"]))) " " span.bad { "gone" } " " (time(&node["at"])) }
+            }
         }
     };
     section("nodes", "Nodes that share the accounts", &content)

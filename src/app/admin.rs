@@ -144,8 +144,11 @@ impl Parts {
                         metrics.registered(census.accounts, &census.subscriptions);
                     }
                     let nodes: Vec<_> = shared.nodes().collect();
+                    let gone = shared.gone().map(|(node, at)| json!({ "node": node, "at": at.0 }));
+                    let gone: Vec<_> = gone.collect();
                     Ok(json!({
-                        "node": shared.here(), "nodes": nodes, "pushes": pushes, "routes": open
+                        "node": shared.here(), "nodes": nodes, "gone": gone, "pushes": pushes,
+                        "routes": open
                     }))
                 }
             }),

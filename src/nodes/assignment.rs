@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use crate::model::Account;
+use crate::model::{Account, Timestamp};
+
+/// Nodes that are gone and remembered, at most.
+const MOST_GONE: usize = 8;
 
 /// How the accounts are divided among the nodes, as one of them sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +19,7 @@ pub struct Assignment {
     /// By name, each with the hash of it.
     nodes: Vec<(Arc<str>, u64)>,
     joined: u64,
+    gone: Vec<(Arc<str>, Timestamp)>,
 }
 
 impl Assignment {
@@ -38,7 +42,16 @@ impl Assignment {
         joined: u64,
     ) -> Self {
         let nodes = nodes.into_iter().map(|name| (Arc::clone(&name), hash(&name))).collect();
-        Self { here, takes_part, nodes, joined }
+        Self { here, takes_part, nodes, joined, gone: Vec::new() }
+    }
+
+    /// The same after `before`, at this time: who was there then and is not now is [gone](Self::gone).
+    pub fn after(mut self, before: &Self, now: Timestamp) -> Self {
+        let left = before.nodes.iter().map(|(name, _)| (Arc::clone(name), now));
+        let gone = left.chain(before.gone.iter().cloned());
+        let gone = gone.filter(|(name, _)| !self.nodes.iter().any(|(there, _)| there == name));
+        self.gone = gone.take(MOST_GONE).collect();
+        self
     }
 
     /// The name of this node.
@@ -49,6 +62,11 @@ impl Assignment {
     /// The names of all nodes.
     pub fn nodes(&self) -> impl Iterator<Item = &str> {
         self.nodes.iter().map(|(name, _)| &**name)
+    }
+
+    /// The names of nodes that this one has seen and that are not there any more, and since when; the last one first.
+    pub fn gone(&self) -> impl Iterator<Item = (&str, Timestamp)> {
+        self.gone.iter().map(|(name, since)| (&**name, *since))
     }
 
     /// The name of the node that is to watch the account; `None` while no node is known.
@@ -158,6 +176,28 @@ mod tests {
         assert_eq!(owners.join(" "), "a a c a a b");
         // The mixed values of the published vectors for "" and "a".
         assert_eq!((hash(""), hash("a")), (mix(0xcbf2_9ce4_8422_2325), mix(0xaf63_dc4c_8601_ec8c)));
+    }
+
+    #[test]
+    fn a_node_that_is_gone_is_remembered_until_it_is_back() {
+        let gone = |now: &Assignment| {
+            let gone = now.gone().map(|(name, since)| (name.to_owned(), since.0));
+            gone.collect::<Vec<_>>()
+        };
+        let both = assignment("a", &["a", "b"]);
+        let alone = assignment("a", &["a"]).after(&both, Timestamp(1));
+        assert_eq!(gone(&alone), [("b".to_owned(), 1)]);
+        let later = assignment("a", &["a"]).after(&alone, Timestamp(2));
+        assert_eq!(later, alone);
+        let back = both.after(&later, Timestamp(3));
+        assert_eq!(gone(&back), []);
+        let mut view = back;
+        for number in 0..20 {
+            let name = format!("c{number}");
+            view = assignment("a", &["a", &name]).after(&view, Timestamp(number));
+        }
+        assert_eq!(gone(&view).len(), MOST_GONE);
+        assert_eq!(gone(&view)[0], ("c18".to_owned(), 19));
     }
 
     #[test]

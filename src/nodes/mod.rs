@@ -29,6 +29,7 @@ pub use self::assignment::Assignment;
 use self::failure_detector::FailureDetector;
 use self::listening::NewsBell;
 use crate::metrics::Metrics;
+use crate::model::Timestamp;
 use crate::store::{Invalidation, Node, Store, StoreError};
 
 /// How many looks at the rows it takes to find a node dead.
@@ -269,6 +270,7 @@ impl Membership {
         let assignment = Assignment::new(Arc::clone(&self.name), !displaced, names, self.joined);
         self.metrics.nodes.set(i64::try_from(rows.len()).unwrap_or(i64::MAX));
         self.assignment.send_if_modified(|before| {
+            let assignment = assignment.after(before, Timestamp::now());
             let changed = *before != assignment;
             if !before.nodes().eq(assignment.nodes()) {
                 let nodes: Vec<_> = assignment.nodes().collect();

@@ -2,6 +2,7 @@
 //! and lose no push by it.
 
 mod events;
+mod page;
 
 use std::collections::BTreeSet;
 use std::fs;
