@@ -430,6 +430,32 @@ fn events(address: &str) -> String {
     format!("[events]\n{address}\n{source}\n[log]")
 }
 
+/// A table with this address.
+fn admin(address: &str, more: &str) -> String {
+    format!("[admin]\naddress = \"{address}\"\n{more}[log]")
+}
+
+/// With this change of the configuration, which is taken back.
+async fn both_end_with(world: &World, (old, new): (&str, &str), status: i32) {
+    let before = fs::read_to_string(world.file("proxy.toml")).unwrap();
+    world.configure(old, new);
+    if new.starts_with("[[apns]]") {
+        world.configure("[apns]\nend", "[[apns]]\nend");
+    }
+    if ["[admin]", "[api]", "[events]"].iter().any(|table| new.starts_with(table)) {
+        // That no mailchime runs is known by the port of a listener alone.
+        let free = free_address();
+        world.configure("address = \"127.0.0.1:0\"", &format!("address = \"{free}\""));
+    }
+    assert_eq!(serve_ends(world).await, status, "serve with {new}");
+    let said = world.command(&["check"]).await;
+    assert_eq!(said.code, status, "check with {new}: {}{}", said.stdout, said.stderr);
+    assert!(status == 1 || !said.stdout.contains("FAILED") || said.stderr.contains("failed"));
+    fs::write(world.file("proxy.toml"), before).unwrap();
+    remove(&world.file("mailchime.db"));
+    remove(&world.file("mailchime.key"));
+}
+
 /// What is changed in the configuration, by which `check` and `serve` end alike.
 #[tokio::test]
 async fn check_ends_with_the_status_of_serve() {
@@ -447,10 +473,6 @@ async fn check_ends_with_the_status_of_serve() {
         let _used = std::os::unix::net::UnixListener::bind(folder.file("used.sock")).unwrap();
         let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let udp = datagrams.local_addr().unwrap();
-        let admin = |address: &str, more: &str| format!("[admin]\naddress = \"{address}\"\n{more}[log]");
-        let free = free_address();
-        let port = free.port();
-        let anywhere = format!("[[listener]]\naddress = \"[::]:{port}\"\n");
         for (old, new, status) in [
             ("private_key = \"server.key\"", "private_key = \"bad.key\"", 64),
             ("private_key = \"apns.key\"", "private_key = \"bad.key\"", 64),
@@ -467,23 +489,6 @@ async fn check_ends_with_the_status_of_serve() {
                 "[[apns]]\ndomains = [\"b.example\"]\ncertificate = \"apns.pem\"\nprivate_key = \"apns.key\"\n[log]",
                 64,
             ),
-            // A loop: mailchime would be its own backend.
-            (
-                "address = \"127.0.0.1:0\"",
-                &format!("address = \"{}\"", folder.backend.address()),
-                64,
-            ),
-            (
-                "[log]",
-                &format!("[[route]]\ndomain = \"a.example\"\naddress = \"localhost:{port}\"\n{anywhere}[log]"),
-                64,
-            ),
-            // Addresses that exclude each other.
-            ("[log]", &format!("{anywhere}[[listener]]\naddress = \"0.0.0.0:{port}\"\n[log]"), 64),
-            ("[log]", &admin(&format!("127.0.0.1:{port}"), &anywhere), 64),
-            ("[log]", &format!("[api]\naddress = \"0.0.0.0:{port}\"\n{}", admin(&free.to_string(), "")), 64),
-            ("[log]", &format!("[api]\naddress = \"{free}\"\n{}", events(&format!("address = \"{free}\""))), 64),
-            ("[log]", &format!("[events]\ncyrus_socket = \"a.sock\"\n{}", admin("unix:a.sock", "")), 64),
             ("address = \"127.0.0.1:0\"", &format!("address = \"{address}\""), 1),
             ("address = \"127.0.0.1:0\"", "address = \"192.0.2.1:993\"", 1),
             // What may be free later is no fault of the configuration.
@@ -515,24 +520,40 @@ async fn check_ends_with_the_status_of_serve() {
             ),
             ("[store]\n", "[store]\nurl = \"sqlite:///proc/new.db\"\n", 64),
         ] {
-            let world = &folder;
-            let before = fs::read_to_string(world.file("proxy.toml")).unwrap();
-            world.configure(old, new);
-            if new.starts_with("[[apns]]") {
-                world.configure("[apns]\nend", "[[apns]]\nend");
-            }
-            if ["[admin]", "[api]", "[events]"].iter().any(|table| new.starts_with(table)) {
-                // That no mailchime runs is known by the port of a listener alone.
-                let free = free_address();
-                world.configure("address = \"127.0.0.1:0\"", &format!("address = \"{free}\""));
-            }
-            assert_eq!(serve_ends(world).await, status, "serve with {new}");
-            let said = world.command(&["check"]).await;
-            assert_eq!(said.code, status, "check with {new}: {}{}", said.stdout, said.stderr);
-            assert!(status == 1 || !said.stdout.contains("FAILED") || said.stderr.contains("failed"));
-            fs::write(world.file("proxy.toml"), before).unwrap();
-            remove(&world.file("mailchime.db"));
-            remove(&world.file("mailchime.key"));
+            both_end_with(&folder, (old, new), status).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn check_and_serve_refuse_addresses_that_exclude_each_other_and_a_backend_of_their_own() {
+    limited(async {
+        let folder = World::new().await;
+        let secret = folder.file("events.secret");
+        fs::write(&secret, "a-secret-of-25-characters").unwrap();
+        fs::set_permissions(secret, Permissions::from_mode(0o600)).unwrap();
+        let free = free_address();
+        let port = free.port();
+        let anywhere = format!("[[listener]]\naddress = \"[::]:{port}\"\n");
+        for (old, new) in [
+            // A loop: mailchime would be its own backend.
+            (
+                "address = \"127.0.0.1:0\"",
+                &format!("address = \"{}\"", folder.backend.address()),
+            ),
+            (
+                "[log]",
+                &format!("[[route]]\ndomain = \"a.example\"\naddress = \"localhost:{port}\"\n{anywhere}[log]"),
+            ),
+            // Addresses that exclude each other.
+            ("[log]", &format!("{anywhere}[[listener]]\naddress = \"0.0.0.0:{port}\"\n[log]")),
+            ("[log]", &admin(&format!("127.0.0.1:{port}"), &anywhere)),
+            ("[log]", &format!("[api]\naddress = \"0.0.0.0:{port}\"\n{}", admin(&free.to_string(), ""))),
+            ("[log]", &format!("[api]\naddress = \"{free}\"\n{}", events(&format!("address = \"{free}\"")))),
+            ("[log]", &format!("[events]\ncyrus_socket = \"a.sock\"\n{}", admin("unix:a.sock", ""))),
+        ] {
+            both_end_with(&folder, (old, new), 64).await;
         }
     })
     .await;
