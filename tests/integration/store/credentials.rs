@@ -67,7 +67,7 @@ pub(super) async fn stored_credentials(store: Store) {
     assert!(known.same_as(&password("first")), "also the name as it was given");
 
     // A new password replaces the old at once and ends the parking; so does the same, unwritten.
-    store.refused(&alice(), &imap(), 2, Some("NO"), EVER).await.unwrap();
+    store.refused(&alice(), &imap(), 1, Some("NO"), EVER).await.unwrap();
     source.save(&alice(), &login(password("second"), 0), Timestamp::now()).await.unwrap();
     assert_eq!(secret(&source, 0).await.as_deref(), Some("second"));
     assert!(!is_parked(&store).await);
@@ -96,6 +96,11 @@ pub(super) async fn stored_credentials(store: Store) {
     assert_eq!(secret(&source, 0).await.as_deref(), Some("third"));
     other.save(&alice(), &login(password("third"), 0), Timestamp::now()).await.unwrap();
     assert_eq!(secret(&other, 0).await.as_deref(), Some("third"));
+
+    // What two tries have shown to be wrong goes.
+    store.refused(&alice(), &imap(), 2, Some("NO"), EVER).await.unwrap();
+    other.save(&alice(), &login(password("fourth"), 0), Timestamp::now()).await.unwrap();
+    assert_eq!(secrets(&other, 0).await, ["fourth"]);
 
     assert!(source.are_of_users());
 }
