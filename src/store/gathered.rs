@@ -227,7 +227,7 @@ mod tests {
         let (_folder, store) = open().await;
         let turns = store.asked_targets.turns.acquire().await.unwrap();
         let tasks = [ask(&store, "alice").await, ask(&store, "bob").await];
-        store.connections.reads.close().await;
+        store.connections.close_reads().await;
         drop(turns);
         for task in tasks {
             assert!(!task.await.unwrap());

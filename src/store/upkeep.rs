@@ -69,12 +69,12 @@ impl Store {
 
     /// Waits for the calls in flight and closes the database; later calls fail.
     pub async fn close(&self) {
-        self.connections.reads.close().await;
+        self.connections.close_reads().await;
         match self.is_in_place() {
             Ok(()) => self.scrub_soon().await,
             Err(_) => self.look_at_file().await,
         }
-        self.connections.writes.close().await;
+        self.connections.close_writes().await;
         if let Some(file) = &self.file {
             file.release();
         }
@@ -85,11 +85,13 @@ impl Store {
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
     pub async fn version_of_file(&self) -> Result<Option<i64>, StoreError> {
-        if self.file.is_none() {
-            return Ok(None);
-        }
-        let asked = async { self.named(sqlite::data_version(&self.connections.writes).await) };
-        self.limited(asked).await.map(Some)
+        let asked = async {
+            match self.connections.writer().await? {
+                Some(mut work) => sqlite::data_version(&mut work).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        self.limited(async { self.named(asked.await) }).await
     }
 
     /// Whether the file of SQLite is still the one that was opened.
@@ -105,7 +107,13 @@ impl Store {
     /// called again and again.
     pub async fn look_at_file(&self) {
         let Some(file) = self.file.as_ref().filter(|file| file.has_to_be_emptied()) else { return };
-        match sqlite::empty_lost_log(&self.connections.writes).await {
+        let emptied = async {
+            match self.connections.writer().await? {
+                Some(mut work) => sqlite::empty_lost_log(&mut work).await,
+                None => Ok(true),
+            }
+        };
+        match emptied.await {
             Ok(true) => {
                 file.is_emptied();
                 tracing::warn!(

@@ -3,6 +3,7 @@
 pub(super) mod dialect;
 pub(super) mod fault;
 pub(super) mod file;
+mod kept;
 pub(super) mod mariadb;
 mod pool;
 pub(super) mod postgres;

@@ -14,10 +14,11 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use sqlx::any::AnyPoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
 use tokio::time::Instant;
 
 use super::file::DatabaseFile;
+use super::kept::KeptConnections;
 use super::schema;
 use super::work::{BEGIN_WRITE, Connections, TransactionKind, Work};
 use crate::files;
@@ -101,19 +102,14 @@ async fn pools(
     );
     let file = Arc::new(file);
     let beside = Arc::clone(&file);
+    let patience = busy_timeout.max(Duration::from_secs(1));
     let options = AnyPoolOptions::new()
-        .acquire_timeout(busy_timeout.max(Duration::from_secs(1)))
+        .acquire_timeout(patience)
         // A connection to a file does not go stale.
         .test_before_acquire(false)
         .max_lifetime(None)
         // With the last one SQLite removes its log, and with the next one makes another.
         .idle_timeout(None)
-        // SQLite ends a transaction by itself when the disk is full. A caller that then tries to roll back
-        // fails, and the connection counts itself as in a transaction for good.
-        .before_acquire(|connection, _| {
-            let usable = !connection.is_in_transaction();
-            Box::pin(async move { Ok(usable) })
-        })
         .after_connect(move |connection, _| {
             let pragmas = pragmas.clone();
             // A connection finds its file by the name.
@@ -137,7 +133,11 @@ async fn pools(
         let first = connection.execute("select count(*) from sqlite_master");
         first.await.map_err(named)?;
     }
-    Ok(Opened { file, connections: Connections { reads, writes, kind: TransactionKind::File } })
+    let kind = TransactionKind::File {
+        reads: KeptConnections::new(reads.clone(), READERS, patience),
+        writes: KeptConnections::new(writes.clone(), 1, patience),
+    };
+    Ok(Opened { file, connections: Connections { reads, writes, kind } })
 }
 
 fn unusable(database: &Arc<str>, error: &io::Error) -> StoreError {
@@ -307,15 +307,15 @@ pub(in crate::store) async fn empty_log(path: &Path) -> sqlx::Result<bool> {
 
 /// The same by a connection that is open, for a database that has lost its place: what its log holds
 /// goes into the file that it belongs to, wherever that is now. Waits for others.
-pub(in crate::store) async fn empty_lost_log(writes: &AnyPool) -> sqlx::Result<bool> {
-    let row = sqlx::query("pragma wal_checkpoint(truncate)").fetch_one(writes).await?;
+pub(in crate::store) async fn empty_lost_log(writer: &mut Work) -> sqlx::Result<bool> {
+    let row = super::query("pragma wal_checkpoint(truncate)").fetch_one_in(writer).await?;
     Ok(row.try_get::<i64, _>(0)? == 0)
 }
 
-/// A number that is another one when others than this pool, which has one connection, have written to the file
+/// A number that is another one when others than this connection, the only one that writes, have written to the file
 /// (`PRAGMA data_version`).
-pub(in crate::store) async fn data_version(writes: &AnyPool) -> sqlx::Result<i64> {
-    sqlx::query("pragma data_version").fetch_one(writes).await?.try_get(0)
+pub(in crate::store) async fn data_version(writer: &mut Work) -> sqlx::Result<i64> {
+    super::query("pragma data_version").fetch_one_in(writer).await?.try_get(0)
 }
 
 /// The URL under which sqlx finds `path`, which must be absolute: whatever a URL could take for

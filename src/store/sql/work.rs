@@ -26,6 +26,7 @@ use tokio::time::timeout;
 
 use super::dialect::Dialect;
 use super::fault::ConnectionFault;
+use super::kept::{KeptConnection, KeptConnections};
 use super::trust::ConnectionTrust;
 use super::unbroken::Unbroken;
 
@@ -48,7 +49,7 @@ pub(in crate::store) struct Connections {
 /// How transactions begin.
 pub(in crate::store) enum TransactionKind {
     /// A SQLite file. A transaction that writes holds the write lock from the start.
-    File,
+    File { reads: Arc<KeptConnections>, writes: Arc<KeptConnections> },
     Server {
         dialect: Dialect,
         /// Begins a transaction and makes its settings, in one message.
@@ -77,32 +78,37 @@ pub(in crate::store) struct Work {
 /// What the statements of a call run on.
 enum WorkOn {
     Transaction(Transaction<'static, Any>),
-    /// The connection itself: of a SQLite file, where a statement that reads sees one state of the database.
-    Connection(PoolConnection<Any>),
+    /// A connection to a SQLite file, in a transaction or not: a statement that reads sees one state of the database.
+    File(KeptConnection),
 }
 
 impl Connections {
     /// For one statement that reads. A SQLite file needs no transaction for it, which would take two more trips to
     /// the connection's thread.
     pub(in crate::store) async fn read_once(&self) -> sqlx::Result<Work> {
-        match self.kind {
-            TransactionKind::File => {
-                let on = WorkOn::Connection(self.reads.acquire().await?);
-                Ok(Work { on, dialect: Dialect::Sqlite, named: true, trust: None, then: None })
-            }
+        match &self.kind {
+            TransactionKind::File { reads, .. } => Ok(Work::of_file(reads.acquire().await?)),
             TransactionKind::Server { .. } => self.begin_read().await,
         }
     }
 
     /// Begins a transaction that reads.
     pub(in crate::store) async fn begin_read(&self) -> sqlx::Result<Work> {
-        self.begin(&self.reads, "begin").await
+        match &self.kind {
+            TransactionKind::File { reads, .. } => Ok(Work::of_file(reads.begin("begin").await?)),
+            TransactionKind::Server { trust, .. } => self.begin(&self.reads, trust).await,
+        }
     }
 
     /// Begins a transaction that writes.
     pub(in crate::store) async fn begin_write(&self) -> sqlx::Result<Work> {
-        // A transaction never finds in its middle that another process was faster.
-        self.begin(&self.writes, BEGIN_WRITE).await
+        match &self.kind {
+            // A transaction never finds in its middle that another process was faster.
+            TransactionKind::File { writes, .. } => {
+                Ok(Work::of_file(writes.begin(BEGIN_WRITE).await?))
+            }
+            TransactionKind::Server { trust, .. } => self.begin(&self.writes, trust).await,
+        }
     }
 
     /// Begins a transaction that writes to a server, on a connection that is closed behind it with all that was
@@ -120,7 +126,33 @@ impl Connections {
     pub(in crate::store) async fn fault(&self) -> Option<sqlx::Error> {
         match &self.kind {
             TransactionKind::Server { fault, .. } => fault.of(&self.writes).await,
-            TransactionKind::File => None,
+            TransactionKind::File { .. } => None,
+        }
+    }
+
+    /// Waits for the calls that read, and closes their connections.
+    pub(in crate::store) async fn close_reads(&self) {
+        match &self.kind {
+            TransactionKind::File { reads, .. } => reads.close().await,
+            TransactionKind::Server { .. } => self.reads.close().await,
+        }
+    }
+
+    /// The same of those that write.
+    pub(in crate::store) async fn close_writes(&self) {
+        match &self.kind {
+            TransactionKind::File { writes, .. } => writes.close().await,
+            TransactionKind::Server { .. } => self.writes.close().await,
+        }
+    }
+
+    /// The connection that writes a SQLite file, outside a transaction; `None` of a server.
+    pub(in crate::store) async fn writer(&self) -> sqlx::Result<Option<Work>> {
+        match &self.kind {
+            TransactionKind::File { writes, .. } => {
+                Ok(Some(Work::of_file(writes.acquire().await?)))
+            }
+            TransactionKind::Server { .. } => Ok(None),
         }
     }
 
@@ -132,10 +164,7 @@ impl Connections {
         }
     }
 
-    async fn begin(&self, pool: &AnyPool, of_file: &'static str) -> sqlx::Result<Work> {
-        let TransactionKind::Server { trust, .. } = &self.kind else {
-            return Work::begin_on(pool, of_file).await;
-        };
+    async fn begin(&self, pool: &AnyPool, trust: &ConnectionTrust) -> sqlx::Result<Work> {
         let first = self.begun(self.acquire(pool).await?);
         match timeout(SIGN_OF_LIFE, first).await {
             Ok(Ok(work)) => {
@@ -175,7 +204,7 @@ impl Connections {
     /// What the database speaks.
     pub(in crate::store) fn dialect(&self) -> Dialect {
         match &self.kind {
-            TransactionKind::File => Dialect::Sqlite,
+            TransactionKind::File { .. } => Dialect::Sqlite,
             TransactionKind::Server { dialect, .. } => *dialect,
         }
     }
@@ -191,7 +220,7 @@ impl Connections {
             TransactionKind::Server { listens_at: Some(options), trust, .. } => {
                 Some((Arc::clone(options), trust.clone()))
             }
-            TransactionKind::Server { .. } | TransactionKind::File => None,
+            TransactionKind::Server { .. } | TransactionKind::File { .. } => None,
         }
     }
 
@@ -245,12 +274,18 @@ impl Work {
         Ok(Self { on, dialect: Dialect::Sqlite, named: true, trust: None, then: None })
     }
 
+    fn of_file(connection: KeptConnection) -> Self {
+        let on = WorkOn::File(connection);
+        Self { on, dialect: Dialect::Sqlite, named: true, trust: None, then: None }
+    }
+
     pub(in crate::store) async fn commit(self) -> sqlx::Result<()> {
-        let Self { on: WorkOn::Transaction(transaction), trust, then, .. } = self else {
-            return Ok(());
-        };
+        let Self { on, trust, then, .. } = self;
         let committing = async move {
-            let committed = transaction.commit().await;
+            let committed = match on {
+                WorkOn::Transaction(transaction) => transaction.commit().await,
+                WorkOn::File(connection) => connection.commit().await,
+            };
             // An error may mean that only the answer is lost.
             if let Some(then) = then {
                 then();
@@ -288,7 +323,7 @@ impl Work {
     pub(super) fn connection(&mut self) -> &mut AnyConnection {
         match &mut self.on {
             WorkOn::Transaction(transaction) => transaction,
-            WorkOn::Connection(connection) => connection,
+            WorkOn::File(connection) => connection.get(),
         }
     }
 }

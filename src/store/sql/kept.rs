@@ -1,0 +1,201 @@
+//! Connections to a SQLite file that go from call to call. The driver's pool asks each connection for a sign of life
+//! when it comes back, by a task and a trip to the connection's thread: for a file that is as much as a read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sqlx::pool::PoolConnection;
+use sqlx::{Any, AnyConnection, AnyPool, Executor};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::time::timeout;
+
+/// The connections of a pool, which makes and closes them.
+pub(in crate::store) struct KeptConnections {
+    pool: AnyPool,
+    idle: Mutex<Vec<PoolConnection<Any>>>,
+    /// As many as the pool may have connections. Who waits first gets the next one.
+    turns: Arc<Semaphore>,
+    patience: Duration,
+}
+
+/// One of them, which goes back when this is dropped. A transaction that it is in then is rolled back before that.
+pub(super) struct KeptConnection {
+    /// `None` when it goes back.
+    connection: Option<PoolConnection<Any>>,
+    /// A transaction may be open.
+    in_transaction: bool,
+    kept: Arc<KeptConnections>,
+    /// Goes back behind the connection.
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+impl KeptConnections {
+    /// Those of this pool, of so many, for each of which a call waits for so long.
+    pub(super) fn new(pool: AnyPool, most: u32, patience: Duration) -> Arc<Self> {
+        let turns = Arc::new(Semaphore::new(most as usize));
+        Arc::new(Self { pool, idle: Mutex::default(), turns, patience })
+    }
+
+    /// A connection that nobody else has.
+    ///
+    /// # Errors
+    /// [`sqlx::Error`] when none is free in time, none can be opened, or all are closed.
+    pub(super) async fn acquire(self: &Arc<Self>) -> sqlx::Result<KeptConnection> {
+        let turn = match Arc::clone(&self.turns).try_acquire_owned() {
+            Ok(turn) => turn,
+            Err(TryAcquireError::Closed) => return Err(sqlx::Error::PoolClosed),
+            Err(TryAcquireError::NoPermits) => {
+                let turn = timeout(self.patience, Arc::clone(&self.turns).acquire_owned()).await;
+                let turn = turn.map_err(|_| sqlx::Error::PoolTimedOut)?;
+                turn.map_err(|_| sqlx::Error::PoolClosed)?
+            }
+        };
+        let idle = self.idle.lock().pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => self.pool.acquire().await?,
+        };
+        let (connection, kept) = (Some(connection), Arc::clone(self));
+        Ok(KeptConnection { connection, in_transaction: false, kept, turn: Some(turn) })
+    }
+
+    /// The same in a transaction.
+    ///
+    /// # Errors
+    /// As [`Self::acquire`], and when `begin` fails.
+    pub(super) async fn begin(
+        self: &Arc<Self>,
+        begin: &'static str,
+    ) -> sqlx::Result<KeptConnection> {
+        let mut connection = self.acquire().await?;
+        connection.in_transaction = true;
+        connection.get().execute(begin).await?;
+        Ok(connection)
+    }
+
+    /// Waits for those that are in use, and closes all; later calls fail.
+    pub(super) async fn close(&self) {
+        self.turns.close();
+        self.idle.lock().clear();
+        self.pool.close().await;
+    }
+
+    fn give_back(&self, connection: PoolConnection<Any>) {
+        let mut idle = self.idle.lock();
+        idle.push(connection);
+        if self.turns.is_closed() {
+            idle.clear();
+        }
+    }
+}
+
+impl KeptConnection {
+    /// Where statements run.
+    ///
+    /// # Panics
+    /// Never: the connection leaves when this is dropped.
+    #[expect(clippy::expect_used, reason = "the connection leaves when this is dropped")]
+    pub(super) fn get(&mut self) -> &mut AnyConnection {
+        self.connection.as_deref_mut().expect("the connection is here")
+    }
+
+    /// Commits the transaction, if it is in one.
+    ///
+    /// # Errors
+    /// [`sqlx::Error`] when the database does not take it; it is rolled back.
+    pub(super) async fn commit(mut self) -> sqlx::Result<()> {
+        if self.in_transaction {
+            self.get().execute("commit").await?;
+            self.in_transaction = false;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for KeptConnection {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
+        if !self.in_transaction {
+            self.kept.give_back(connection);
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else {
+            connection.close_on_drop();
+            return;
+        };
+        let (kept, turn) = (Arc::clone(&self.kept), self.turn.take());
+        runtime.spawn(async move {
+            // SQLite ends a transaction by itself when the disk is full. Then there is none to roll back.
+            match connection.execute("rollback").await {
+                Ok(_) => kept.give_back(connection),
+                Err(_) => connection.close_on_drop(),
+            }
+            drop(turn);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Row;
+    use sqlx::any::AnyPoolOptions;
+
+    use super::*;
+
+    /// A database in memory, by one connection.
+    async fn one_connection() -> Arc<KeptConnections> {
+        sqlx::any::install_default_drivers();
+        let pool = AnyPoolOptions::new().max_connections(1).connect("sqlite::memory:").await;
+        let kept = KeptConnections::new(pool.unwrap(), 1, Duration::from_secs(60));
+        let mut work = kept.begin("begin immediate").await.unwrap();
+        work.get().execute("create table t (n integer)").await.unwrap();
+        work.commit().await.unwrap();
+        kept
+    }
+
+    async fn rows(kept: &Arc<KeptConnections>) -> i64 {
+        let mut work = kept.acquire().await.unwrap();
+        work.get().fetch_one("select count(*) from t").await.unwrap().get(0)
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_is_dropped_is_rolled_back_before_the_next_one_begins() {
+        let kept = one_connection().await;
+        for (commits, count) in [(false, 0), (true, 1), (false, 1)] {
+            let mut work = kept.begin("begin immediate").await.unwrap();
+            work.get().execute("insert into t values (1)").await.unwrap();
+            match commits {
+                true => work.commit().await.unwrap(),
+                false => drop(work),
+            }
+            assert_eq!(rows(&kept).await, count);
+        }
+    }
+
+    /// As SQLite does when the disk is full.
+    #[tokio::test]
+    async fn after_a_transaction_that_ended_by_itself_calls_go_on() {
+        let kept = one_connection().await;
+        let mut work = kept.begin("begin immediate").await.unwrap();
+        work.get().execute("rollback").await.unwrap();
+        assert!(work.commit().await.is_err());
+        // The connection is another one, whose database is empty.
+        let mut work = kept.begin("begin immediate").await.unwrap();
+        let tables = work.get().fetch_one("select count(*) from sqlite_master").await.unwrap();
+        assert_eq!(tables.get::<i64, _>(0), 0);
+    }
+
+    #[tokio::test]
+    async fn closing_waits_for_those_that_are_in_use() {
+        let kept = one_connection().await;
+        let work = kept.begin("begin immediate").await.unwrap();
+        let closing = kept.close();
+        tokio::pin!(closing);
+        assert!(timeout(Duration::ZERO, &mut closing).await.is_err());
+        assert!(matches!(kept.acquire().await, Err(sqlx::Error::PoolClosed)));
+        work.commit().await.unwrap();
+        closing.await;
+    }
+}
