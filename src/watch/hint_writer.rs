@@ -5,9 +5,11 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 use super::WatchContext;
 use crate::model::{Account, Hint, Timestamp};
@@ -19,6 +21,9 @@ const LOOKED_AT: usize = 10_000;
 
 /// Hints that are written in one transaction, but for the last call's, and marks that are taken away.
 const BATCH: usize = 500;
+
+/// Marks wait for so long for hints, whose transaction takes them away. A look more is all that a stop meanwhile costs.
+const WITH_HINTS: Duration = Duration::from_millis(50);
 
 /// Why a hint was not taken. Its source may send it again.
 #[derive(Clone, Debug)]
@@ -39,6 +44,8 @@ pub(super) struct HintWriter {
     /// Hints in `waiting`.
     hints: usize,
     looked_at: Vec<LookedAt>,
+    /// When `looked_at` is written without hints.
+    alone_at: Option<Instant>,
     writing: JoinSet<RecordedHints>,
     /// Hints in `writing`.
     written: usize,
@@ -70,7 +77,7 @@ pub(super) struct RecordedHints {
 impl HintWriter {
     pub(super) fn new(context: Arc<WatchContext>) -> Self {
         let (waiting, looked_at, writing) = (VecDeque::new(), Vec::new(), JoinSet::new());
-        Self { context, waiting, hints: 0, looked_at, writing, written: 0 }
+        Self { context, waiting, hints: 0, looked_at, alone_at: None, writing, written: 0 }
     }
 
     /// Has hints written, and answers then. Those of one call may be more than may wait, where nothing else does.
@@ -103,6 +110,9 @@ impl HintWriter {
     pub(super) fn looked_at(&mut self, looked_at: Vec<LookedAt>) -> bool {
         if self.looked_at.len() < LOOKED_AT {
             self.looked_at.extend(looked_at);
+            if !self.looked_at.is_empty() {
+                self.alone_at.get_or_insert_with(|| Instant::now() + WITH_HINTS);
+            }
             return false;
         }
         !looked_at.is_empty()
@@ -115,7 +125,8 @@ impl HintWriter {
         is_ours: impl Fn(&Account) -> bool,
         is_watched: impl Fn(&Account) -> bool,
     ) {
-        if !self.writing.is_empty() || self.waiting.is_empty() && self.looked_at.is_empty() {
+        let alone = self.alone_at.is_some_and(|at| at <= Instant::now());
+        if !self.writing.is_empty() || self.waiting.is_empty() && !alone {
             return;
         }
         let (mut hints, mut replies) = (Vec::new(), Vec::new());
@@ -132,6 +143,7 @@ impl HintWriter {
         self.written = hints.len();
         let most = self.looked_at.len().min(BATCH);
         let looked_at: Vec<_> = self.looked_at.drain(..most).collect();
+        self.alone_at = self.alone_at.filter(|_| !self.looked_at.is_empty());
         let on_demand = |hint: &Hint| self.context.is_on_demand(&hint.account);
         let marks = hints.iter().map(|(hint, others)| mark(hint, on_demand(hint), *others));
         let marks: Vec<_> = marks.collect();
@@ -162,10 +174,14 @@ impl HintWriter {
         });
     }
 
-    /// A batch is written. Cancel safe.
+    /// A batch is written; `None`: the next one is to be. Cancel safe.
     pub(super) async fn written(&mut self) -> Option<RecordedHints> {
         let Some(written) = self.writing.join_next().await else {
-            return std::future::pending().await;
+            match self.alone_at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+            return None;
         };
         self.written = 0;
         written.ok()
