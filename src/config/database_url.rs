@@ -101,6 +101,7 @@ impl DatabaseUrl {
     }
 
     fn postgres(text: &str) -> Result<Self, String> {
+        check_user(text, &POSTGRES_PARAMETERS).map_err(|it| format!("postgres://…: {it}"))?;
         let server = PgConnectOptions::from_str(text);
         let shown = server.as_ref().map_or("postgres://…".to_owned(), |server| {
             let database = server.get_database().unwrap_or(server.get_username());
@@ -127,6 +128,7 @@ impl DatabaseUrl {
     }
 
     fn mariadb(text: &str) -> Result<Self, String> {
+        check_user(text, &MARIADB_PARAMETERS).map_err(|it| format!("mariadb://…: {it}"))?;
         let server = MySqlConnectOptions::from_str(text);
         let shown = server.as_ref().map_or("mariadb://…".to_owned(), |server| {
             let database = server.get_database().unwrap_or_default();
@@ -241,6 +243,24 @@ impl fmt::Debug for DatabaseKind {
             Self::MariaDb(_) => "MariaDb",
         })
     }
+}
+
+/// No character of the user or the password ends that part of the URL: the rest of it would be shown as a host, a database or
+/// a parameter.
+fn check_user(text: &str, parameters: &[&str]) -> Result<(), String> {
+    let rest = text.split_once("://").map_or("", |(_, rest)| rest);
+    let (authority, behind) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (path, given) = behind.split_once('?').unwrap_or((behind, ""));
+    let ends_before = !authority.is_empty() && !authority.contains('@') && behind.contains('@');
+    let is_known =
+        |given: &str| given.split_once('=').is_some_and(|(it, _)| parameters.contains(&it));
+    let is_rest = |given: &str| given.contains('@') && !is_known(given);
+    if ends_before || path.contains('@') || rest.contains('#') || given.split('&').any(is_rest) {
+        return Err("a character of the user or the password ends it; write / as %2F, ? as %3F, # as %23, @ as %40 \
+                    and % as %25"
+            .to_owned());
+    }
+    Ok(())
 }
 
 /// Every parameter is one of those that are known, and names a file that is there where it has to.

@@ -53,6 +53,11 @@ mod tests {
     use super::super::database_url::DatabaseKind;
     use super::super::tests::{parse, refused_with};
 
+    /// A password ends where one of its characters means something else.
+    const CUT_MARIADB: &str =
+        "[store] url: mariadb://…: a character of the user or the password ends it; write / as %2F";
+    const CUT_POSTGRES: &str = "[store] url: postgres://…: a character of the user or the password ends it; write / as %2F";
+
     #[test]
     fn a_refused_value_names_its_key_and_what_is_allowed() {
         for (text, expected) in [
@@ -76,6 +81,13 @@ mod tests {
                 "[store] url: mariadb://db:3306/mail: has an unknown parameter; allowed are socket",
             ),
             ("[store]\nurl = \"mysql://u:secret@db\"", "[store] url: mariadb://db:3306/: names no"),
+            ("[store]\nurl = \"mysql://u:12/secret@db/mail\"", CUT_MARIADB),
+            ("[store]\nurl = \"mariadb://u:se@cret/x@db/mail\"", CUT_MARIADB),
+            ("[store]\nurl = \"postgres://u:12/secret@db/mail\"", CUT_POSTGRES),
+            ("[store]\nurl = \"postgres://u:12?secret@db/mail\"", CUT_POSTGRES),
+            ("[store]\nurl = \"postgres://u:12#secret@db/mail\"", CUT_POSTGRES),
+            ("[store]\nurl = \"postgres://u:se@cret#x@db/mail\"", CUT_POSTGRES),
+            ("[store]\nurl = \"postgres://u:se@cret?x@db/mail\"", CUT_POSTGRES),
             (
                 "[store]\nurl = \"oracle://u:secret@db/mail\"",
                 "[store] url: the URL is not understood",
@@ -91,6 +103,7 @@ mod tests {
             "postgres://mc:sesame@127.0.0.1/mail",
             "postgresql://mc@db.example.org:5433/mail?sslmode=verify-full&password=sesame",
             "postgres:///mail?host=/run/postgresql&user=mc&password=sesame",
+            "postgres://mc:sesame%40@127.0.0.1/mail?dbname=a@b",
         ] {
             let config = parse(&format!("[store]\nurl = \"{url}\"")).unwrap();
             let DatabaseKind::Postgres(server) = config.store.url.kind() else { panic!("{url}") };
