@@ -482,7 +482,7 @@ fn keeper(vault: &Arc<Vault>, account: &Account, fresh: Kept, now: Timestamp) ->
             keeping::doubt(&mut before, &fresh);
         }
         let Accepted { mut kept, other_password } = keeping::accept(&before, fresh.clone(), now);
-        keeping::settle_doubts(&mut kept, refused);
+        keeping::settle_doubts(&mut kept, &stored, &fresh, refused);
         let same = unreadable.is_none() && keeping::are_as_stored(&kept, &stored);
         let rows = (!same).then(|| sealed(&vault, &account, kept));
         Keeping { rows, other_password }

@@ -111,10 +111,13 @@ pub(super) fn doubt(kept: &mut [Kept], fresh: &Kept) {
     }
 }
 
-/// Of what is kept, what is [in doubt](Kept::is_doubted) goes where so many tries were refused that none may follow:
-/// another try would be one too many for a backend that bans addresses and locks accounts.
-pub(super) fn settle_doubts(kept: &mut Vec<Kept>, tries: u32) {
-    if tries >= MOST_TRIES {
+/// Of what is kept once `fresh` was accepted, passwords that are [in doubt](Kept::is_doubted) go where each of those of
+/// `before` had so many of the `tries` that none may follow: another would be one too many for a backend that bans addresses
+/// and locks accounts.
+pub(super) fn settle_doubts(kept: &mut Vec<Kept>, before: &[Kept], fresh: &Kept, tries: u32) {
+    let tried = u32::try_from(before.len()).unwrap_or(u32::MAX).max(1);
+    // A token does not last.
+    if fresh.is_password() && tries / tried >= MOST_TRIES {
         kept.retain(|it| !it.is_doubted());
     }
 }
@@ -276,10 +279,19 @@ mod tests {
         assert_eq!(secrets(&worked(&new, "new")), ["new"]);
         // It was the backend's fault that it was refused.
         assert_eq!(secrets(&worked(&new, "old")), ["new", "old"]);
-        for (tries, stays) in [(1, &["new", "old"][..]), (2, &["new"])] {
+        let (two, fresh) = (after([password("old", 0), password("other", 1)]), password("new", 9));
+        for (before, tries, stays) in [
+            (&two[..1], 1, &["new", "old"][..]),
+            (&two[..1], 2, &["new"]),
+            (&two[..], 3, &["new", "old"]),
+            (&two[..], 4, &["new"]),
+        ] {
             let mut kept = new.clone();
-            settle_doubts(&mut kept, tries);
+            settle_doubts(&mut kept, before, &fresh, tries);
             assert_eq!(secrets(&kept), stays, "{tries} tries");
+            let mut kept = new.clone();
+            settle_doubts(&mut kept, before, &token("token", 9, HOUR), tries);
+            assert_eq!(secrets(&kept), ["new", "old"], "{tries} tries, by a token");
         }
         let again = refused(&["old", "new"], "new");
         assert_eq!(secrets(&worked(&again, "new")), ["new", "old"]);

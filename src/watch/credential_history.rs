@@ -1,8 +1,13 @@
 //! What a watcher knows of its credentials: which worked, which were refused, what its user brought.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use crate::model::{BackendId, Credentials, Timestamp};
+
+/// How long after a refusal the next try of an account that is not parked may come.
+const TRIED_AGAIN: Duration = Duration::from_mins(15);
 
 /// What a watcher knows of its credentials.
 #[derive(Debug, Default)]
@@ -51,6 +56,27 @@ impl CredentialHistory {
     /// The same for another task, which the supervisor tells anew.
     pub(super) fn of_next_task(self) -> Self {
         Self { logins: 0, logins_elsewhere: 0, logins_missed: 0, ..self }
+    }
+
+    /// The same where the task has ended in order. What its user brought is stored then.
+    pub(super) fn at_rest(self) -> Self {
+        Self { brought: None, ..self.of_next_task() }
+    }
+
+    /// Whether another try follows the last refusal anyway.
+    pub(super) fn is_tried_again(&self) -> bool {
+        let was_lately = self.refused_at.is_some_and(|at| at.elapsed() < TRIED_AGAIN);
+        !self.parked && (self.excused || was_lately)
+    }
+
+    /// Its user has logged in at another node. What was refused before says nothing any more, unless the account is parked or
+    /// another try follows.
+    pub(super) fn forget_earlier(&mut self) {
+        if self.refusals == 0 {
+            self.refused.clear();
+        } else if !self.parked && !self.is_tried_again() {
+            self.refusals = 0;
+        }
     }
 
     /// Whether tries were refused, and not as those of all accounts.

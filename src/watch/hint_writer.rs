@@ -22,7 +22,8 @@ const LOOKED_AT: usize = 10_000;
 /// Hints that are written in one transaction, but for the last call's, and marks that are taken away.
 const BATCH: usize = 500;
 
-/// Marks wait for so long for hints, whose transaction takes them away. A look more is all that a stop meanwhile costs.
+/// Marks wait for so long for hints, whose transaction takes them away. A look more is all that a stop meanwhile costs. They
+/// do not wait where other nodes read them.
 const WITH_HINTS: Duration = Duration::from_millis(50);
 
 /// Why a hint was not taken. Its source may send it again.
@@ -111,7 +112,8 @@ impl HintWriter {
         if self.looked_at.len() < LOOKED_AT {
             self.looked_at.extend(looked_at);
             if !self.looked_at.is_empty() {
-                self.alone_at.get_or_insert_with(|| Instant::now() + WITH_HINTS);
+                let wait = if self.context.store.is_shared() { Duration::ZERO } else { WITH_HINTS };
+                self.alone_at.get_or_insert_with(|| Instant::now() + wait);
             }
             return false;
         }

@@ -44,6 +44,7 @@ impl Watcher {
             // The other node has stored it.
             (self.known.taken, self.known.brought) = (None, None);
             self.known.accepted += 1;
+            self.known.forget_earlier();
         }
         let new = logins != self.known.logins;
         if !new && !self.known.unsaved {
@@ -101,8 +102,12 @@ impl Watcher {
             known.taken = Some((backend, fresh.clone(), login.at));
         }
         known.accepted += 1;
+        if known.refusals == 0 {
+            // The backend takes it again.
+            known.refused.retain(|it| !it.same_as(fresh));
+        }
         // Of one that is tried anyway, what was refused does not count anew for being tried sooner.
-        let counts_on = !known.parked && known.refused.iter().any(|it| it.same_as(fresh));
+        let counts_on = known.is_tried_again() && known.refused.iter().any(|it| it.same_as(fresh));
         if !counts_on {
             known.refusals = 0;
         }
@@ -158,11 +163,14 @@ impl Watcher {
         // Behind the others, of which the backend has not said anything yet.
         let refused = &self.known.refused;
         kept.sort_by_key(|kept| refused.iter().any(|it| it.same_as(&kept.credentials)));
+        // Its user has another one by now.
+        let may_be_tried = |it: &Kept| {
+            refused.iter().filter(|old| old.same_as(&it.credentials)).count() < MOST_TRIES
+        };
+        if brought.is_some() || kept.iter().any(may_be_tried) {
+            kept.retain(may_be_tried);
+        }
         if let Some(brought) = &brought {
-            // Its user has another one by now.
-            let tries =
-                |it: &Kept| refused.iter().filter(|old| old.same_as(&it.credentials)).count();
-            kept.retain(|kept| tries(kept) < MOST_TRIES);
             put_first(&mut kept, brought, true);
         }
         if kept.is_empty() {

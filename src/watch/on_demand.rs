@@ -250,8 +250,11 @@ impl OnDemand {
             let of_user = !watcher.acts_as_master();
             let Watcher { account, mailboxes, faults, looked_at, unasked, .. } = watcher;
             let (known, inherited) = (watcher.known, watcher.inherited);
-            let matters = of_user && known.matters();
-            let credentials = matters.then(|| Box::new(known.of_next_task()));
+            let known = match unasked {
+                Some(_) => known.of_next_task(),
+                None => known.at_rest(),
+            };
+            let credentials = (of_user && known.matters()).then(|| Box::new(known));
             let is_left = |it: &WatchedMailbox| it.due || it.is_left_out(&faults);
             let left_due = unasked.is_none() && mailboxes.iter().any(is_left);
             VisitEnd {
