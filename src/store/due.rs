@@ -1,6 +1,7 @@
 //! Mailboxes that are due: somebody has said that there is news, and nobody has looked since. It is on disk
 //! before the source has an answer.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sqlx::Row;
@@ -116,7 +117,11 @@ impl Store {
         let accounts: BTreeSet<&str> = marks.iter().map(|mark| mark.account.as_str()).collect();
         let due = due_rows(marks);
         let mut looked_at: Vec<_> = looked_at.iter().collect();
-        looked_at.sort_by(|a, b| (&a.account, &a.mailbox).cmp(&(&b.account, &b.mailbox)));
+        // Of two looks at a mailbox the later one has seen more marks.
+        looked_at.sort_by(|a, b| {
+            let [one, other] = [a, b].map(|it| (&it.account, &it.mailbox, Reverse(it.marks)));
+            one.cmp(&other)
+        });
         looked_at.dedup_by(|a, b| (&a.account, &a.mailbox) == (&b.account, &b.mailbox));
         let registered = self.write(Call::News, || async {
             let mut transaction = self.begin().await?;

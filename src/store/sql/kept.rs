@@ -1,14 +1,15 @@
 //! Connections to a SQLite file that go from call to call. The driver's pool asks each connection for a sign of life
-//! when it comes back, by a task and a trip to the connection's thread: for a file that is as much as a read.
+//! when it comes back, by a task and a trip to the connection's thread: for a file that is as much as a read. Here those
+//! alone are asked whose last statement did not end well: their thread may still be busy, or gone.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use sqlx::pool::PoolConnection;
-use sqlx::{Any, AnyConnection, AnyPool, Executor};
+use sqlx::{Any, AnyConnection, AnyPool, Connection, Executor};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 /// The connections of a pool, which makes and closes them.
@@ -20,12 +21,15 @@ pub(in crate::store) struct KeptConnections {
     patience: Duration,
 }
 
-/// One of them, which goes back when this is dropped. A transaction that it is in then is rolled back before that.
+/// One of them, which goes back when this is dropped. A transaction that it is in then is rolled back before that, and what
+/// gives no sign of life then is closed.
 pub(super) struct KeptConnection {
     /// `None` when it goes back.
     connection: Option<PoolConnection<Any>>,
     /// A transaction may be open.
     in_transaction: bool,
+    /// A statement runs, or has failed.
+    unsure: bool,
     kept: Arc<KeptConnections>,
     /// Goes back behind the connection.
     turn: Option<OwnedSemaphorePermit>,
@@ -43,22 +47,19 @@ impl KeptConnections {
     /// # Errors
     /// [`sqlx::Error`] when none is free in time, none can be opened, or all are closed.
     pub(super) async fn acquire(self: &Arc<Self>) -> sqlx::Result<KeptConnection> {
-        let turn = match Arc::clone(&self.turns).try_acquire_owned() {
-            Ok(turn) => turn,
-            Err(TryAcquireError::Closed) => return Err(sqlx::Error::PoolClosed),
-            Err(TryAcquireError::NoPermits) => {
-                let turn = timeout(self.patience, Arc::clone(&self.turns).acquire_owned()).await;
-                let turn = turn.map_err(|_| sqlx::Error::PoolTimedOut)?;
-                turn.map_err(|_| sqlx::Error::PoolClosed)?
-            }
-        };
-        let idle = self.idle.lock().pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => self.pool.acquire().await?,
-        };
-        let (connection, kept) = (Some(connection), Arc::clone(self));
-        Ok(KeptConnection { connection, in_transaction: false, kept, turn: Some(turn) })
+        let acquired = timeout(self.patience, async {
+            let turn = Arc::clone(&self.turns).acquire_owned().await;
+            let turn = turn.map_err(|_| sqlx::Error::PoolClosed)?;
+            let idle = self.idle.lock().pop();
+            let connection = match idle {
+                Some(connection) => connection,
+                None => self.pool.acquire().await?,
+            };
+            Ok::<_, sqlx::Error>((connection, turn))
+        });
+        let (connection, turn) = acquired.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        let (connection, kept, turn) = (Some(connection), Arc::clone(self), Some(turn));
+        Ok(KeptConnection { connection, in_transaction: false, unsure: false, kept, turn })
     }
 
     /// The same in a transaction.
@@ -71,7 +72,14 @@ impl KeptConnections {
     ) -> sqlx::Result<KeptConnection> {
         let mut connection = self.acquire().await?;
         connection.in_transaction = true;
-        connection.get().execute(begin).await?;
+        match connection.get().execute(begin).await {
+            Ok(_) => connection.unsure = false,
+            Err(error) => {
+                // What the database refuses has not begun.
+                connection.in_transaction = !matches!(error, sqlx::Error::Database(_));
+                return Err(error);
+            }
+        }
         Ok(connection)
     }
 
@@ -92,13 +100,19 @@ impl KeptConnections {
 }
 
 impl KeptConnection {
-    /// Where statements run.
+    /// Where statements run. Who has seen one end [says so](Self::is_well).
     ///
     /// # Panics
     /// Never: the connection leaves when this is dropped.
     #[expect(clippy::expect_used, reason = "the connection leaves when this is dropped")]
     pub(super) fn get(&mut self) -> &mut AnyConnection {
+        self.unsure = true;
         self.connection.as_deref_mut().expect("the connection is here")
+    }
+
+    /// The last statement has ended well.
+    pub(super) fn is_well(&mut self) {
+        self.unsure = false;
     }
 
     /// Commits the transaction, if it is in one.
@@ -108,7 +122,7 @@ impl KeptConnection {
     pub(super) async fn commit(mut self) -> sqlx::Result<()> {
         if self.in_transaction {
             self.get().execute("commit").await?;
-            self.in_transaction = false;
+            (self.in_transaction, self.unsure) = (false, false);
         }
         Ok(())
     }
@@ -117,7 +131,7 @@ impl KeptConnection {
 impl Drop for KeptConnection {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
-        if !self.in_transaction {
+        if !self.in_transaction && !self.unsure {
             self.kept.give_back(connection);
             return;
         }
@@ -125,11 +139,15 @@ impl Drop for KeptConnection {
             connection.close_on_drop();
             return;
         };
-        let (kept, turn) = (Arc::clone(&self.kept), self.turn.take());
+        let (kept, turn, rolls_back) =
+            (Arc::clone(&self.kept), self.turn.take(), self.in_transaction);
         runtime.spawn(async move {
-            // SQLite ends a transaction by itself when the disk is full. Then there is none to roll back.
-            match connection.execute("rollback").await {
-                Ok(_) => kept.give_back(connection),
+            if rolls_back {
+                // SQLite ends a transaction by itself when the disk is full. Then there is none to roll back.
+                let _ = connection.execute("rollback").await;
+            }
+            match connection.ping().await {
+                Ok(()) => kept.give_back(connection),
                 Err(_) => connection.close_on_drop(),
             }
             drop(turn);
@@ -181,10 +199,21 @@ mod tests {
         let mut work = kept.begin("begin immediate").await.unwrap();
         work.get().execute("rollback").await.unwrap();
         assert!(work.commit().await.is_err());
-        // The connection is another one, whose database is empty.
-        let mut work = kept.begin("begin immediate").await.unwrap();
-        let tables = work.get().fetch_one("select count(*) from sqlite_master").await.unwrap();
-        assert_eq!(tables.get::<i64, _>(0), 0);
+        kept.begin("begin immediate").await.unwrap().commit().await.unwrap();
+        assert_eq!(rows(&kept).await, 0);
+    }
+
+    /// Its thread goes on with the statement, and others have a turn when that has ended.
+    #[tokio::test]
+    async fn a_connection_whose_caller_has_left_comes_back_when_its_statement_has_ended() {
+        let kept = one_connection().await;
+        let mut work = kept.acquire().await.unwrap();
+        let long = "with recursive n(x) as (select 1 union all select x + 1 from n limit 300000) \
+                    insert into t select x from n";
+        assert!(timeout(Duration::ZERO, work.get().execute(long)).await.is_err());
+        drop(work);
+        assert!(kept.idle.lock().is_empty());
+        assert_eq!(rows(&kept).await, 300_000);
     }
 
     #[tokio::test]

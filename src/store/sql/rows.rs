@@ -61,6 +61,8 @@ pub(in crate::store) async fn readable<T>(
             );
         }
     }
+    drop(stream);
+    work.ended(Ok(()))?;
     if found.left_out > NAMED {
         let rows = found.left_out - NAMED;
         tracing::warn!(

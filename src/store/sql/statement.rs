@@ -85,22 +85,26 @@ impl<'q> Statement<'q> {
         self,
         work: &mut Work,
     ) -> sqlx::Result<AnyQueryResult> {
-        self.prepared(work).execute(work.connection()).await
+        let ran = self.prepared(work).execute(work.connection()).await;
+        work.ended(ran)
     }
 
     pub(in crate::store) async fn fetch_one_in(self, work: &mut Work) -> sqlx::Result<AnyRow> {
-        self.prepared(work).fetch_one(work.connection()).await
+        let ran = self.prepared(work).fetch_one(work.connection()).await;
+        work.ended(ran)
     }
 
     pub(in crate::store) async fn fetch_optional_in(
         self,
         work: &mut Work,
     ) -> sqlx::Result<Option<AnyRow>> {
-        self.prepared(work).fetch_optional(work.connection()).await
+        let ran = self.prepared(work).fetch_optional(work.connection()).await;
+        work.ended(ran)
     }
 
     pub(in crate::store) async fn fetch_all_in(self, work: &mut Work) -> sqlx::Result<Vec<AnyRow>> {
-        self.prepared(work).fetch_all(work.connection()).await
+        let ran = self.prepared(work).fetch_all(work.connection()).await;
+        work.ended(ran)
     }
 }
 

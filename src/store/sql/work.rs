@@ -306,7 +306,8 @@ impl Work {
 
     /// Runs statements that take no parameters.
     pub(in crate::store) async fn run(&mut self, sql: SqlStr) -> sqlx::Result<()> {
-        self.connection().execute(sql).await.map(drop)
+        let ran = self.connection().execute(sql).await;
+        self.ended(ran).map(drop)
     }
 
     /// What the database speaks.
@@ -319,7 +320,15 @@ impl Work {
         self.named
     }
 
-    /// Where its statements run.
+    /// Takes note that a statement has ended.
+    pub(super) fn ended<T>(&mut self, ran: sqlx::Result<T>) -> sqlx::Result<T> {
+        if let (WorkOn::File(connection), Ok(_)) = (&mut self.on, &ran) {
+            connection.is_well();
+        }
+        ran
+    }
+
+    /// Where its statements run. The outcome of each is told to [`Self::ended`].
     pub(super) fn connection(&mut self) -> &mut AnyConnection {
         match &mut self.on {
             WorkOn::Transaction(transaction) => transaction,
