@@ -90,7 +90,7 @@ fn place<T>(
     group: Option<&str>,
     bind: impl FnOnce(&Path) -> io::Result<T>,
 ) -> io::Result<(T, SocketFile)> {
-    is_free(path)?;
+    examine(path)?;
     let parent = folder_of(path);
     let folder = tempfile::Builder::new().prefix(".").rand_bytes(6).tempdir_in(parent)?;
     let made = folder.path().join("s");
