@@ -297,6 +297,15 @@ fn everywhere(has_ipv6: bool) -> &'static str {
     if has_ipv6 { "[::]" } else { "0.0.0.0" }
 }
 
+/// A page of the documents: where the package has it.
+fn page(root: &Path, name: &str) -> String {
+    let page = below(root, "usr/share/doc/mailchime").join(name);
+    match page.exists() {
+        true => page.display().to_string(),
+        false => format!("{name} of the sources"),
+    }
+}
+
 /// An absolute path as it is below `root`.
 fn below(root: &Path, path: &str) -> PathBuf {
     root.join(path.trim_start_matches('/'))

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{IMAP, IMAPS, MailServerKind, SetupPlan, WatchCredentials, below, written};
+use super::{IMAP, IMAPS, MailServerKind, SetupPlan, WatchCredentials, below, page, written};
 use crate::cli::holder::PortHolder;
 use crate::config::BackendTls;
 
@@ -42,12 +42,12 @@ pub(super) fn text(plan: &SetupPlan) -> String {
     steps.push(back(plan));
     steps.push(renewal(plan));
     steps.extend(recommendation(plan));
-    let page = page(plan, "docs/certificate.md");
+    let page = page(&plan.root, "docs/certificate.md");
     steps.push(format!(
         "Push to iOS Mail needs a certificate from Apple: {page}. With it, uncomment [apns] and run mailchime check \
          again."
     ));
-    let mut text = String::new();
+    let mut text = "\nRun what follows as root (sudo -i).\n".to_owned();
     for (number, step) in (1..).zip(&steps) {
         let _ = write!(text, "\n{number}. ");
         for (at, line) in step.lines().enumerate() {
@@ -57,15 +57,6 @@ pub(super) fn text(plan: &SetupPlan) -> String {
         }
     }
     text
-}
-
-/// A page of the documents: where the package has it.
-fn page(plan: &SetupPlan, name: &str) -> String {
-    let page = below(&plan.root, "usr/share/doc/mailchime").join(name);
-    match page.exists() {
-        true => page.display().to_string(),
-        false => format!("{name} of the sources"),
-    }
 }
 
 /// A master user, where the server can have one and there is none yet.
@@ -79,7 +70,7 @@ fn recommendation(plan: &SetupPlan) -> Option<String> {
          are not on this machine, and no change of one stops anything. It is a change to the server, and its \
          password opens all mail: {}. See what would be written:\n\n\
          mailchime setup --credentials master --dry-run",
-        page(plan, "docs/book/master-user.md")
+        page(&plan.root, "docs/book/master-user.md")
     ))
 }
 
@@ -91,10 +82,20 @@ fn user(plan: &SetupPlan) -> String {
             format!("\nchown mailchime {}", path("etc/mailchime/master.password"))
         }
     };
+    let users = std::fs::read_to_string(below(&plan.root, "etc/passwd")).unwrap_or_default();
+    let (make, useradd) = match users.lines().any(|line| line.starts_with("mailchime:")) {
+        true => ("Give the user mailchime", String::new()),
+        false => (
+            "Make the user, and give it",
+            format!(
+                "useradd --system --home-dir {state} --shell /usr/sbin/nologin mailchime\n",
+                state = path("var/lib/mailchime")
+            ),
+        ),
+    };
     format!(
-        "Make the user (a package has made it already), and give it the files:\n\n\
-         useradd --system --home-dir {state} --shell /usr/sbin/nologin mailchime\n\
-         install -d -m 700 -o mailchime -g mailchime {state}\n\
+        "{make} the files:\n\n\
+         {useradd}install -d -m 700 -o mailchime -g mailchime {state}\n\
          chgrp -R mailchime {folder}{master}",
         state = path("var/lib/mailchime"),
         folder = path("etc/mailchime"),
@@ -320,7 +321,7 @@ fn limits_elsewhere(kind: MailServerKind) -> String {
 
 /// Of a server in a container, whose own configuration has nothing to do with the ports of this machine.
 fn container(plan: &SetupPlan, publisher: &str, begin: &str) -> String {
-    let page = page(plan, "docs/book/containers.md");
+    let page = page(&plan.root, "docs/book/containers.md");
     let config = below(&plan.root, "etc/mailchime/proxy.toml");
     let host = plan.server.listens_in_brackets();
     // What the container itself has is the usual port as a rule, whatever it is published as.

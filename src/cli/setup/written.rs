@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use secrecy::zeroize::Zeroizing;
 
 use super::probe::FoundServer;
-use super::{CommandFailure, PILOT, SetupPlan, WatchCredentials, below};
+use super::{CommandFailure, PILOT, SetupPlan, WatchCredentials, below, page};
 use crate::config::BackendTls;
 use crate::files;
 
@@ -158,9 +158,10 @@ fn quoted(text: &str) -> String {
 /// The text of `proxy.toml`.
 fn configuration(plan: &SetupPlan) -> String {
     let path = |path: &str| below(&plan.root, path).display().to_string();
-    let mut text =
-        "# Written by `mailchime setup`. The manual of all keys: proxy.toml of the sources.\n"
-            .to_owned();
+    let mut text = format!(
+        "# Written by `mailchime setup`. The manual of all keys: {}.\n",
+        page(&plan.root, "proxy.toml")
+    );
     let pilot = match plan.port == PILOT {
         true => "    # the pilot; 993 once mailchime takes over",
         false => "",

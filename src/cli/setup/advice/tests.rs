@@ -156,6 +156,20 @@ fn the_password_of_the_master_user_goes_to_no_file_of_dovecot_and_no_argument() 
     assert!(text(&plan).contains("address = \"0.0.0.0:993\""));
 }
 
+/// As the package has left it.
+#[test]
+fn a_user_that_is_there_is_not_made_again() {
+    let root = tempfile::tempdir().unwrap();
+    let mut plan = plan("127.0.0.1", MailServerKind::Other, None);
+    plan.root = root.path().to_owned();
+    assert!(text(&plan).contains("useradd --system"));
+    std::fs::create_dir(root.path().join("etc")).unwrap();
+    let passwd = "mailchime:x:997:997::/var/lib/mailchime:/usr/sbin/nologin\n";
+    std::fs::write(root.path().join("etc/passwd"), passwd).unwrap();
+    let said = text(&plan);
+    assert!(!said.contains("useradd") && said.contains("install -d -m 700 -o mailchime"), "{said}");
+}
+
 #[test]
 fn no_line_begins_or_ends_with_a_stray_space_and_no_two_are_empty() {
     use MailServerKind::{Courier, Cyrus, Dovecot23, Dovecot24, DovecotUnknown, Other};
