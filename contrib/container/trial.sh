@@ -17,6 +17,7 @@ source=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
 folder=$(mktemp -d)
 project=mailchime-trial-$$
 compose+=(-p "$project" -f "$folder/compose.yaml")
+export USER_PASSWORD=password
 
 say() { printf '== %s\n' "$*"; }
 fail() { printf 'trial.sh: %s\n' "$*" >&2; exit 1; }

@@ -12,7 +12,7 @@
 #
 # With --static the program is for this processor, needs no library of the machine and runs on any Linux. That
 # takes `rustup target add x86_64-unknown-linux-musl` (or aarch64-…), and
-# `pip install ziglang==0.17.1 cargo-zigbuild==0.24.1`, whose C compiler brings its own C library, for both
+# `pip install ziglang==0.17.1 cargo-zigbuild==0.24.1` in a venv, whose C compiler brings its own C library, for both
 # processors on either. --without-list leaves the second file out.
 #
 # The same sources give the same bytes in any folder, for the same versions of Rust, the C compiler and the
