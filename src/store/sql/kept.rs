@@ -99,6 +99,15 @@ impl KeptConnections {
     }
 }
 
+impl Drop for KeptConnections {
+    fn drop(&mut self) {
+        if Handle::try_current().is_err() {
+            // The pool takes connections back by a task.
+            self.idle.get_mut().drain(..).for_each(|connection| drop(connection.detach()));
+        }
+    }
+}
+
 impl KeptConnection {
     /// Where statements run. Who has seen one end [says so](Self::is_well).
     ///
@@ -136,7 +145,7 @@ impl Drop for KeptConnection {
             return;
         }
         let Ok(runtime) = Handle::try_current() else {
-            connection.close_on_drop();
+            drop(connection.detach());
             return;
         };
         let (kept, turn, rolls_back) =
@@ -214,6 +223,17 @@ mod tests {
         drop(work);
         assert!(kept.idle.lock().is_empty());
         assert_eq!(rows(&kept).await, 300_000);
+    }
+
+    /// As where a program ends without closing its database.
+    #[test]
+    fn they_may_be_dropped_behind_the_runtime() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let kept = runtime.block_on(one_connection());
+        let other = runtime.block_on(one_connection());
+        let work = runtime.block_on(other.begin("begin immediate")).unwrap();
+        drop(runtime);
+        drop((kept, work, other));
     }
 
     #[tokio::test]
