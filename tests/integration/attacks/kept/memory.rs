@@ -23,18 +23,45 @@ const SECRET: &str = "xylophone~quagmire~74";
 fn places(server: &Server, bytes: &[u8]) -> Option<usize> {
     let process = format!("/proc/{}", server.process.id());
     let maps = fs::read_to_string(format!("{process}/maps")).ok()?;
-    let memory = File::open(format!("{process}/mem")).ok()?;
+    let [memory, pages] =
+        ["mem", "pagemap"].map(|file| File::open(format!("{process}/{file}")).ok());
+    let (memory, pages) = (memory?, pages?);
     let mut found = 0;
     for line in maps.lines().filter(|line| line.contains(" rw")) {
         let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let [from, to] = [from, to].map(|text| u64::from_str_radix(text, 16).unwrap());
-        let mut piece = vec![0; usize::try_from(to - from).unwrap()];
-        // A mapping may have gone meanwhile.
-        if memory.read_exact_at(&mut piece, from).is_ok() {
-            found += memchr::memmem::find_iter(&piece, bytes).count();
+        for (from, size) in held(&pages, from, to) {
+            let mut piece = vec![0; size];
+            // A mapping may have gone meanwhile.
+            if memory.read_exact_at(&mut piece, from).is_ok() {
+                found += memchr::memmem::find_iter(&piece, bytes).count();
+            }
         }
     }
     Some(found)
+}
+
+/// The parts of a mapping that hold anything, each by where it begins and its size: an allocator reserves a gigabyte and
+/// uses little of it. Source: `Documentation/admin-guide/mm/pagemap.rst` of Linux.
+fn held(pages: &File, from: u64, to: u64) -> Vec<(u64, usize)> {
+    let page = u64::try_from(rustix::param::page_size()).unwrap();
+    let mut entries = vec![0; usize::try_from((to - from) / page * 8).unwrap()];
+    if pages.read_exact_at(&mut entries, from / page * 8).is_err() {
+        return Vec::new();
+    }
+    let mut parts: Vec<(u64, usize)> = Vec::new();
+    for (at, entry) in (from..to).step_by(usize::try_from(page).unwrap()).zip(entries.chunks(8)) {
+        // In memory, or swapped out.
+        if entry[7] & 0xc0 == 0 {
+            continue;
+        }
+        let size = usize::try_from(page).unwrap();
+        match parts.last_mut() {
+            Some((begins, whole)) if *begins + *whole as u64 == at => *whole += size,
+            _ => parts.push((at, size)),
+        }
+    }
+    parts
 }
 
 /// Places of the secret, in any form.
