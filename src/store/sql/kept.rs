@@ -36,10 +36,15 @@ pub(super) struct KeptConnection {
 }
 
 impl KeptConnections {
-    /// Those of this pool, of so many, for each of which a call waits for so long.
-    pub(super) fn new(pool: AnyPool, most: u32, patience: Duration) -> Arc<Self> {
-        let turns = Arc::new(Semaphore::new(most as usize));
-        Arc::new(Self { pool, idle: Mutex::default(), turns, patience })
+    /// Those of this pool, of which these are all that it may have. A call waits for so long for one. The pool keeps none open
+    /// by itself, since that takes a task, and a database may be dropped outside a runtime.
+    pub(super) fn new(
+        pool: AnyPool,
+        all: Vec<PoolConnection<Any>>,
+        patience: Duration,
+    ) -> Arc<Self> {
+        let turns = Arc::new(Semaphore::new(all.len()));
+        Arc::new(Self { pool, idle: Mutex::new(all), turns, patience })
     }
 
     /// A connection that nobody else has.
@@ -175,7 +180,9 @@ mod tests {
     async fn one_connection() -> Arc<KeptConnections> {
         sqlx::any::install_default_drivers();
         let pool = AnyPoolOptions::new().max_connections(1).connect("sqlite::memory:").await;
-        let kept = KeptConnections::new(pool.unwrap(), 1, Duration::from_secs(60));
+        let pool = pool.unwrap();
+        let all = vec![pool.acquire().await.unwrap()];
+        let kept = KeptConnections::new(pool, all, Duration::from_secs(60));
         let mut work = kept.begin("begin immediate").await.unwrap();
         work.get().execute("create table t (n integer)").await.unwrap();
         work.commit().await.unwrap();

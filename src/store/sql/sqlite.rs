@@ -14,7 +14,7 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use sqlx::any::AnyPoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
+use sqlx::{AnyPool, AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqliteConnection};
 use tokio::time::Instant;
 
 use super::file::DatabaseFile;
@@ -121,21 +121,21 @@ async fn pools(
         });
     let url = url_of(file.path());
     let writes = options.clone().max_connections(1).connect(&url).await.map_err(named)?;
-    let reads = options.min_connections(READERS).max_connections(READERS);
-    let reads = reads.connect(&url).await.map_err(named)?;
+    let reads = options.max_connections(READERS).connect(&url).await.map_err(named)?;
     // A connection opens the log, by its name too, with its first statement. From then on all of them
     // go on with what they have opened, whatever is at the path.
-    let mut all = vec![writes.acquire().await.map_err(named)?];
-    for _ in 0..READERS {
-        all.push(reads.acquire().await.map_err(named)?);
-    }
-    for mut connection in all {
-        let first = connection.execute("select count(*) from sqlite_master");
-        first.await.map_err(named)?;
-    }
+    let kept = async |pool: &AnyPool, most| {
+        let mut all = Vec::new();
+        for _ in 0..most {
+            let mut connection = pool.acquire().await?;
+            connection.execute("select count(*) from sqlite_master").await?;
+            all.push(connection);
+        }
+        Ok(KeptConnections::new(pool.clone(), all, patience))
+    };
     let kind = TransactionKind::File {
-        reads: KeptConnections::new(reads.clone(), READERS, patience),
-        writes: KeptConnections::new(writes.clone(), 1, patience),
+        writes: kept(&writes, 1).await.map_err(named)?,
+        reads: kept(&reads, READERS).await.map_err(named)?,
     };
     Ok(Opened { file, connections: Connections { reads, writes, kind } })
 }
@@ -329,6 +329,7 @@ fn url_of(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sql::query;
 
     #[tokio::test]
     async fn every_connection_is_durable_and_keeps_references() {
@@ -337,8 +338,9 @@ mod tests {
         let database: Arc<str> = "test.db".into();
         let opening = open(&path, &database, Duration::from_millis(4321));
         let opened = tokio::time::timeout(Duration::from_secs(30), opening).await.unwrap().unwrap();
-        let Connections { reads, writes, .. } = opened.connections;
-        for pool in [reads, writes] {
+        let connections = opened.connections;
+        let writer = connections.writer().await.unwrap().unwrap();
+        for mut work in [connections.read_once().await.unwrap(), writer] {
             for (pragma, expected) in [
                 ("pragma synchronous", "2"),
                 ("pragma foreign_keys", "1"),
@@ -346,7 +348,7 @@ mod tests {
                 ("pragma journal_mode", "wal"),
                 ("pragma secure_delete", "1"),
             ] {
-                let row = sqlx::query(pragma).fetch_one(&pool).await.unwrap();
+                let row = query(pragma).fetch_one_in(&mut work).await.unwrap();
                 let value = row
                     .try_get::<i64, _>(0)
                     .map(|number| number.to_string())
