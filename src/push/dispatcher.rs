@@ -34,7 +34,7 @@ use crate::store::{Alive, Store, StoreError, Target};
 const GRACE: Duration = Duration::from_secs(5);
 /// From one write to the next at least. What gathers meanwhile is one transaction: events of mail servers wait for the
 /// same writer.
-const GATHER: Duration = Duration::from_millis(30);
+const GATHER: Duration = Duration::from_millis(10);
 /// Between attempts to read which pushes are due on disk.
 const OWED: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
