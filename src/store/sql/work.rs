@@ -328,7 +328,7 @@ impl Work {
         ran
     }
 
-    /// Where its statements run. The outcome of each is told to [`Self::ended`].
+    /// Where its statements run. [`Self::ended`] hears how each has ended.
     pub(super) fn connection(&mut self) -> &mut AnyConnection {
         match &mut self.on {
             WorkOn::Transaction(transaction) => transaction,
