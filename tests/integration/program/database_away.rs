@@ -207,15 +207,21 @@ async fn a_postgres_that_says_nothing_holds_up_no_mail() {
     .await;
 }
 
+/// A world whose database says nothing until the network thaws.
+async fn without_answer(postgres: &Postgres) -> (World, Forwarder) {
+    let world = World::new().await;
+    let network = Forwarder::start(postgres.address).await;
+    network.freeze();
+    on_server(&world, &network.url(&postgres.url(), postgres.address));
+    (world, network)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_without_its_database_serves_mail_and_takes_registrations_later() {
     let test = "program::database_away::a_start_without_its_database_serves_mail_and_takes_registrations_later";
     let Some(postgres) = Postgres::start(test) else { return };
     limited(async {
-        let world = World::new().await;
-        let network = Forwarder::start(postgres.address).await;
-        network.freeze();
-        on_server(&world, &network.url(&postgres.url(), postgres.address));
+        let (world, network) = without_answer(&postgres).await;
         let began = Instant::now();
         let (server, admin) = serve(&world).await;
         let mut client = world.session(&server).await;
@@ -239,10 +245,7 @@ async fn a_vapid_key_that_no_start_could_make_is_made_when_the_database_answers(
     let test = "program::database_away::a_vapid_key_that_no_start_could_make_is_made_when_the_database_answers";
     let Some(postgres) = Postgres::start(test) else { return };
     limited(async {
-        let world = World::new().await;
-        let network = Forwarder::start(postgres.address).await;
-        network.freeze();
-        on_server(&world, &network.url(&postgres.url(), postgres.address));
+        let (world, network) = without_answer(&postgres).await;
         let key = world.file("webpush.key");
         let table = "[webpush]\ncontact = \"mailto:a@example.org\"\nkey_file = \"webpush.key\"\n[log]";
         world.configure("[log]", table);

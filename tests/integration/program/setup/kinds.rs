@@ -1,11 +1,10 @@
 //! What a server is where its greeting does not say it.
 
-use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use super::{Machine, contains, printed};
+use super::{Machine, contains};
 use crate::support::program::Process;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::servers::pki;
@@ -38,13 +37,7 @@ async fn the_printed_master_user_may_come_by_either_address_of_loopback_and_by_n
         let arguments = ["--credentials", "master", "--port", "0"];
         let (code, said) = machine.setup_at(before.plain, &arguments).await;
         assert_eq!(code, Some(0), "{said}");
-        let file = machine.path("mailchime.master");
-        let line = machine.master_line(&said);
-        fs::write(&file, &line).unwrap();
-        fs::set_permissions(machine.0.path(), fs::metadata("/etc").unwrap().permissions()).unwrap();
-        let block = printed(&said, "passdb {");
-        let extra = block.replace("/etc/dovecot/mailchime.master", &file.display().to_string());
-        let options = Options { extra: extra.leak(), ..Options::default() };
+        let (_, options) = machine.printed_master(&said);
         let dovecot = Dovecot::start(test, &options).unwrap();
         let password = machine.master_password();
         for (from, expected) in [("127.0.0.1", true), ("::1", true), ("192.0.2.1", false)] {

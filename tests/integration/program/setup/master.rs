@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 use super::documents::dovecot_2_4_takes_the_change;
@@ -33,6 +34,16 @@ impl Machine {
         assert!(made.ends_with("::::::allow_nets=127.0.0.0/8,::1/128\n"), "{made}");
         assert!(!made.contains(&self.master_password()), "{made}");
         made
+    }
+
+    /// The file with that line, and what has a Dovecot take the master user from it.
+    pub(super) fn printed_master(&self, said: &str) -> (PathBuf, Options) {
+        let file = self.path("mailchime.master");
+        fs::write(&file, self.master_line(said)).unwrap();
+        fs::set_permissions(self.0.path(), fs::metadata("/etc").unwrap().permissions()).unwrap();
+        let block = printed(said, "passdb {");
+        let extra = block.replace("/etc/dovecot/mailchime.master", &file.display().to_string());
+        (file, Options { extra: extra.leak(), ..Options::default() })
     }
 
     /// What is written passes `mailchime check` with a login of the master user, who got it at `before` and is at
@@ -89,12 +100,7 @@ async fn dovecot_takes_the_master_user_that_setup_prints() {
         let arguments = ["--credentials", "master", "--port", "0"];
         let (code, said) = machine.setup_at(before.plain, &arguments).await;
         assert_eq!(code, Some(0), "{said}");
-        let file = machine.path("mailchime.master");
-        fs::write(&file, machine.master_line(&said)).unwrap();
-        fs::set_permissions(machine.0.path(), fs::metadata("/etc").unwrap().permissions()).unwrap();
-        let block = printed(&said, "passdb {");
-        let extra = block.replace("/etc/dovecot/mailchime.master", &file.display().to_string());
-        let options = Options { extra: extra.leak(), ..Options::default() };
+        let (file, options) = machine.printed_master(&said);
         let here = Dovecot::start(test, &options).unwrap();
         machine.master_acts(before.plain, here.plain).await;
         // From another address than the line says, Dovecot refuses the password.
