@@ -359,7 +359,7 @@ fn rows(document: &str) -> Vec<[String; 4]> {
     rows.map(cells).collect()
 }
 
-fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+pub(crate) fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).into_iter().flatten() {
         let path = entry.unwrap().path();
         if path.is_dir() {

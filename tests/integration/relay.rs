@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::support::core::Core;
 use crate::support::dialogues::{profile, proxy, push_offer, read_to_end};
 use crate::support::limited;
+use crate::support::listener;
 
 /// A core whose user is logged in, with nothing heard.
 fn relaying() -> Core {
@@ -193,7 +194,7 @@ proptest! {
 
 /// A client and a backend with mailchime between them, after a login.
 async fn between() -> (Proxy, TlsClient, TcpStream) {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let listener = listener().await;
     let address = listener.local_addr().unwrap();
     let proxy = proxy(address, Some(push_offer()), |_| {}).await;
     let (client, backend) = log_in(&proxy, &listener).await;
@@ -303,7 +304,7 @@ async fn a_client_that_has_said_all_still_hears_the_rest() {
 #[tokio::test]
 async fn a_client_that_has_said_all_before_its_login_is_answered_hears_all_of_it() {
     let test = async {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let listener = listener().await;
         let address = listener.local_addr().unwrap();
         let proxy = proxy(address, Some(push_offer()), |_| {}).await;
         let mut client = proxy.connect().await.unwrap();
@@ -352,7 +353,7 @@ async fn a_client_that_has_said_all_before_its_login_is_answered_hears_all_of_it
 #[tokio::test]
 async fn a_client_that_hangs_up_before_it_logs_in_is_let_go() {
     let test = async {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let listener = listener().await;
         let proxy = proxy(listener.local_addr().unwrap(), None, |_| {}).await;
         for said in ["", "a NOOP\r\nb LOG", "a AUTHENTICATE PLAIN\r\n", "a LOGIN {5}\r\n"] {
             let mut client = proxy.connect().await.unwrap();
@@ -428,7 +429,7 @@ async fn at_the_end_an_idle_client_is_sent_away_and_a_busy_one_is_answered_first
 #[tokio::test]
 async fn at_the_end_a_command_without_answer_has_its_grace_and_no_more() {
     let test = async {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let listener = listener().await;
         let address = listener.local_addr().unwrap();
         let grace = Duration::from_millis(50);
         let proxy = proxy(address, None, |config| config.limits.shutdown_grace = grace).await;

@@ -10,9 +10,9 @@ use mailchime::config::RecordConfig;
 use mailchime::demo::backend::DemoBackend;
 use mailchime::demo::dialogue::Dialogue;
 use mailchime::demo::replay::{against_mailchime, against_mailchime_as};
-use tokio::net::TcpListener;
 
 use crate::support::dialogues::{PKI, all};
+use crate::support::listener;
 
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -69,10 +69,9 @@ fn a_file_that_is_malformed_or_missing_is_bad_usage_and_nothing_is_played() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_clients_half_is_played_to_a_live_server() {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let plain = DemoBackend::start(listener, None).unwrap();
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let tls = DemoBackend::start(listener, Some(PKI.server_config().unwrap())).unwrap();
+    let plain = DemoBackend::start(listener().await, None).unwrap();
+    let tls = PKI.server_config().unwrap();
+    let tls = DemoBackend::start(listener().await, Some(tls)).unwrap();
     for server in [&plain, &tls] {
         server.add_account("bob", b"wonder land");
     }

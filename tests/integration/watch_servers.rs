@@ -15,10 +15,12 @@ use mailchime::config::{DoveadmConfig, PreviewContent, WatchConnection};
 use mailchime::metrics::{VisitBy, Watching as Mode};
 use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, Snapshot};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::block_in_place;
 
 use crate::support::limited;
+use crate::support::listener;
+use crate::support::ports::own_address;
 use crate::support::servers::client::Client;
 use crate::support::servers::courier::Courier;
 use crate::support::servers::cyrus::Cyrus;
@@ -308,7 +310,7 @@ async fn dovecot_without_condstore_pushes_once_for_what_the_phone_shows() {
 
 /// Relays connections to a server, and cuts each on which nothing was said for `quiet`. Counts them.
 async fn network_that_cuts(server: SocketAddr, quiet: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = listener().await;
     let (address, count) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
     let accepted = Arc::clone(&count);
     tokio::spawn(async move {
@@ -460,7 +462,7 @@ fn read(address: SocketAddr, login: &str, mailbox: &str) {
 async fn doveadm_is_asked_in_place_of_a_login() {
     const TEST: &str = "watch_servers::doveadm_is_asked_in_place_of_a_login";
     limited(async {
-        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let port = own_address().port();
         let extra = format!(
             "doveadm_api_key = sesame\nservice doveadm {{\n  inet_listener http {{\n    port = {port}\n  }}\n}}\n"
         );

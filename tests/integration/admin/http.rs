@@ -12,12 +12,13 @@ use mailchime::net::counters::LimitCounters;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{exchange, get, request, request_with};
 use crate::support::limited;
+use crate::support::listener;
 
 /// A server whose parts are the test's.
 pub(super) struct Server {
@@ -77,7 +78,7 @@ impl Server {
             }),
             started_at: Timestamp::now(),
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(admin::serve(listener, Arc::new(context), stop.clone()));
@@ -167,7 +168,7 @@ async fn a_part_that_says_nothing_is_not_ready() {
             status: echo("status"),
             started_at: Timestamp::now(),
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         tokio::spawn(admin::serve(listener, Arc::new(context), stop.clone()));

@@ -9,7 +9,6 @@ use mailchime::demo::fcm::FcmStandIn;
 use mailchime::demo::push_service::PushService;
 use mailchime::demo::webhook::WebhookReceiver;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 
 use super::openapi::{Documented, OpenApi};
 use super::paper::Paper;
@@ -330,7 +329,7 @@ async fn misdirected(of: &mut Exercise<'_>) {
 
 /// A backend that refuses each login, and not for its name or password.
 async fn barring() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = listener().await;
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

@@ -12,7 +12,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -22,7 +22,7 @@ use crate::support::line::{Client, Line};
 use crate::support::servers::ALICE;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::world::{LOGIN, PASSWORD, Server, World};
-use crate::support::{limited, soon, until};
+use crate::support::{limited, listener, soon, until};
 
 /// The address of a user who means no harm.
 const HOME: [u8; 4] = [127, 0, 0, 1];
@@ -110,7 +110,7 @@ struct Counting {
 
 impl Counting {
     async fn start(capabilities: &'static str, refusal: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         let address = listener.local_addr().unwrap();
         let (connections, tries) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let counts = (Arc::clone(&connections), Arc::clone(&tries));

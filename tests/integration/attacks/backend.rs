@@ -4,10 +4,11 @@
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use self::Act::{AnswerUntil, Endless, Hear, Reset, Say};
 use crate::support::limited;
+use crate::support::listener;
 use crate::support::world::{LOGIN, PASSWORD, Server, World, registration};
 
 /// How much comes where no end comes, in bytes. A program that kept it would be found out.
@@ -43,7 +44,7 @@ struct Backend {
 impl Backend {
     /// Comes between `world`'s program and its backend.
     async fn before(world: &World) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         let good = world.backend.address();
         world.configure(&good.to_string(), &listener.local_addr().unwrap().to_string());
         let manner = Arc::new(Mutex::new(None::<&'static [Act]>));

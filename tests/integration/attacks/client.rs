@@ -6,11 +6,10 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
 
 use crate::support::line::Client;
 use crate::support::world::{LOGIN, MAIL, PASSWORD, Server, World, registration};
-use crate::support::{limited, soon};
+use crate::support::{limited, listener, soon};
 
 /// What the program may have grown by at its peak, in KiB, for one client.
 const MOST_GROWTH: u64 = 5 * 1024;
@@ -68,7 +67,7 @@ async fn a_client_of_slow_bytes_must_log_in_in_time() {
 
 /// A backend that has no end of mail, and reads what it is sent or not.
 async fn flooding(world: &World, reads: bool) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = listener().await;
     let address = listener.local_addr().unwrap().to_string();
     world.configure(&world.backend.address().to_string(), &address);
     tokio::spawn(async move {

@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
-use tokio::net::TcpListener;
 
 use crate::support::dialogues::proxy;
 use crate::support::limited;
+use crate::support::listener;
 
 /// Says this ID and logs in; the names and values that the backend hears.
 async fn heard(id: &str) -> Vec<(String, String)> {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = listener().await;
     let proxy = proxy(listener.local_addr().unwrap(), None, |config| {
         config.backend.send_id = true;
         config.limits.failure_delay = Duration::from_millis(1);

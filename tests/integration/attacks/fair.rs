@@ -18,7 +18,6 @@ use mailchime::nodes::ClusterView;
 use mailchime::push::dispatcher::{self, DispatcherParts};
 use mailchime::store::Store;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -65,7 +64,7 @@ impl Site {
         let pki = Pki::generate(None).unwrap();
         let folder = tempfile::tempdir().unwrap();
         pki.write_to(folder.path()).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         let apns = Apns::start(listener, &pki).unwrap();
         let url = format!("sqlite://{}", folder.path().join("mailchime.db").display());
         let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();

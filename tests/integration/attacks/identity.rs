@@ -13,7 +13,6 @@ use mailchime::demo::replay::Proxy;
 use mailchime::model::{SessionEvent, Timestamp};
 use sqlx::Connection;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
-use tokio::net::TcpListener;
 use tokio::task::block_in_place;
 
 use crate::support::dialogues::{proxy, push_offer};
@@ -23,7 +22,7 @@ use crate::support::servers::dovecot::{Dovecot, Options, token};
 use crate::support::servers::imap4d::Imap4d;
 use crate::support::servers::{ALICE, BOB, mail};
 use crate::support::world::{ACCOUNT_ID, Server, TOKEN, World, registration};
-use crate::support::{limited, sasl};
+use crate::support::{limited, listener, sasl};
 
 const FOREIGN_TOKEN: &str = "6666666666666666666666666666666666666666666666666666666666666666";
 const FOREIGN_ID: &str = "66666666-CA09-4730-A419-793000CA982E";
@@ -177,7 +176,7 @@ async fn a_token_registers_only_where_its_name_is_checked() {
 
 /// A backend that lets everybody in, whatever they say, and overlooks whom they claim to be.
 async fn credulous() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = listener().await;
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

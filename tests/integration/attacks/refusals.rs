@@ -4,11 +4,12 @@
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::support::limited;
 use crate::support::line::Client;
+use crate::support::listener;
 use crate::support::world::{LOGIN, PASSWORD, Server, World};
 
 /// What the backend does about a wrong password: it says this, with its tag in place of `#`.
@@ -32,7 +33,7 @@ struct Backend {
 
 impl Backend {
     async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         let address = listener.local_addr().unwrap();
         let (manner, what) = watch::channel(Manner::Leave(""));
         let (spoken, speaks) = watch::channel(0);

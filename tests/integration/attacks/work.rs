@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 use crate::support::in_process::InProcess;
 use crate::support::line::Client;
 use crate::support::world::{LOGIN, MAIL, PASSWORD, Server, World};
-use crate::support::{limited, soon, watching};
+use crate::support::{limited, listener, soon, watching};
 
 /// A backend's side of a connection to this process. It never waits: while there is nothing to read or
 /// no room to write, everything else has a turn, and that is counted.
@@ -84,7 +84,7 @@ const FLOOD: usize = 128 * 1024;
 const TURNS: usize = 50;
 
 async fn a_watcher_hears(flood: &[u8]) -> usize {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = listener().await;
     let world = watching::WatchWorld::new(listener.local_addr().unwrap()).await;
     world.register("alice", &[("INBOX", Default::default())]).await;
     let watching = world.watch();
@@ -160,7 +160,7 @@ async fn a_session(
 #[tokio::test]
 async fn a_session_lets_others_have_their_turn_whatever_its_backend_repeats() {
     limited(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         let (world, tls) = in_this_thread(&listener).await;
         for (line, most) in [("\n", TURNS / 10), ("* CAPABILITY A\r\n", TURNS)] {
             let client = TcpStream::connect(world.address()).await.unwrap();
@@ -186,7 +186,7 @@ async fn a_session_lets_others_have_their_turn_whatever_its_backend_repeats() {
 #[tokio::test]
 async fn a_session_lets_others_have_their_turn_whatever_its_client_pipelines() {
     limited(async {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         let (world, tls) = in_this_thread(&listener).await;
         let client = TcpStream::connect(world.address()).await.unwrap();
         let mut commands = b"\n".repeat(FLOOD);
@@ -211,7 +211,7 @@ async fn a_session_lets_others_have_their_turn_whatever_its_client_pipelines() {
 async fn a_capability_list_has_a_bounded_number_of_tokens() {
     limited(async {
         let world = World::new().await;
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         world.in_front_of(listener.local_addr().unwrap());
         let tokens: String = (0..2500).map(|number| format!(" X{number}")).collect();
         tokio::spawn(async move {
@@ -287,7 +287,7 @@ async fn a_client_that_only_asks_is_sent_away() {
 
 /// A backend that accepts and says nothing.
 async fn silent(world: &World) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = listener().await;
     world.in_front_of(listener.local_addr().unwrap());
     tokio::spawn(async move {
         let mut held = Vec::new();

@@ -19,7 +19,6 @@ use mailchime::net::counters::LimitCounters;
 use mailchime::net::http::{HttpLimits, HttpServer};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
@@ -213,7 +212,7 @@ impl NotTaking {
                 Self { address, requests: Requests::Recorder(recorder) }
             }
             Listens::None | Listens::Silent | Listens::Slow => {
-                let socket = TcpListener::bind(loopback()).await.unwrap();
+                let socket = listener().await;
                 let address = socket.local_addr().unwrap();
                 if listens == Listens::None {
                     return Self { address, requests: Requests::Uncounted };

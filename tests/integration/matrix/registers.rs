@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::block_in_place;
 
 use super::LIMIT;
 use super::site::{Behind, Kind, before};
 use super::table::Cell;
 use crate::support::in_process::InProcess;
+use crate::support::listener;
 use crate::support::servers::client::Client;
 use crate::support::servers::{ALICE, mail, pki};
 use crate::support::world::ACCOUNT_ID;
@@ -117,7 +118,7 @@ struct Tap {
 
 impl Tap {
     async fn start(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let listener = listener().await;
         let address = listener.local_addr().unwrap();
         let heard = Arc::<Mutex<Vec<u8>>>::default();
         let keep = Arc::clone(&heard);

@@ -3,10 +3,10 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
-use tokio::net::TcpListener;
 use tokio::task::block_in_place;
 
 use crate::support::limited;
+use crate::support::ports::own_address;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::world::World;
 
@@ -14,9 +14,7 @@ use crate::support::world::World;
 async fn check_asks_doveadm_and_says_what_is_wrong() {
     const TEST: &str = "program::doveadm::check_asks_doveadm_and_says_what_is_wrong";
     limited(async {
-        let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        let port = own_address().port();
         let extra = format!(
             "doveadm_api_key = sesame\nservice doveadm {{\n  inet_listener http {{\n    port = {port}\n  }}\n}}\n"
         );

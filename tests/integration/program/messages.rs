@@ -7,6 +7,7 @@ use std::path::Path;
 use mailchime::demo::pki::Pki;
 use sqlx::{Connection, Executor, SqliteConnection};
 
+use crate::support::ports::own_listener;
 use crate::support::program::{Process, mailchime};
 use crate::support::{limited, listener};
 
@@ -221,7 +222,7 @@ async fn a_database_of_a_newer_program_is_refused() {
 async fn a_port_that_is_taken_is_named() {
     limited(async {
         let folder = folder();
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = own_listener();
         let address = taken.local_addr().unwrap().to_string();
         let config = CONFIG.replace("127.0.0.1:0", &address);
         let (code, message) = refusal(folder.path(), &config).await;

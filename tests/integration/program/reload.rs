@@ -8,6 +8,7 @@ use mailchime::demo::phone::PhoneError;
 use mailchime::demo::pki::Pki;
 use tokio::net::{TcpStream, UnixDatagram};
 
+use crate::support::ports::own_listener;
 use crate::support::program::{Process, mailchime, mailchime_after};
 use crate::support::world::{Server, World, registration};
 use crate::support::{limited, soon};
@@ -149,7 +150,7 @@ fn activated(world: &World, socket: &TcpListener, count: u32) -> Process {
 async fn a_socket_from_systemd_takes_the_place_of_an_address() {
     limited(async {
         let world = World::new().await;
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = own_listener();
         let address = socket.local_addr().unwrap();
         // A client that connects before mailchime starts is served.
         let early = TcpStream::connect(address).await.unwrap();
@@ -179,7 +180,7 @@ async fn a_socket_from_systemd_takes_the_place_of_an_address() {
 async fn a_socket_that_no_listener_is_for_is_an_error() {
     limited(async {
         let world = World::new().await;
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = own_listener();
         let mut process = activated(&world, &socket, 2);
         assert_eq!(process.end().await.code(), Some(1));
         let last = process.stderr.seen.last().unwrap();

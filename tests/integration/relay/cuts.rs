@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 use mailchime::demo::replay::Proxy;
 use mailchime::net::stream::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use self::scripts::Part::{GoAhead, Say, Until};
 use self::scripts::{REGISTER, REGISTRATION, SCRIPTS};
 use crate::support::dialogues::{proxy, push_offer};
+use crate::support::listener;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::servers::times::without_times;
 use crate::support::servers::{ALICE, mail};
@@ -376,7 +377,7 @@ fn places() -> Vec<Cuts> {
 
 /// In front of Dovecot: says what it says byte by byte.
 async fn byte_by_byte(dovecot: SocketAddr) -> SocketAddr {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let listener = listener().await;
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {

@@ -9,11 +9,11 @@ use mailchime::model::SessionEvent;
 use mailchime::net::tls_stream::TlsClient;
 use sqlx::{Connection, Executor, SqliteConnection};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use super::log_in;
 use crate::support::dialogues::{proxy, push_offer, read_to_end};
-use crate::support::{LIMIT, limited};
+use crate::support::{LIMIT, limited, listener};
 
 /// Registers for INBOX and Bad, and plays the backend until Bad is asked for, if it is.
 async fn register(client: &mut TlsClient, backend: &mut TcpStream, asks: bool) {
@@ -43,7 +43,7 @@ async fn register(client: &mut TlsClient, backend: &mut TcpStream, asks: bool) {
 #[tokio::test]
 async fn a_mailbox_that_ends_its_session_is_asked_for_once_and_registered_all_the_same() {
     let test = async {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let listener = listener().await;
         let address = listener.local_addr().unwrap();
         let limit = |config: &mut Config| config.limits.answer_timeout = Duration::from_secs(4);
         for hangs_up in [true, false] {
@@ -91,7 +91,7 @@ struct Locked {
 
 impl Locked {
     async fn new() -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let listener = listener().await;
         let address = listener.local_addr().unwrap();
         // Longer than the test.
         let patient = |config: &mut Config| config.store.busy_timeout = 4 * LIMIT;

@@ -18,6 +18,7 @@ pub(crate) mod dialogues;
 pub(crate) mod in_process;
 pub(crate) mod line;
 pub(crate) mod log;
+pub(crate) mod ports;
 pub(crate) mod program;
 pub(crate) mod pushing;
 pub(crate) mod sasl;
@@ -110,7 +111,9 @@ pub(crate) fn stop_clock() -> StoppedClock {
     StoppedClock(sender)
 }
 
-/// A port of loopback that the system chooses.
+/// A listener at a port of its own ([`ports`]).
 pub(crate) async fn listener() -> TcpListener {
-    TcpListener::bind("127.0.0.1:0").await.unwrap()
+    let listener = ports::own_listener();
+    listener.set_nonblocking(true).unwrap();
+    TcpListener::from_std(listener).unwrap()
 }

@@ -6,6 +6,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::watching::{WatchWorld, Watching, told};
+use crate::support::listener;
 
 pub(crate) const IDLE: &str = "\
 S: * OK [CAPABILITY IMAP4rev1] hi
@@ -38,7 +39,7 @@ impl Stage {
 
     /// Alice's devices were told of this state of INBOX.
     pub(crate) async fn told(inbox: Snapshot) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         let world = WatchWorld::new(listener.local_addr().unwrap()).await;
         world.register("alice", &[("INBOX", inbox)]).await;
         Self { listener, world }

@@ -24,7 +24,7 @@ use super::on_demand::{mark, resting, until_resting, world};
 use crate::support::log::Log;
 use crate::support::stage::{IDLE, Stage};
 use crate::support::watching::{PASSWORD, WatchWorld, told};
-use crate::support::{later, limited, patient, until};
+use crate::support::{later, limited, listener, patient, until};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
@@ -273,7 +273,7 @@ async fn accounts_of_a_backend_in_trouble_wait_without_a_task_each_for_its_next_
     use Trouble::*;
     for trouble in [LoginRefused, ByeAtLogin, StatusRefused, ByeAtStatus] {
         patient(async {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let listener = listener().await;
             let mut world = WatchWorld::new(listener.local_addr().unwrap()).await;
             world.watch.connection = WatchConnection::OnDemand;
             let retry = Duration::from_mins(10);
@@ -328,7 +328,7 @@ impl DoveadmApi {
         world.watch.connection = WatchConnection::OnDemand;
         let retry = Duration::from_mins(10);
         (world.watch.retry_min, world.watch.retry_max) = (retry, retry);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         let key_file = world.folder.path().join("doveadm.key");
         std::fs::write(&key_file, "sesame\n").unwrap();
         std::fs::set_permissions(&key_file, std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use mailchime::demo::backend::DemoBackend;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufStream};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use crate::support::limited;
+use crate::support::listener;
 use crate::support::watching::{PASSWORD, WatchWorld, Watching, told};
 
 const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 
 /// A server with the empty INBOX of alice, UIDVALIDITY 1.
 pub(super) async fn backend() -> DemoBackend {
-    let backend =
-        DemoBackend::start(TcpListener::bind("127.0.0.1:0").await.unwrap(), None).unwrap();
+    let backend = DemoBackend::start(listener().await, None).unwrap();
     backend.add_account("alice", PASSWORD.as_bytes());
     backend
 }

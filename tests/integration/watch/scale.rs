@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use mailchime::config::{BackendTls, TrustConfig};
 use mailchime::demo::backend::DemoBackend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 
 use crate::support::apart::apart;
+use crate::support::listener;
 use crate::support::servers::pki;
 use crate::support::watching::{PASSWORD, WatchWorld, told};
 
@@ -114,7 +115,7 @@ async fn add_idle(backend: &DemoBackend, clients: &mut Vec<TcpStream>, number: u
 
 async fn demo(tls: bool) -> DemoBackend {
     let tls = tls.then(|| pki().server_config().unwrap());
-    DemoBackend::start(TcpListener::bind("127.0.0.1:0").await.unwrap(), tls).unwrap()
+    DemoBackend::start(listener().await, tls).unwrap()
 }
 
 /// A client in IDLE that keeps no buffer.

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{Counting, HOME, Network, world_before};
 use crate::support::world::{LOGIN, PASSWORD};
-use crate::support::{limited, soon};
+use crate::support::{limited, listener, soon};
 
 fn with_a_token() -> String {
     let response = format!("user={LOGIN}\x01auth=Bearer token\x01\x01");
@@ -57,7 +57,7 @@ async fn a_list_that_has_grown_old_keeps_nobody_out() {
         let before = Counting::refusing().await;
         let now = Counting::start("AUTH=XOAUTH2 SASL-IR", "OK in").await;
         // The one in front leads to one backend, and then to the other.
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         let address = listener.local_addr().unwrap();
         let upgraded = Arc::new(AtomicUsize::new(0));
         let (first, second, which) = (before.address, now.address, Arc::clone(&upgraded));

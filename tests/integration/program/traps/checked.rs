@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, MySqlConnection, PgConnection, S
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
+use crate::support::ports::own_listener;
 use crate::support::program::Process;
 use crate::support::servers::mariadb::MariaDb;
 use crate::support::servers::postgres::Postgres;
@@ -466,7 +467,7 @@ async fn check_ends_with_the_status_of_serve() {
             fs::set_permissions(folder.file(name), Permissions::from_mode(0o600)).unwrap();
         }
         fs::write(folder.file("text.db"), "Dear administrator,\n".repeat(1000)).unwrap();
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = own_listener();
         let address = taken.local_addr().unwrap();
         let other = mailchime::demo::pki::Pki::generate(None).unwrap();
         other.write_to(&folder.file("other")).unwrap();

@@ -10,6 +10,7 @@ use mailchime::demo::pki::Pki;
 
 use super::checked::{free_address, server_that_says};
 use crate::support::limited;
+use crate::support::ports::own_listener;
 use crate::support::program::{Process, mailchime};
 use crate::support::servers::NOBODY;
 use crate::support::skip;
@@ -35,7 +36,7 @@ async fn another_program_beside_a_running_mailchime_is_not_ok() {
         let server = world.serve().await;
         let talks = server_that_says(&["HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"]).await;
         // It takes connections and says nothing.
-        let [mute, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [mute, other] = [(); 2].map(|()| own_listener());
         let socket = UnixListener::bind(world.file("other.sock")).unwrap();
         let [api, events] = [&mute, &other].map(|listener| listener.local_addr().unwrap());
         with_source(&world, &format!("address = \"{events}\"\ncyrus_stream = \"other.sock\""));

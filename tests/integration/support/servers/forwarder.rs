@@ -3,8 +3,9 @@
 
 use std::net::SocketAddr;
 
+use crate::support::listener;
 use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 /// Passes bytes on, as a task of the runtime that it was started in.
@@ -23,7 +24,7 @@ struct Road {
 
 impl Forwarder {
     pub(crate) async fn start(to: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listener().await;
         let address = listener.local_addr().unwrap();
         let (road, roads) = watch::channel(Road { to, frozen: false, lost: 0 });
         tokio::spawn(async move {

@@ -2,19 +2,19 @@
 //!
 //! Knows no server in particular.
 
-use std::collections::HashSet;
 use std::fs::{File, Permissions, read_to_string};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use crate::support::ports::own_address;
 
 /// From the start of a server until it accepts.
 const START_LIMIT: Duration = Duration::from_secs(90);
@@ -85,7 +85,7 @@ pub(super) fn start<const PORTS: usize>(
             .permissions(Permissions::from_mode(0o755))
             .tempdir()
             .unwrap();
-        let addresses = free_addresses();
+        let addresses = std::array::from_fn(|_| own_address());
         let plan = plan(folder.path(), addresses);
         let mut process = Process { plan, addresses: addresses.into(), running: None, folder };
         match process.start() {
@@ -96,25 +96,6 @@ pub(super) fn start<const PORTS: usize>(
         }
     }
     unreachable!("the last attempt returns or panics");
-}
-
-/// Addresses on loopback that nobody listens on.
-///
-/// They are below the range that the kernel hands out by itself, so that neither a port 0 nor a
-/// client's socket takes one between here and the server's start, nor while a server is stopped to
-/// be started again. None is handed out twice by one process.
-fn free_addresses<const COUNT: usize>() -> [SocketAddr; COUNT] {
-    static TAKEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
-    std::array::from_fn(|_| {
-        loop {
-            let port = 10_000 + rand::random::<u16>() % 20_000;
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-            let new = TAKEN.lock().unwrap().get_or_insert_default().insert(port);
-            if new && TcpListener::bind(address).is_ok() {
-                return address;
-            }
-        }
-    })
 }
 
 impl Process {
