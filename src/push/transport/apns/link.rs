@@ -97,12 +97,14 @@ impl Link {
 
     /// The connection, dialled if there is none. Cancel safe: a dial that was begun goes on.
     pub(super) async fn up(&self) -> Result<Up, Down> {
+        let mut waited = false;
         loop {
             let (mut found, mut dial) = (None, false);
             self.shared.state.send_if_modified(|state| {
                 match &state.phase {
                     LinkPhase::Up(up) if !up.sender.is_closed() => found = Some(Ok(up.clone())),
-                    LinkPhase::Down(Some(down)) if Instant::now() < down.until => {
+                    // Who waited for a dial hears how it ended, however late that is.
+                    LinkPhase::Down(Some(down)) if waited || Instant::now() < down.until => {
                         found = Some(Err(down.clone()));
                     }
                     LinkPhase::Dialling => {}
@@ -126,6 +128,7 @@ impl Link {
             let mut state = self.shared.state.subscribe();
             // The sender is in `self`, so this ends by the condition only.
             let _ = state.wait_for(|state| !matches!(state.phase, LinkPhase::Dialling)).await;
+            waited = true;
         }
     }
 
@@ -260,5 +263,37 @@ impl LinkParts {
             .await
             .map_err(|_| "HTTP/2: no answer in time".to_owned())?
             .map_err(|error| format!("HTTP/2: {}", causes(&error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use super::*;
+    use crate::net::resolve::NameResolver;
+    use crate::net::tls;
+
+    /// A machine so busy that the cool-down is over when the request has its turn again.
+    #[tokio::test(start_paused = true)]
+    async fn who_waited_for_a_dial_hears_how_it_ended_after_the_cool_down() {
+        let config = config::ApnsConfig::new("apns.pem", "apns.key");
+        let resolver = NameResolver::new(&Default::default(), Arc::default());
+        let tls = tls::client_with(tls::any_verifier()).unwrap();
+        let link = Link::new(&config, Dialer::new(resolver, None, tls));
+        let state = &link.shared.state;
+        state.send_modify(|state| state.phase = LinkPhase::Dialling);
+        let mut up = pin!(link.up());
+        assert!(poll_fn(|context| Poll::Ready(up.as_mut().poll(context))).await.is_pending());
+        state.send_modify(|state| {
+            state.failures = 1;
+            state.cool_down("it was refused");
+        });
+        tokio::time::advance(COOL_DOWN.wait(1, 1.0)).await;
+        let heard = poll_fn(|context| Poll::Ready(up.as_mut().poll(context))).await;
+        let Poll::Ready(Err(down)) = heard else { panic!("it dials again") };
+        assert_eq!(&*down.why, "it was refused");
     }
 }
