@@ -21,7 +21,8 @@ pub(super) fn proxy(listener: TcpListener, answer: &'static str) -> Arc<Mutex<Ve
             tokio::spawn(async move {
                 let mut head = Vec::new();
                 while !head.ends_with(b"\r\n\r\n") {
-                    head.push(near.read_u8().await.unwrap());
+                    let Ok(byte) = near.read_u8().await else { return };
+                    head.push(byte);
                 }
                 let head = String::from_utf8(head).unwrap();
                 let to = head.split(' ').nth(1).unwrap().to_owned();
