@@ -251,6 +251,8 @@ const LOCK_NOT_AVAILABLE: &str = "55P03";
 const IDLE_IN_TRANSACTION: &str = "25P03";
 const TRANSACTION_TIMEOUT: &str = "25P04";
 const NO_SUCH_DATABASE: &str = "3D000";
+/// The representation of a text is that of no value of the type.
+const NO_VALUE: &str = "22P02";
 /// Connection, resources (full, too many connections), operator (shutdown, statement_timeout), system
 /// (I/O), conflict of transactions.
 const TEMPORARY_CLASSES: [&str; 5] = ["08", "53", "57", "58", "40"];
@@ -316,6 +318,11 @@ pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
         || mariadb_number(error).is_some_and(|number| MARIADB_REFUSALS.contains(&number))
         || postgres_code(error)
             .is_some_and(|code| code.starts_with(AUTHORIZATION) || code == NO_SUCH_DATABASE)
+}
+
+/// Whether a text was to become a number and is none (PostgreSQL: `invalid_text_representation`).
+pub(super) fn is_no_value(error: &sqlx::Error) -> bool {
+    postgres_code(error) == Some(NO_VALUE)
 }
 
 /// Whether the server does not know a statement or a function, as those do that speak PostgreSQL's protocol alone.

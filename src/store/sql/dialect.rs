@@ -129,6 +129,12 @@ impl Dialect {
         }
     }
 
+    /// Whether what begins a transaction fails on a server that takes no writes. Where it does not, it is
+    /// [asked](Self::asks_read_only) behind that, which is one more trip to the server.
+    pub(super) fn begins_on_writable_servers(self) -> bool {
+        self == Self::Postgres
+    }
+
     /// The statement of an [`Upsert`].
     pub(in crate::store) fn upsert(self, upsert: &Upsert<'_>) -> String {
         let Upsert { table, columns, rows, key, set, returning } = *upsert;

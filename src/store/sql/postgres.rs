@@ -40,14 +40,18 @@ pub(in crate::store) fn connections(
     Ok(Connections { reads, writes, kind })
 }
 
-/// Begins a transaction. Its statements see what others have committed before each of them.
+/// Begins a transaction. Its statements see what others have committed before each of them. On a standby, where
+/// `transaction_read_only` is on, too, the last statement has no value ([`is_no_value`](crate::store::error::is_no_value)):
+/// its text is what the server's log says then.
 fn begin(busy_timeout: Duration, limit: Duration) -> String {
     format!(
         "begin isolation level read committed; set local lock_timeout = {busy}; \
          set local statement_timeout = {limit}; \
          set local idle_in_transaction_session_timeout = {limit}; \
          select set_config('synchronous_commit', 'on', true) \
-         where current_setting('synchronous_commit') = 'off'",
+         where current_setting('synchronous_commit') = 'off'; \
+         select cast(case when current_setting('transaction_read_only') = 'off' then '0' \
+         else 'mailchime needs a server that takes writes' end as integer)",
         // 0 would mean without end.
         busy = busy_timeout.as_millis().max(1),
         limit = limit.as_millis().max(1),

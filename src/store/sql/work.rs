@@ -29,6 +29,7 @@ use super::fault::ConnectionFault;
 use super::kept::{KeptConnection, KeptConnections};
 use super::trust::ConnectionTrust;
 use super::unbroken::Unbroken;
+use crate::store::error::is_no_value;
 
 /// For the first word of a connection that has been used before. After this time another one is made.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
@@ -52,7 +53,8 @@ pub(in crate::store) enum TransactionKind {
     File { reads: Arc<KeptConnections>, writes: Arc<KeptConnections> },
     Server {
         dialect: Dialect,
-        /// Begins a transaction and makes its settings, in one message.
+        /// Begins a transaction and makes its settings, in one message. Where the database can say so in it, the message
+        /// fails on a server that takes no writes ([`Dialect::begins_on_writable_servers`]).
         begin: Arc<str>,
         /// Statements are kept prepared, by names: only for a server that no pooler stands before.
         named: bool,
@@ -246,11 +248,15 @@ async fn begun(
     trust: ConnectionTrust,
 ) -> sqlx::Result<Work> {
     let begin = AssertSqlSafe(begin).into_sql_str();
-    let mut transaction = Transaction::begin(connection, Some(begin)).await?;
-    // It is on in a standby, too.
-    let shown = transaction.fetch_one(dialect.asks_read_only()).await?;
-    if shown.try_get::<i64, _>(0)? != 0 {
-        return Err(standby());
+    let mut transaction = match Transaction::begin(connection, Some(begin)).await {
+        Err(error) if is_no_value(&error) => return Err(standby()),
+        begun => begun?,
+    };
+    if !dialect.begins_on_writable_servers() {
+        let shown = transaction.fetch_one(dialect.asks_read_only()).await?;
+        if shown.try_get::<i64, _>(0)? != 0 {
+            return Err(standby());
+        }
     }
     let on = WorkOn::Transaction(transaction);
     Ok(Work { on, dialect, named, trust: Some(trust), then: None })
