@@ -125,8 +125,7 @@ impl Store {
             let mut transaction = self.begin().await?;
             let mut adopted = 0;
             for accounts in accounts.chunks(rows::MOST) {
-                let update = transaction.dialect().update_from(&ADOPT, accounts.len());
-                let mut query = sql::query(update);
+                let mut query = sql::update_from(&transaction, &ADOPT, accounts.len());
                 for (account, backend) in accounts {
                     query =
                         query.bind(account.as_str()).bind(backend.address()).bind(backend.as_str());

@@ -10,12 +10,12 @@ use crate::model::{
 };
 
 use super::due::{DueMailbox, due_mailbox};
-use super::gathered::{Asks, GatheredQuery, Questions};
+use super::gathered::{Asks, Questions};
 use super::records::{
     account, failure, failure_columns, live, snapshot, state, subscription, subscription_columns,
 };
 use super::sql::statement::{Argument, Statement};
-use super::sql::{self, SelectBy, Shaped};
+use super::sql::{self, SelectBy};
 use super::{Alive, Store, StoreError};
 
 /// A subscription with what it is for.
@@ -276,18 +276,12 @@ impl Store {
 }
 
 impl Asks for WatchedQuestion {
+    const QUERY: SelectBy<'static> = WATCHED;
+
     type Row = WatchedRow;
 
     fn questions(store: &Store) -> &Questions<Self, WatchedRow> {
         &store.asked_watched
-    }
-
-    fn query() -> &'static GatheredQuery {
-        static QUERY: GatheredQuery = GatheredQuery {
-            query: WATCHED,
-            alone: Shaped::new(|dialect| dialect.select_by(&WATCHED, 1)),
-        };
-        &QUERY
     }
 
     fn arguments(&self) -> impl Iterator<Item = Argument<'_>> {
@@ -307,18 +301,12 @@ impl Asks for WatchedQuestion {
 }
 
 impl Asks for TargetsQuestion {
+    const QUERY: SelectBy<'static> = TARGETS;
+
     type Row = TargetRow;
 
     fn questions(store: &Store) -> &Questions<Self, Self::Row> {
         &store.asked_targets
-    }
-
-    fn query() -> &'static GatheredQuery {
-        static QUERY: GatheredQuery = GatheredQuery {
-            query: TARGETS,
-            alone: Shaped::new(|dialect| dialect.select_by(&TARGETS, 1)),
-        };
-        &QUERY
     }
 
     fn arguments(&self) -> impl Iterator<Item = Argument<'_>> {

@@ -9,7 +9,7 @@ use sqlx::any::AnyRow;
 
 use super::records::account;
 use super::sql::work::Work;
-use super::sql::{self, UpdateFrom, Upsert, rows};
+use super::sql::{self, SelectBy, UpdateFrom, Upsert, rows};
 use super::{Store, StoreError};
 use crate::metrics::Call;
 use crate::model::{Account, Mailbox, Snapshot, Timestamp};
@@ -98,6 +98,13 @@ const CLEAR: UpdateFrom<'_> = UpdateFrom {
     set: &[("due_state", "null"), ("due_marks", "0"), ("due_since", "null")],
 };
 
+/// What [`Store::mailboxes_of`] asks.
+const REGISTERED: SelectBy<'_> = SelectBy {
+    columns: &["account"],
+    select: "a.name as account, m.name as mailbox",
+    of: "join account a on a.name = v.account join mailbox m on m.account = a.id",
+};
+
 impl Store {
     /// Takes the marks of mailboxes away that were looked at, unless another node has marked them since, and
     /// then makes marks, all in one transaction. All other nodes get word of the accounts that one of them
@@ -151,12 +158,7 @@ impl Store {
         let mut registered: HashMap<String, HashSet<Mailbox>> = HashMap::new();
         let accounts: Vec<_> = accounts.iter().collect();
         for accounts in accounts.chunks(rows::MOST) {
-            let names: Vec<_> = (1..=accounts.len()).map(|place| format!("${place}")).collect();
-            let mut query = sql::query(format!(
-                "select a.name as account, m.name as mailbox from account a \
-                 join mailbox m on m.account = a.id where a.name in ({})",
-                names.join(", ")
-            ));
+            let mut query = sql::select_by(work, &REGISTERED, accounts.len());
             for account in accounts {
                 query = query.bind(**account);
             }
@@ -261,7 +263,7 @@ fn due_rows(marks: &[DueMark]) -> DueRows<'_> {
 
 async fn clear(work: &mut Work, looked_at: &[&LookedAt]) -> sqlx::Result<()> {
     for looked_at in looked_at.chunks(rows::MOST) {
-        let mut query = sql::query(work.dialect().update_from(&CLEAR, looked_at.len()));
+        let mut query = sql::update_from(work, &CLEAR, looked_at.len());
         for LookedAt { account, mailbox, marks } in looked_at {
             query = query.bind(account.as_str()).bind(mailbox.as_str()).bind(*marks);
         }
@@ -275,7 +277,7 @@ async fn mark(work: &mut Work, marks: &DueRows<'_>, now: Timestamp) -> sqlx::Res
         marks.iter().partition(|((_, mailbox), _)| mailbox.is_none());
     for (update, marks) in [(&MARK_ALL, all), (&MARK, some)] {
         for marks in marks.chunks(rows::MOST) {
-            let mut query = sql::query(work.dialect().update_from(update, marks.len()));
+            let mut query = sql::update_from(work, update, marks.len());
             for ((account, mailbox), (others, state)) in marks {
                 query = query.bind(*account).bind(*mailbox);
                 query = query.bind(state.as_deref());

@@ -11,21 +11,13 @@ use sqlx::any::AnyRow;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::sql::rows::{self, Readable};
-use super::sql::statement::{Argument, StatementText};
-use super::sql::{self, SelectBy, Shaped};
+use super::sql::statement::Argument;
+use super::sql::{self, SelectBy};
 use super::{Store, StoreError, error};
 use crate::metrics::Call;
 
 /// Most questions of one statement.
 const MOST: usize = 64;
-
-/// A query that asks for rows by rows.
-pub(super) struct GatheredQuery {
-    /// The first column of `v` is the number of the question, and the first that is selected as well.
-    pub(super) query: SelectBy<'static>,
-    /// Its text for one question, which is kept prepared where that may be.
-    pub(super) alone: Shaped,
-}
 
 /// The questions of one kind that wait.
 pub(super) struct Questions<Q, R> {
@@ -55,14 +47,14 @@ impl<Q, R> Questions<Q, R> {
 
 /// How questions of one kind are asked.
 pub(super) trait Asks: Send + Sync + Sized + 'static {
+    /// The query. The first column of `v` is the number of the question, and the first that is selected as well.
+    const QUERY: SelectBy<'static>;
+
     /// A row of the answer.
     type Row: Send + 'static;
 
     /// Where they wait.
     fn questions(store: &Store) -> &Questions<Self, Self::Row>;
-
-    /// The query.
-    fn query() -> &'static GatheredQuery;
 
     /// The columns of the question behind its number.
     fn arguments(&self) -> impl Iterator<Item = Argument<'_>>;
@@ -144,12 +136,7 @@ impl Store {
     /// The rows that answer each of the questions.
     async fn answers<Q: Asks>(&self, questions: &[Q]) -> sqlx::Result<Vec<Vec<Q::Row>>> {
         let mut work = self.read_once().await?;
-        let GatheredQuery { query, alone } = Q::query();
-        let text: StatementText = match questions.len() {
-            1 => alone.of(work.dialect()).into(),
-            several => work.dialect().select_by(query, several).into(),
-        };
-        let mut statement = sql::query(text);
+        let mut statement = sql::select_by(&work, &Q::QUERY, questions.len());
         for (number, question) in (0_i64..).zip(questions) {
             statement = statement.bind(number);
             statement = question.arguments().fold(statement, |it, argument| it.bind(argument));

@@ -295,16 +295,14 @@ impl Store {
             let (mut transaction, mut replaced) = (self.begin().await?, 0);
             let (own, beside): (Vec<_>, Vec<_>) = texts.iter().partition(|it| it.number == 0);
             if !own.is_empty() {
-                let update = transaction.dialect().update_from(&RESEAL, own.len());
-                let mut query = sql::query(update);
+                let mut query = sql::update_from(&transaction, &RESEAL, own.len());
                 for Resealed { account, old, new, .. } in own {
                     query = query.bind(account.as_str()).bind(old.as_str()).bind(new.as_str());
                 }
                 replaced += query.execute_in(&mut transaction).await?.rows_affected();
             }
             if !beside.is_empty() {
-                let update = transaction.dialect().update_from(&RESEAL_BESIDE, beside.len());
-                let mut query = sql::query(update);
+                let mut query = sql::update_from(&transaction, &RESEAL_BESIDE, beside.len());
                 for Resealed { account, old, new, .. } in beside {
                     query = query.bind(account.as_str()).bind(old.as_str()).bind(new.as_str());
                 }

@@ -163,8 +163,7 @@ impl Store {
         }
         self.write(Call::Reseal, || async {
             let mut transaction = self.begin().await?;
-            let update = transaction.dialect().update_from(&RESEAL_SECRETS, texts.len());
-            let mut query = sql::query(update);
+            let mut query = sql::update_from(&transaction, &RESEAL_SECRETS, texts.len());
             for (SealedSecrets { id, sealed, .. }, new) in texts {
                 query = query.bind(*id).bind(sealed.as_str()).bind(new.as_str());
             }

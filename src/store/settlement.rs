@@ -196,7 +196,7 @@ impl<'a> Outcome<'a> {
     /// word about it cannot bring one back.
     async fn write(&self, work: &mut Work) -> sqlx::Result<()> {
         for marks in chunks(&self.marks) {
-            let mut query = sql::query(work.dialect().update_from(&MARKS, marks.len()));
+            let mut query = sql::update_from(work, &MARKS, marks.len());
             for ((subscription, mailbox), mark) in marks {
                 query = bind_key(query, subscription)
                     .bind(*mailbox)
@@ -206,7 +206,7 @@ impl<'a> Outcome<'a> {
             query.execute_in(work).await?;
         }
         for times in chunks(&self.pushed) {
-            let mut query = sql::query(work.dialect().update_from(&PUSHED, times.len()));
+            let mut query = sql::update_from(work, &PUSHED, times.len());
             for (subscription, at) in times {
                 query = bind_key(query, subscription).bind(at.0);
             }
@@ -214,7 +214,7 @@ impl<'a> Outcome<'a> {
         }
         // One that was accepted and has failed since fails since then.
         for failing in chunks(&self.failing) {
-            let mut query = sql::query(work.dialect().update_from(&FAILING, failing.len()));
+            let mut query = sql::update_from(work, &FAILING, failing.len());
             for (subscription, (failure, registered_at)) in failing {
                 let own_fault = i64::try_from(failure.own_fault.as_millis()).unwrap_or(i64::MAX);
                 query = bind_key(query, subscription).bind(failure.since.0);
@@ -223,7 +223,7 @@ impl<'a> Outcome<'a> {
             query.execute_in(work).await?;
         }
         for told in chunks(&self.told) {
-            let mut query = sql::query(work.dialect().update_from(&TOLD, told.len()));
+            let mut query = sql::update_from(work, &TOLD, told.len());
             for ((account, mailbox), snapshot) in told {
                 query = bind_snapshot(query.bind(*account), mailbox, snapshot);
             }

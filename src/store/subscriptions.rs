@@ -472,7 +472,7 @@ pub(super) async fn replace_mailboxes(
         let known: Vec<_> =
             wanted.iter().filter(|(_, state)| **state != Snapshot::default()).collect();
         if !known.is_empty() {
-            let mut query = sql::query(work.dialect().update_from(&UNHEARD_OF, known.len()));
+            let mut query = sql::update_from(work, &UNHEARD_OF, known.len());
             for (mailbox, state) in known {
                 query = bind_snapshot(query.bind(account), mailbox, state);
             }

@@ -16,4 +16,4 @@ mod unbroken;
 pub(super) mod work;
 
 pub(super) use dialect::{SelectBy, Take, UpdateFrom, Upsert, values};
-pub(super) use statement::{Shaped, query};
+pub(super) use statement::{Shaped, query, select_by, update_from};

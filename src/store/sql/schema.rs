@@ -129,7 +129,7 @@ async fn hash_endpoints(work: &mut Work) -> sqlx::Result<()> {
     let Readable { rows: devices, left_out } =
         rows::readable(work, &Metrics::default(), devices, hashed).await?;
     for devices in devices.chunks(rows::MOST) {
-        let mut query = statement::query(work.dialect().update_from(&HASHES, devices.len()));
+        let mut query = statement::update_from(work, &HASHES, devices.len());
         for values in devices {
             query = values.iter().fold(query, |query, value| query.bind(value.as_str()));
         }

@@ -10,22 +10,32 @@ use sqlx::any::{AnyArguments, AnyQueryResult, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, AssertSqlSafe, SqlSafeStr};
 
-use super::dialect::{DIALECTS, Dialect};
+use super::dialect::{DIALECTS, Dialect, SelectBy, UpdateFrom};
+use super::rows;
 use super::work::Work;
 
 /// A statement with its arguments.
 pub(in crate::store) struct Statement<'q> {
     text: StatementText,
     arguments: Vec<Argument<'q>>,
+    /// What it is written for; none of one that is not written for rows.
+    rows: Rows,
+}
+
+/// Rows of arguments that a statement is written for.
+#[derive(Clone, Copy, Default)]
+struct Rows {
+    columns: usize,
+    count: usize,
 }
 
 /// What a statement is made from.
 pub(in crate::store) enum StatementText {
     /// It is kept prepared, where that may be.
     Fixed(&'static str),
-    /// It is written for a number of rows, and prepared for once. On MariaDB it is kept: to close a statement is a
-    /// packet without an answer, and the driver's next one waits 40 ms for its acknowledgement (RFC 1122 section 4.2.3.4:
-    /// the driver does not set TCP_NODELAY).
+    /// It is written for what there is at the time. One that is written for a number of rows is kept prepared as well,
+    /// and so is each on MariaDB: to close a statement is a packet without an answer, and the driver's next one waits
+    /// 40 ms for its acknowledgement (RFC 1122 section 4.2.3.4: the driver does not set TCP_NODELAY).
     Made(String),
 }
 
@@ -38,7 +48,9 @@ pub(in crate::store) enum Argument<'q> {
     NoInteger,
     /// PostgreSQL's functions of texts take no others.
     Small(i32),
+    NoSmall,
     Bytes(&'q [u8]),
+    NoBytes,
 }
 
 /// A statement of which a shape differs by dialect: its text is made once for each.
@@ -49,7 +61,48 @@ pub(in crate::store) struct Shaped {
 
 /// The statement of this text. It must hold nothing that came from outside.
 pub(in crate::store) fn query<'q>(text: impl Into<StatementText>) -> Statement<'q> {
-    Statement { text: text.into(), arguments: Vec::new() }
+    Statement { text: text.into(), arguments: Vec::new(), rows: Rows::default() }
+}
+
+/// The statement of an update, for this number of rows of arguments at least.
+pub(in crate::store) fn update_from<'q>(
+    work: &Work,
+    update: &UpdateFrom<'_>,
+    rows: usize,
+) -> Statement<'q> {
+    let rows = Rows::of(work, update.columns, rows);
+    Statement { rows, ..query(work.dialect().update_from(update, rows.count)) }
+}
+
+/// The statement of a query, for this number of rows of arguments at least.
+pub(in crate::store) fn select_by<'q>(
+    work: &Work,
+    select: &SelectBy<'_>,
+    rows: usize,
+) -> Statement<'q> {
+    let rows = Rows::of(work, select.columns, rows);
+    Statement { rows, ..query(work.dialect().select_by(select, rows.count)) }
+}
+
+impl Rows {
+    /// Few numbers of rows make few statements, each of which is prepared once for a connection.
+    fn of(work: &Work, columns: &[&str], count: usize) -> Self {
+        let count = if work.keeps_statements() { rounded_up(count) } else { count };
+        Self { columns: columns.len(), count }
+    }
+
+    /// What is missing behind these arguments becomes null, as a row of nulls leads to no row of a table.
+    fn fill(self, arguments: &mut Vec<Argument<'_>>) {
+        for place in arguments.len()..self.columns * self.count {
+            let above = place.checked_sub(self.columns).and_then(|place| arguments.get(place));
+            arguments.extend(above.map(Argument::null));
+        }
+    }
+}
+
+/// The next power of two, or the most rows that a statement has.
+fn rounded_up(count: usize) -> usize {
+    count.next_power_of_two().min(rows::MOST.max(count))
 }
 
 impl<'q> Statement<'q> {
@@ -61,7 +114,8 @@ impl<'q> Statement<'q> {
 
     /// As it is run in this work.
     pub(in crate::store) fn prepared(self, work: &Work) -> Query<'q, Any, AnyArguments> {
-        let Self { text, arguments } = self;
+        let Self { text, mut arguments, rows } = self;
+        rows.fill(&mut arguments);
         let counts = work.dialect().counts_arguments();
         match text {
             StatementText::Fixed(text) => {
@@ -76,7 +130,8 @@ impl<'q> Statement<'q> {
                 bound(query, arguments, Some(&order))
             }
             StatementText::Made(text) => {
-                bound(sqlx::query(AssertSqlSafe(text)).persistent(false), arguments, None)
+                let keep = rows.count > 0 && work.keeps_statements();
+                bound(sqlx::query(AssertSqlSafe(text)).persistent(keep), arguments, None)
             }
         }
     }
@@ -158,6 +213,16 @@ fn bound<'q>(
 }
 
 impl<'q> Argument<'q> {
+    /// What is null in place of it.
+    fn null(&self) -> Argument<'static> {
+        match self {
+            Self::Text(_) | Self::NoText => Argument::NoText,
+            Self::Integer(_) | Self::NoInteger => Argument::NoInteger,
+            Self::Small(_) | Self::NoSmall => Argument::NoSmall,
+            Self::Bytes(_) | Self::NoBytes => Argument::NoBytes,
+        }
+    }
+
     fn bind_to(self, query: Query<'q, Any, AnyArguments>) -> Query<'q, Any, AnyArguments> {
         match self {
             Self::Text(Cow::Borrowed(text)) => query.bind(text),
@@ -166,7 +231,9 @@ impl<'q> Argument<'q> {
             Self::Integer(number) => query.bind(number),
             Self::NoInteger => query.bind(None::<i64>),
             Self::Small(number) => query.bind(number),
+            Self::NoSmall => query.bind(None::<i32>),
             Self::Bytes(bytes) => query.bind(bytes),
+            Self::NoBytes => query.bind(None::<Vec<u8>>),
         }
     }
 }
@@ -246,5 +313,16 @@ mod tests {
             Rewritten::of("update t set a = $2 where name = $1 and coalesce(b, $2) in ($2, $10)");
         assert_eq!(text, "update t set a = ? where name = ? and coalesce(b, ?) in (?, ?)");
         assert_eq!(order, [1, 0, 1, 1, 9]);
+    }
+
+    #[test]
+    fn rows_that_a_statement_has_room_for_are_null() {
+        let counts = [1, 2, 3, 5, 64, 65, 100, 101].map(rounded_up);
+        assert_eq!(counts, [1, 2, 4, 8, 64, 100, 100, 101]);
+        let mut arguments = vec!["a".into(), 1_i64.into(), Argument::NoText, 2_i64.into()];
+        Rows { columns: 2, count: 3 }.fill(&mut arguments);
+        assert!(matches!(&arguments[4..], [Argument::NoText, Argument::NoInteger]));
+        Rows::default().fill(&mut arguments);
+        assert_eq!(arguments.len(), 6);
     }
 }
