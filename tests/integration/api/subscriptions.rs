@@ -324,7 +324,7 @@ async fn removal_ends_a_subscription_at_once_also_that_of_an_iphone() {
         assert_eq!(api.of(ALICE, &remove, None).await.status, 204);
         assert!(api.listed(ALICE).await.is_empty());
         // Nobody is left to be told, so nobody watches.
-        api.backend.wait_until(|counters| counters.idling == 0).await;
+        api.backend.wait_until(|counters| counters.connections == 0).await;
     })
     .await;
 }

@@ -95,7 +95,7 @@ async fn a_users_web_hook_is_confirmed_signed_by_two_secrets_and_removed() {
         let remove = format!("DELETE /v1/subscriptions/{id}");
         assert_eq!(api.of(ALICE, &remove, None).await.status, 204);
         let heard = receiver.events().len();
-        api.backend.wait_until(|counters| counters.idling == 0).await;
+        api.backend.wait_until(|counters| counters.connections == 0).await;
         api.backend.deliver(ALICE, "INBOX", MAIL).unwrap();
         assert_eq!(api.of(ALICE, &test, None).await.status, 404);
         assert_eq!(receiver.events().len(), heard);
