@@ -324,13 +324,7 @@ impl Watcher {
                     }
                 }
                 () = tokio::time::sleep_until(push_due.unwrap_or(began)), if push_due.is_some() => {
-                    // Its user may log in, and the supervisor may say stop, before it is this one's turn.
-                    let mut directive = self.directive.clone();
-                    let pause = tokio::select! {
-                        biased;
-                        _ = directive.changed() => continue,
-                        pause = self.want_login() => pause,
-                    };
+                    let pause = self.want_login().await;
                     push_at = pause.map(|pause| Instant::now() + pause);
                 }
                 () = tokio::time::sleep_until(failed.unwrap_or(began)), if failed.is_some() => {}
@@ -408,12 +402,19 @@ impl Watcher {
     }
 
     /// Has the account's devices pushed, so that they look, and their user logs in. Returns after how long
-    /// that is to be tried again, if it was not done now.
+    /// that is to be tried again, if it was not done now. What comes before its turn comes first; from then on nobody may
+    /// leave it, or the database would say that they are being pushed, and nobody would do it.
     async fn want_login(&mut self) -> Option<Duration> {
         let backend = self.context.backends.of(&self.account).ok()?;
         // A phone that is pushed logs in, too.
         let health = self.context.backend_health.of(&backend);
-        let turn = health.push_turn().await;
+        let mut directive = self.directive.clone();
+        // Its user may log in, and the supervisor may say stop.
+        let turn = tokio::select! {
+            biased;
+            _ = directive.changed() => return Some(Duration::ZERO),
+            turn = health.push_turn() => turn,
+        };
         let (account, id, now) = (&self.account, backend.id(), Timestamp::now());
         match self.context.store.want_login(account, id, PUSHES, now).await {
             Ok(Ok(())) => {
