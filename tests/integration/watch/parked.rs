@@ -322,6 +322,27 @@ async fn parked_accounts_wait_without_a_task() {
     }
 }
 
+/// What has their tasks look up comes at any moment, also between what the database is told and the push.
+#[tokio::test]
+async fn accounts_whose_tasks_are_told_something_are_all_to_log_in() {
+    patient(async {
+        let backend = backend().await;
+        let world = parked_world(&backend, Trouble::NoPassword).await;
+        let (mut watching, config) = (world.watch(), world.config());
+        until(async || {
+            watching.reload(&config);
+            for _ in 0..rand::random::<u8>() {
+                tokio::task::yield_now().await;
+            }
+            watching.metrics.login_pushes.get() == MANY as u64
+        })
+        .await;
+        all_are_to_log_in(&mut watching).await;
+        watching.stop().await;
+    })
+    .await;
+}
+
 /// While they come back, all that is due is read.
 #[tokio::test]
 async fn accounts_that_a_reload_brings_back_together_are_visited_once() {
