@@ -11,7 +11,7 @@ use super::ask::ask;
 use super::table::{at, from_now, millis, short, table};
 use super::{CommandFailure, Configured, configuration, logging, not_empty, runtime, say};
 use crate::config::LogFormat;
-use crate::model::{Account, LastingFailure, Mailbox, SubscriptionKey};
+use crate::model::{Account, LastingFailure, Mailbox, Subscription, SubscriptionKey};
 use crate::push::dispatcher::OWN_FAULT;
 use crate::store::{Store, StoreError, Target};
 
@@ -98,24 +98,51 @@ fn list(options: &List) -> Result<(), CommandFailure> {
 
 fn remove(options: &Remove) -> Result<(), CommandFailure> {
     let accounts = accounts(&options.configured, &options.user)?;
-    let prefix = options.endpoint.as_deref().unwrap_or_default().to_ascii_lowercase();
-    // As the list shows it.
-    let prefix = prefix.trim_end_matches('…');
-    let (removed, others) = on_store(&options.configured, async |store| {
-        let (mut removed, mut others) = (Vec::new(), false);
+    let given = options.endpoint.as_deref().map(str::to_ascii_lowercase);
+    // The list shows endpoints in part, and some alike.
+    let shown = given.as_deref().filter(|given| given.ends_with('…'));
+    let prefix = given.as_deref().map(|given| given.trim_end_matches('…'));
+    if prefix == Some("") {
+        return Err(CommandFailure::Usage(
+            "--endpoint: give the beginning of an endpoint; without this option all subscriptions of the user are \
+             removed"
+                .into(),
+        ));
+    }
+    let fits = |subscription: &Subscription| {
+        let endpoint = &subscription.endpoint;
+        prefix.is_none_or(|prefix| endpoint.as_given().to_ascii_lowercase().starts_with(prefix))
+            || shown.is_some_and(|shown| endpoint.to_string().to_ascii_lowercase() == shown)
+    };
+    let (removed, others, alike) = on_store(&options.configured, async |store| {
+        let (mut removed, mut others, mut found) = (Vec::new(), false, Vec::new());
         for account in &accounts {
-            for target in store.all_targets(account).await? {
-                let endpoint = target.subscription.endpoint.as_given().to_ascii_lowercase();
-                if endpoint.starts_with(prefix) {
-                    let key = SubscriptionKey::from(&target.subscription);
-                    removed.extend(store.remove_subscription(&key, None).await?);
-                }
-            }
-            // What cannot be read of the account goes as well.
-            others |= prefix.is_empty() && store.remove_account(account).await?;
+            let targets = store.all_targets(account).await?;
+            found.extend(targets.into_iter().map(|target| target.subscription).filter(fits));
         }
-        Ok((removed, others))
+        let endpoints: BTreeSet<_> = found.iter().map(|it| &it.endpoint).collect();
+        if shown.is_some() && endpoints.len() > 1 {
+            return Ok((removed, others, endpoints.len()));
+        }
+        for subscription in &found {
+            removed.extend(
+                store.remove_subscription(&SubscriptionKey::from(subscription), None).await?,
+            );
+        }
+        if prefix.is_none() {
+            // What cannot be read of the account goes as well.
+            for account in &accounts {
+                others |= store.remove_account(account).await?;
+            }
+        }
+        Ok((removed, others, 0))
     })?;
+    if alike > 0 {
+        return Err(CommandFailure::Failed(format!(
+            "{alike} subscriptions of {} are shown so; without the … at the end, all of them are removed",
+            options.user.escape_debug()
+        )));
+    }
     for gone in &removed {
         let device = &gone.subscription;
         say(format_args!("removed {} {}", device.endpoint, device.app.escape_debug()));

@@ -18,6 +18,7 @@ async fn an_empty_value_is_an_error_and_changes_nothing() {
         world.register(server.address).await.unwrap();
         for arguments in [
             &["devices", "remove", LOGIN, "--endpoint", ""][..],
+            &["devices", "remove", LOGIN, "--endpoint", "…"],
             &["devices", "remove", ""],
             &["devices", "list", "--user", ""],
             &["watchers", "--user", ""],
@@ -77,6 +78,34 @@ async fn a_subscription_is_removed_by_the_endpoint_that_the_list_shows() {
         assert_eq!(said.code, 0, "{}{}", said.stdout, said.stderr);
         let said = world.command(&["subscriptions", "list", "--json"]).await;
         assert_eq!(said.json()["subscriptions"].as_array().unwrap().len(), 0, "{}", said.stdout);
+    })
+    .await;
+}
+
+/// The list shows endpoints in part, so that nobody can push to them who sees it.
+#[tokio::test]
+async fn of_subscriptions_that_are_shown_alike_none_is_removed_by_what_is_shown() {
+    limited(async {
+        let world = World::new().await;
+        let server = world.serve_with_admin().await;
+        for last in ["1", "2"] {
+            let mut phone = world.phone();
+            phone.device_token = format!("{:0<63}{last}", "abcdef01");
+            let ca = &world.pki.ca.certificate;
+            phone.register(server.address, "localhost", ca, |_, _| {}).await.unwrap();
+        }
+        let remove = async |endpoint: &str| {
+            world.command(&["subscriptions", "remove", LOGIN, "--endpoint", endpoint]).await
+        };
+        let said = remove("ABCDEF01…").await;
+        assert_eq!(said.code, 1, "{}", said.stdout);
+        let expected = "2 subscriptions of alice are shown so; without the … at the end, all of them are removed";
+        assert!(said.stderr.contains(&expected.replace("alice", LOGIN)), "{}", said.stderr);
+        let listed = world.command(&["subscriptions", "list", "--json"]).await;
+        assert_eq!(listed.json()["subscriptions"].as_array().unwrap().len(), 2);
+        let said = remove("abcdef01").await;
+        assert_eq!(said.code, 0, "{}", said.stderr);
+        assert_eq!(said.stdout.matches("removed abcdef01… ").count(), 2, "{}", said.stdout);
     })
     .await;
 }
