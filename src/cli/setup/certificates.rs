@@ -187,22 +187,30 @@ pub(super) fn files_of_dovecot(root: &Path) -> Vec<String> {
     all.filter_map(|path| Some(files::read_text(&path, LONGEST).ok()?.0.to_string())).collect()
 }
 
-/// Certificate and key that all its listeners show: the last ones that are set outside of any block.
+/// The block of Dovecot 2.4 for what all its listeners show.
+const OF_ALL: &str = "ssl_server";
+
+/// Certificate and key that all its listeners show: the last ones that are set outside of any block, or in that of
+/// [`OF_ALL`].
 fn of_dovecot(root: &Path) -> Option<(PathBuf, PathBuf)> {
     let (mut certificate, mut private_key) = (None, None);
     for text in files_of_dovecot(root) {
-        let mut depth = 0_u32;
+        let mut blocks: Vec<&str> = Vec::new();
         for line in text.lines().map(|line| line.split('#').next().unwrap_or_default().trim()) {
-            match line {
-                _ if line.ends_with('{') => depth += 1,
-                "}" => depth = depth.saturating_sub(1),
-                _ => {}
+            if let Some(block) = line.strip_suffix('{') {
+                blocks.push(block.trim());
+            } else if line == "}" {
+                blocks.pop();
             }
-            let Some((key, value)) = line.split_once('=').filter(|_| depth == 0) else { continue };
+            let Some((key, value)) = line.split_once('=') else { continue };
             let value = below(root, value.trim().trim_start_matches('<').trim().trim_matches('"'));
-            match key.trim() {
-                "ssl_cert" | "ssl_server_cert_file" => certificate = Some(value),
-                "ssl_key" | "ssl_server_key_file" => private_key = Some(value),
+            match (&blocks[..], key.trim()) {
+                ([], "ssl_cert" | "ssl_server_cert_file") | ([OF_ALL], "cert_file") => {
+                    certificate = Some(value);
+                }
+                ([], "ssl_key" | "ssl_server_key_file") | ([OF_ALL], "key_file") => {
+                    private_key = Some(value);
+                }
                 _ => {}
             }
         }
@@ -257,6 +265,12 @@ mod tests {
                 "ssl_server_cert_file = /etc/b.pem\nssl_server_key_file = \"/etc/b.key\"\n\
                  local_name x {\n  ssl_server_cert_file = /etc/x.pem\n  ssl_server_key_file = /etc/x.key\n}\n",
                 "b",
+            ),
+            (
+                "dovecot_config_version = 2.4.1\n",
+                "ssl_server {\n  cert_file = /etc/c.pem\n  key_file = /etc/c.key\n  dh_file = /etc/dh.pem\n}\n\
+                 local_name x {\n  ssl_server {\n    cert_file = /etc/x.pem\n    key_file = /etc/x.key\n  }\n}\n",
+                "c",
             ),
         ] {
             let folder = tempfile::tempdir().unwrap();
