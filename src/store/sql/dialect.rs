@@ -31,7 +31,8 @@ pub(in crate::store) struct Upsert<'a> {
     pub(in crate::store) returning: &'a str,
 }
 
-/// An update of the rows of a table by rows of arguments, which are called `v`.
+/// An update of the rows of a table by rows of arguments, which are called `v`. A row of nulls must lead to no row of the
+/// table.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct UpdateFrom<'a> {
     pub(in crate::store) table: &'a str,
@@ -45,7 +46,8 @@ pub(in crate::store) struct UpdateFrom<'a> {
     pub(in crate::store) set: &'a [(&'a str, &'a str)],
 }
 
-/// A query that asks for several things at once, by a row of arguments for each; the rows are called `v`.
+/// A query that asks for several things at once, by a row of arguments for each; the rows are called `v`. A row of nulls
+/// must have no answer.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::store) struct SelectBy<'a> {
     /// The columns of `v`.

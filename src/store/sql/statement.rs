@@ -33,7 +33,7 @@ struct Rows {
 pub(in crate::store) enum StatementText {
     /// It is kept prepared, where that may be.
     Fixed(&'static str),
-    /// It is written for what there is at the time. One that is written for a number of rows is kept prepared as well,
+    /// It is written for what there is at the time. What [`update_from`] and [`select_by`] write is kept prepared as well,
     /// and so is each on MariaDB: to close a statement is a packet without an answer, and the driver's next one waits
     /// 40 ms for its acknowledgement (RFC 1122 section 4.2.3.4: the driver does not set TCP_NODELAY).
     Made(String),

@@ -86,7 +86,8 @@ impl<T: 'static> Drop for Unbroken<T> {
                 trust.distrust();
             }
         };
-        // The result is nobody's. A transaction that has begun is rolled back with it.
+        // The result is nobody's. A transaction that has begun is rolled back with it, and a connection whose begin failed is
+        // not trusted any more.
         drop(runtime.spawn(going_on));
     }
 }

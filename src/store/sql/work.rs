@@ -249,8 +249,12 @@ async fn begun(
 ) -> sqlx::Result<Work> {
     let begin = AssertSqlSafe(begin).into_sql_str();
     let mut transaction = match Transaction::begin(connection, Some(begin)).await {
-        Err(error) if is_no_value(&error) => return Err(standby()),
-        begun => begun?,
+        Ok(transaction) => transaction,
+        Err(error) => {
+            // The session may be in a transaction that the driver does not know of.
+            trust.distrust();
+            return Err(if is_no_value(&error) { standby() } else { error });
+        }
     };
     if !dialect.begins_on_writable_servers() {
         let shown = transaction.fetch_one(dialect.asks_read_only()).await?;
