@@ -10,7 +10,7 @@ use crate::model::{Account, BackendId, Mailbox, Timestamp};
 
 use super::records::{account, live, lock};
 use super::sql::work::Work;
-use super::sql::{self, UpdateFrom, rows};
+use super::sql::{self, UpdateFrom};
 use super::{Alive, Store, StoreError};
 
 /// An account with at least one live device.
@@ -124,7 +124,7 @@ impl Store {
         self.write(Call::Adopt, || async {
             let mut transaction = self.begin().await?;
             let mut adopted = 0;
-            for accounts in accounts.chunks(rows::MOST) {
+            for accounts in accounts.chunks(sql::MOST_ROWS) {
                 let mut query = sql::update_from(&transaction, &ADOPT, accounts.len());
                 for (account, backend) in accounts {
                     query =

@@ -157,7 +157,7 @@ impl Store {
     ) -> sqlx::Result<HashMap<String, HashSet<Mailbox>>> {
         let mut registered: HashMap<String, HashSet<Mailbox>> = HashMap::new();
         let accounts: Vec<_> = accounts.iter().collect();
-        for accounts in accounts.chunks(rows::MOST) {
+        for accounts in accounts.chunks(sql::MOST_ROWS) {
             let mut query = sql::select_by(work, &REGISTERED, accounts.len());
             for account in accounts {
                 query = query.bind(**account);
@@ -177,7 +177,7 @@ impl Store {
     async fn tell_all(&self, work: &mut Work, accounts: &BTreeSet<&str>) -> sqlx::Result<()> {
         let accounts: Vec<_> = accounts.iter().collect();
         let mut told = 0;
-        for accounts in accounts.chunks(rows::MOST) {
+        for accounts in accounts.chunks(sql::MOST_ROWS) {
             let names: Vec<_> = (2..accounts.len() + 2).map(|place| format!("${place}")).collect();
             let rows = format!(
                 "select n.name, a.name, 2 from node n cross join account a \
@@ -262,7 +262,7 @@ fn due_rows(marks: &[DueMark]) -> DueRows<'_> {
 }
 
 async fn clear(work: &mut Work, looked_at: &[&LookedAt]) -> sqlx::Result<()> {
-    for looked_at in looked_at.chunks(rows::MOST) {
+    for looked_at in looked_at.chunks(sql::MOST_ROWS) {
         let mut query = sql::update_from(work, &CLEAR, looked_at.len());
         for LookedAt { account, mailbox, marks } in looked_at {
             query = query.bind(account.as_str()).bind(mailbox.as_str()).bind(*marks);
@@ -276,7 +276,7 @@ async fn mark(work: &mut Work, marks: &DueRows<'_>, now: Timestamp) -> sqlx::Res
     let (all, some): (Vec<_>, Vec<_>) =
         marks.iter().partition(|((_, mailbox), _)| mailbox.is_none());
     for (update, marks) in [(&MARK_ALL, all), (&MARK, some)] {
-        for marks in marks.chunks(rows::MOST) {
+        for marks in marks.chunks(sql::MOST_ROWS) {
             let mut query = sql::update_from(work, update, marks.len());
             for ((account, mailbox), (others, state)) in marks {
                 query = query.bind(*account).bind(*mailbox);

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::kept_rows::Resealed;
-use super::sql::rows;
+use super::sql;
 use super::vault::SEAL_LEN;
 use super::{Store, StoreError, Vault, VaultError};
 use crate::model::Account;
@@ -118,7 +118,8 @@ async fn all_changed(store: &Store, vault: &Vault, work: RowChange) -> Result<u6
             // Another rotation may have been faster with a row, and have dropped its key since.
             0 if unreadable == before => {
                 let names = unreadable.iter().take(NAMED);
-                let names = names.map(|account| format!("{:?}", rows::shortened(account.as_str())));
+                let names =
+                    names.map(|account| format!("{:?}", sql::rows::shortened(account.as_str())));
                 return Err(RotationError::Unreadable {
                     path: vault.path().to_owned(),
                     accounts: unreadable.len(),
@@ -140,7 +141,7 @@ async fn pass(store: &Store, vault: &Vault, work: RowChange) -> Result<Pass, Rot
     let mut pass = pass_over_secrets(store, vault, work).await?;
     let mut last = (String::new(), 0);
     loop {
-        let kept = store.sealed_after((&last.0, last.1), rows::MOST).await?;
+        let kept = store.sealed_after((&last.0, last.1), sql::MOST_ROWS).await?;
         let Some(((account, number), _)) = kept.last() else {
             // One account may have several.
             pass.unreadable.dedup();
@@ -178,7 +179,7 @@ async fn pass_over_secrets(
 ) -> Result<Pass, RotationError> {
     let (mut pass, mut last) = (Pass::default(), 0);
     loop {
-        let secrets = store.secrets_after(last, rows::MOST).await?;
+        let secrets = store.secrets_after(last, sql::MOST_ROWS).await?;
         let Some(end) = secrets.last() else { return Ok(pass) };
         last = end.id;
         let mut texts = Vec::new();

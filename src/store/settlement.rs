@@ -9,7 +9,7 @@ use crate::model::{Account, LastingFailure, Mailbox, Snapshot, SubscriptionKey, 
 use super::records::{ACCOUNT_MAILBOX_STATE, STATE_OF_V, bind_snapshot};
 use super::sql::statement::Statement;
 use super::sql::work::Work;
-use super::sql::{self, UpdateFrom, rows};
+use super::sql::{self, UpdateFrom};
 use super::{Store, StoreError};
 
 /// What became of a change; see [`Store::settle`].
@@ -246,7 +246,7 @@ fn bind_key<'q>(query: Statement<'q>, key: &'q NaturalKey<'_>) -> Statement<'q> 
 fn chunks<K, V>(map: &BTreeMap<K, V>) -> impl Iterator<Item = Vec<(&K, &V)>> {
     let mut entries = map.iter();
     std::iter::from_fn(move || {
-        let chunk: Vec<_> = entries.by_ref().take(rows::MOST).collect();
+        let chunk: Vec<_> = entries.by_ref().take(sql::MOST_ROWS).collect();
         (!chunk.is_empty()).then_some(chunk)
     })
 }

@@ -19,7 +19,7 @@ use super::records::{
 use super::removal::sweep;
 use super::shares;
 use super::sql::work::Work;
-use super::sql::{self, Shaped, UpdateFrom, Upsert, rows};
+use super::sql::{self, Shaped, UpdateFrom, Upsert};
 use super::{Full, MadeRoom, Registrant, Store, StoreError};
 
 /// Most pending subscriptions of one account.
@@ -458,7 +458,7 @@ pub(super) async fn replace_mailboxes(
     unknown.retain(|(_, name)| wanted.get(&**name).is_some_and(|it| it.may_have_unread()));
     owe_to_others(work, subscription, &unknown, since).await?;
     let wanted: Vec<_> = wanted.into_iter().collect();
-    for wanted in wanted.chunks(rows::MOST) {
+    for wanted in wanted.chunks(sql::MOST_ROWS) {
         let insert = format!(
             "insert into mailbox (account, name, uid_validity, uid_next, messages, unseen, \
              highest_mod_seq) values {}",
@@ -540,7 +540,7 @@ async fn owe_to_others(
     mailboxes: &[(i64, String)],
     since: Timestamp,
 ) -> sqlx::Result<()> {
-    for mailboxes in mailboxes.chunks(rows::MOST) {
+    for mailboxes in mailboxes.chunks(sql::MOST_ROWS) {
         let owe = format!(
             "update subscription_mailbox set owed_since = coalesce(owed_since, $1) \
              where subscription <> $2 and mailbox in {} and exists (select 1 from subscription s \

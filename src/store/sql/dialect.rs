@@ -13,6 +13,10 @@ pub(in crate::store) enum Dialect {
 /// How many there are.
 pub(super) const DIALECTS: usize = 3;
 
+/// Most rows of one statement. All databases take ten times as many, but SQLite looks for each
+/// parameter among all before it.
+pub(in crate::store) const MOST_ROWS: usize = 100;
+
 /// An insert of one or more rows each of which may be there, and is changed then.
 ///
 /// In what is set, `new.x` is the column of what would be inserted, and `old.x` that of the row that is there.

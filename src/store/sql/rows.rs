@@ -12,10 +12,6 @@ use super::statement::Statement;
 use super::work::Work;
 use crate::metrics::Metrics;
 
-/// Most rows of one statement. All databases take ten times as many, but SQLite looks for each
-/// parameter among all before it.
-pub(in crate::store) const MOST: usize = 100;
-
 /// What was made of the rows of a query.
 #[derive(Debug)]
 pub(in crate::store) struct Readable<T> {

@@ -10,7 +10,7 @@ use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Row, SqlSafeStr};
 use uuid::Uuid;
 
-use super::dialect::{Dialect, UpdateFrom};
+use super::dialect::{Dialect, MOST_ROWS, UpdateFrom};
 use super::rows::{self, Readable};
 use super::statement;
 use super::work::Work;
@@ -128,7 +128,7 @@ async fn hash_endpoints(work: &mut Work) -> sqlx::Result<()> {
         statement::query("select account, token, subtopic, aps_account_id, version from device");
     let Readable { rows: devices, left_out } =
         rows::readable(work, &Metrics::default(), devices, hashed).await?;
-    for devices in devices.chunks(rows::MOST) {
+    for devices in devices.chunks(MOST_ROWS) {
         let mut query = statement::update_from(work, &HASHES, devices.len());
         for values in devices {
             query = values.iter().fold(query, |query, value| query.bind(value.as_str()));

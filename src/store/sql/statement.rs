@@ -10,8 +10,7 @@ use sqlx::any::{AnyArguments, AnyQueryResult, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, AssertSqlSafe, SqlSafeStr};
 
-use super::dialect::{DIALECTS, Dialect, SelectBy, UpdateFrom};
-use super::rows;
+use super::dialect::{DIALECTS, Dialect, MOST_ROWS, SelectBy, UpdateFrom};
 use super::work::Work;
 
 /// A statement with its arguments.
@@ -102,7 +101,7 @@ impl Rows {
 
 /// The next power of two, or the most rows that a statement has.
 fn rounded_up(count: usize) -> usize {
-    count.next_power_of_two().min(rows::MOST.max(count))
+    count.next_power_of_two().min(MOST_ROWS.max(count))
 }
 
 impl<'q> Statement<'q> {
