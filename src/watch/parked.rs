@@ -409,11 +409,13 @@ impl Watcher {
         // A phone that is pushed logs in, too.
         let health = self.context.backend_health.of(&backend);
         let mut directive = self.directive.clone();
+        let events = self.context.events.clone();
+        let place_and_turn = async { (events.reserve().await.ok(), health.push_turn().await) };
         // Its user may log in, and the supervisor may say stop.
-        let turn = tokio::select! {
+        let (place, turn) = tokio::select! {
             biased;
             _ = directive.changed() => return Some(Duration::ZERO),
-            turn = health.push_turn() => turn,
+            both = place_and_turn => both,
         };
         let (account, id, now) = (&self.account, backend.id(), Timestamp::now());
         match self.context.store.want_login(account, id, PUSHES, now).await {
@@ -426,8 +428,9 @@ impl Watcher {
                 self.context.metrics.login_pushes.inc();
                 let (account, backend) = (account.clone(), id.clone());
                 // The push side that is gone finds the marks when it begins anew.
-                let wanted = WatchEvent::LoginWanted { account, backend };
-                let _ = self.context.events.send(wanted).await;
+                if let Some(place) = place {
+                    place.send(WatchEvent::LoginWanted { account, backend });
+                }
                 None
             }
             Ok(Err(Timestamp(i64::MAX))) => None,
