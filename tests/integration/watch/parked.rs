@@ -322,7 +322,7 @@ async fn parked_accounts_wait_without_a_task() {
     }
 }
 
-/// What has their tasks look up comes at any moment, also between what the database is told and the push.
+/// A sweep or a reload has tasks look up at any moment, also between the database's word and the push.
 #[tokio::test]
 async fn accounts_whose_tasks_are_told_something_are_all_to_log_in() {
     patient(async {
