@@ -135,12 +135,6 @@ impl Dialect {
         }
     }
 
-    /// Whether what begins a transaction fails on a server that takes no writes. Where it does not, it is
-    /// [asked](Self::asks_read_only) behind that, which is one more trip to the server.
-    pub(super) fn begins_on_writable_servers(self) -> bool {
-        self == Self::Postgres
-    }
-
     /// The statement of an [`Upsert`].
     pub(in crate::store) fn upsert(self, upsert: &Upsert<'_>) -> String {
         let Upsert { table, columns, rows, key, set, returning } = *upsert;
@@ -227,13 +221,36 @@ impl Dialect {
         }
     }
 
-    /// The statement of a [`SelectBy`] for this number of rows.
-    pub(in crate::store) fn select_by(self, query: &SelectBy<'_>, rows: usize) -> String {
+    /// A condition of a statement that is always met, and without a value on a server that takes no writes, so that the
+    /// statement fails there; `None` where the database has none. What the server's log says then is its text.
+    pub(super) fn is_writable(self) -> Option<&'static str> {
+        match self {
+            // The text that is no number must not be a constant of the cast, which the planner would look at.
+            Self::Postgres => Some(
+                "0 = (select cast(case when current_setting('transaction_read_only') = 'off' then '0' \
+                 else 'mailchime needs a server that takes writes' end as integer))",
+            ),
+            Self::Sqlite | Self::MariaDb => None,
+        }
+    }
+
+    /// The statement of a [`SelectBy`] for this number of rows. With `only_if`, a condition, it has no rows where that is
+    /// not met.
+    pub(in crate::store) fn select_by(
+        self,
+        query: &SelectBy<'_>,
+        rows: usize,
+        only_if: Option<&str>,
+    ) -> String {
         let SelectBy { columns, select, of } = *query;
         match self {
             Self::Sqlite | Self::Postgres => {
                 let (names, values) = (columns.join(", "), values(1, columns.len(), rows));
-                format!("with v ({names}) as (values {values}) select {select} from v {of}")
+                let rows = match only_if {
+                    None => format!("values {values}"),
+                    Some(met) => format!("select * from (values {values}) r where {met}"),
+                };
+                format!("with v ({names}) as ({rows}) select {select} from v {of}")
             }
             Self::MariaDb => {
                 format!("select {select} from ({}) v {of}", selected(columns, rows))
@@ -376,14 +393,19 @@ mod tests {
             of: "join account a on a.name = v.account order by v.n",
         };
         assert_eq!(
-            Dialect::MariaDb.select_by(&query, 2),
+            Dialect::MariaDb.select_by(&query, 2, None),
             "select v.n, a.id from (select $1 as n, $2 as account union all select $3, $4) v \
              join account a on a.name = v.account order by v.n"
         );
         assert_eq!(
-            Dialect::Postgres.select_by(&query, 2),
+            Dialect::Postgres.select_by(&query, 2, None),
             "with v (n, account) as (values ($1, $2), ($3, $4)) select v.n, a.id from v \
              join account a on a.name = v.account order by v.n"
+        );
+        assert_eq!(
+            Dialect::Postgres.select_by(&query, 1, Some("1 = 1")),
+            "with v (n, account) as (select * from (values ($1, $2)) r where 1 = 1) \
+             select v.n, a.id from v join account a on a.name = v.account order by v.n"
         );
     }
 }

@@ -5,7 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{AnyConnection, AnyPool, Connection};
+use sqlx::any::AnyConnectOptions;
+use sqlx::{AnyConnection, Connection};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
@@ -27,11 +28,11 @@ struct LastTry {
 }
 
 impl ConnectionFault {
-    /// Why a connection as those of this pool does not come about; `None` where it does, or where nobody answers.
-    pub(super) async fn of(&self, pool: &AnyPool) -> Option<sqlx::Error> {
+    /// Why such a connection does not come about; `None` where it does, or where nobody answers.
+    pub(super) async fn of(&self, options: &AnyConnectOptions) -> Option<sqlx::Error> {
         let mut last = self.0.lock().await;
         if last.as_ref().is_none_or(|last| last.at.elapsed() > FRESH) {
-            let said = said(pool).await.map(Arc::new);
+            let said = said(options).await.map(Arc::new);
             *last = Some(LastTry { at: Instant::now(), said });
         }
         let said = last.as_ref()?.said.clone()?;
@@ -42,9 +43,8 @@ impl ConnectionFault {
     }
 }
 
-async fn said(pool: &AnyPool) -> Option<sqlx::Error> {
-    let options = pool.connect_options();
-    let tried = timeout(PATIENCE, AnyConnection::connect_with(&options)).await.ok()?;
+async fn said(options: &AnyConnectOptions) -> Option<sqlx::Error> {
+    let tried = timeout(PATIENCE, AnyConnection::connect_with(options)).await.ok()?;
     match tried {
         Ok(connection) => {
             // A farewell, whether it arrives or not.

@@ -66,7 +66,7 @@ pub(in crate::store) async fn expect_version(
     database: &Arc<str>,
 ) -> Result<(), StoreError> {
     // Another server does not know the settings with which the pool's connections begin.
-    let options = connections.writes.connect_options();
+    let options = connections.writes.options();
     let asked = async {
         let mut connection = AnyConnection::connect_with(&options).await?;
         let row = sqlx::query("select version() as version").fetch_one(&mut connection).await?;

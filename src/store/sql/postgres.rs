@@ -1,4 +1,5 @@
-//! What is peculiar to PostgreSQL: its settings, which are each transaction's, and its migration.
+//! What is peculiar to PostgreSQL: its settings, which are each transaction's where a pooler may stand between, and its
+//! migration.
 //!
 //! Each wait has its end on the server as well as here, so that neither a lock that nobody gives
 //! back nor a node that vanished in the middle of a transaction holds up the others.
@@ -27,9 +28,16 @@ pub(in crate::store) fn connections(
     busy_timeout: Duration,
     limit: Duration,
 ) -> Result<Connections, StoreError> {
-    let (reads, writes, trust) = pools(url.as_str(), busy_timeout, None)
+    let named = url.keeps_statements();
+    let scope = if named { SettingsScope::Session } else { SettingsScope::Transaction };
+    let settings = settings(scope, busy_timeout, limit);
+    let (session, transaction) = match scope {
+        SettingsScope::Session => (Some(settings), String::new()),
+        SettingsScope::Transaction => (None, settings),
+    };
+    let (reads, writes, trust) = pools(url.as_str(), busy_timeout, session)
         .map_err(|error| unusable_server(database, error))?;
-    let (begin, named) = (begin(busy_timeout, limit).into(), url.keeps_statements());
+    let begin = begin(&transaction).into();
     let listens_at = Some(Arc::new(
         PgConnectOptions::from_str(url.as_str())
             .map_err(|error| unusable_server(database, error))?,
@@ -40,22 +48,37 @@ pub(in crate::store) fn connections(
     Ok(Connections { reads, writes, kind })
 }
 
-/// Begins a transaction. Its statements see what others have committed before each of them. On a standby, where
-/// `transaction_read_only` is on, too, the last statement has no value ([`is_no_value`](crate::store::error::is_no_value)):
-/// its text is what the server's log says then.
-fn begin(busy_timeout: Duration, limit: Duration) -> String {
+/// What the settings are made for.
+#[derive(Clone, Copy)]
+enum SettingsScope {
+    /// Nobody else has the session, so they are made once.
+    Session,
+    /// A pooler may give each transaction another session.
+    Transaction,
+}
+
+/// Each wait has its end on the server as well, and what is committed is on disk.
+fn settings(scope: SettingsScope, busy_timeout: Duration, limit: Duration) -> String {
+    let (set, is_local) = match scope {
+        SettingsScope::Session => ("set", false),
+        SettingsScope::Transaction => ("set local", true),
+    };
     format!(
-        "begin isolation level read committed; set local lock_timeout = {busy}; \
-         set local statement_timeout = {limit}; \
-         set local idle_in_transaction_session_timeout = {limit}; \
-         select set_config('synchronous_commit', 'on', true) \
-         where current_setting('synchronous_commit') = 'off'; \
-         select cast(case when current_setting('transaction_read_only') = 'off' then '0' \
-         else 'mailchime needs a server that takes writes' end as integer)",
+        "{set} lock_timeout = {busy}; {set} statement_timeout = {limit}; \
+         {set} idle_in_transaction_session_timeout = {limit}; \
+         select set_config('synchronous_commit', 'on', {is_local}) \
+         where current_setting('synchronous_commit') = 'off'; ",
         // 0 would mean without end.
         busy = busy_timeout.as_millis().max(1),
         limit = limit.as_millis().max(1),
     )
+}
+
+/// Begins a transaction with these settings, on a server that takes writes. Its statements see what others have committed
+/// before each of them.
+fn begin(settings: &str) -> String {
+    let is_writable = Dialect::Postgres.is_writable().unwrap_or("true");
+    format!("begin isolation level read committed; {settings}select {is_writable}")
 }
 
 /// Tries what the schema needs, and rolls it back: to make a table, and to change those that are there, for which the user

@@ -124,20 +124,19 @@ async fn pools(
     let reads = options.max_connections(READERS).connect(&url).await.map_err(named)?;
     // A connection opens the log, by its name too, with its first statement. From then on all of them
     // go on with what they have opened, whatever is at the path.
-    let kept = async |pool: &AnyPool, most| {
+    let kept = async |pool: AnyPool, most| {
         let mut all = Vec::new();
         for _ in 0..most {
             let mut connection = pool.acquire().await?;
             connection.execute("select count(*) from sqlite_master").await?;
             all.push(connection);
         }
-        Ok(KeptConnections::new(pool.clone(), all, patience))
+        Ok(KeptConnections::of_file(pool, all, patience))
     };
-    let kind = TransactionKind::File {
-        writes: kept(&writes, 1).await.map_err(named)?,
-        reads: kept(&reads, READERS).await.map_err(named)?,
-    };
-    Ok(Opened { file, connections: Connections { reads, writes, kind } })
+    let writes = kept(writes, 1).await.map_err(named)?;
+    let reads = kept(reads, READERS).await.map_err(named)?;
+    let connections = Connections { reads, writes, kind: TransactionKind::File };
+    Ok(Opened { file, connections })
 }
 
 fn unusable(database: &Arc<str>, error: &io::Error) -> StoreError {
@@ -246,11 +245,13 @@ async fn migrate(
         Box::pin(async move { connection.execute(AssertSqlSafe(pragmas)).await.map(drop) })
     });
     let pool = pool.connect(&url_of(path)).await.map_err(named)?;
-    let mut work = Work::begin_on(&pool, BEGIN_WRITE).await.map_err(named)?;
+    let all = vec![pool.acquire().await.map_err(named)?];
+    let kept = KeptConnections::of_file(pool, all, busy_timeout);
+    let mut work = Work::begin_on(&kept, BEGIN_WRITE).await.map_err(named)?;
     let updated = schema::update(&mut work).await;
     updated.map_err(|error| schema::error(database, error))?;
     work.commit().await.map_err(named)?;
-    pool.close().await;
+    kept.close().await;
     if let Err(error) = wipe(&mut connection, path, is_new).await {
         tracing::warn!(
             target: "mailchime::store::earlier_traces_remain",

@@ -80,7 +80,8 @@ pub(in crate::store) fn select_by<'q>(
     rows: usize,
 ) -> Statement<'q> {
     let rows = Rows::of(work, select.columns, rows);
-    Statement { rows, ..query(work.dialect().select_by(select, rows.count)) }
+    let only_if = work.asks_if_writable();
+    Statement { rows, ..query(work.dialect().select_by(select, rows.count, only_if)) }
 }
 
 impl Rows {

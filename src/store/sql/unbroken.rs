@@ -86,8 +86,7 @@ impl<T: 'static> Drop for Unbroken<T> {
                 trust.distrust();
             }
         };
-        // The result is nobody's. A transaction that has begun is rolled back with it, and a connection whose begin failed is
-        // not trusted any more.
+        // The result is nobody's. A transaction that has begun is rolled back with it, and so is what of one that failed has.
         drop(runtime.spawn(going_on));
     }
 }

@@ -1,10 +1,10 @@
 //! The transactions of calls, and the connections that they run on.
 //!
 //! Nothing of a call outlives its transaction in the session of a PostgreSQL server. Behind a pooler (PgBouncer
-//! with `pool_mode = transaction`) the session is another client's before and after it. So settings
-//! are the transaction's own (`set local`), no call listens (LISTEN) or holds a lock for a session, and
-//! statements have no name, unless the URL says that no pooler stands between: a name that is kept would
-//! lead to another client's statement. MariaDB has no such settings: a session is set once, when it begins, and
+//! with `pool_mode = transaction`) the session is another client's before and after it. So no call listens
+//! (LISTEN) or holds a lock for a session; and unless the URL says that no pooler stands between, settings
+//! are the transaction's own (`set local`), and statements have no name: a name that is kept would lead to another
+//! client's statement. MariaDB has no such settings: a session is set once, when it begins, and
 //! no pooler by transaction may stand before it.
 //!
 //! A server may fail over behind its address: the one that was the primary lives, is read-only, and
@@ -17,11 +17,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{
-    Any, AnyConnection, AnyPool, AssertSqlSafe, Executor, Row, SqlSafeStr, SqlStr, Transaction,
-};
+use sqlx::{AnyConnection, AssertSqlSafe, Executor, Row, SqlSafeStr, SqlStr};
 use tokio::time::timeout;
 
 use super::dialect::Dialect;
@@ -32,7 +29,7 @@ use super::unbroken::Unbroken;
 use crate::store::error::is_no_value;
 
 /// For the first word of a connection that has been used before. After this time another one is made.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+pub(in crate::store) const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
 const READ_ONLY: &str = "the server at this address is read-only: it is a standby, or its \
                          default_transaction_read_only is on";
@@ -42,19 +39,19 @@ pub(in crate::store) const BEGIN_WRITE: &str = "begin immediate";
 
 /// A database's connections.
 pub(in crate::store) struct Connections {
-    pub(in crate::store) reads: AnyPool,
-    pub(in crate::store) writes: AnyPool,
+    pub(super) reads: Arc<KeptConnections>,
+    pub(super) writes: Arc<KeptConnections>,
     pub(in crate::store) kind: TransactionKind,
 }
 
 /// How transactions begin.
 pub(in crate::store) enum TransactionKind {
     /// A SQLite file. A transaction that writes holds the write lock from the start.
-    File { reads: Arc<KeptConnections>, writes: Arc<KeptConnections> },
+    File,
     Server {
         dialect: Dialect,
         /// Begins a transaction and makes its settings, in one message. Where the database can say so in it, the message
-        /// fails on a server that takes no writes ([`Dialect::begins_on_writable_servers`]).
+        /// fails on a server that takes no writes ([`Dialect::is_writable`]).
         begin: Arc<str>,
         /// Statements are kept prepared, by names: only for a server that no pooler stands before.
         named: bool,
@@ -68,20 +65,13 @@ pub(in crate::store) enum TransactionKind {
 
 /// One transaction, which is rolled back when it is dropped; or a statement that stands alone.
 pub(in crate::store) struct Work {
-    on: WorkOn,
+    connection: KeptConnection,
     dialect: Dialect,
     named: bool,
-    /// Of a connection to a server.
-    trust: Option<ConnectionTrust>,
+    /// Its statement stands alone, and has to ask whether the server takes writes.
+    asks: bool,
     /// What follows its commit.
     then: Option<Box<dyn FnOnce() + Send>>,
-}
-
-/// What the statements of a call run on.
-enum WorkOn {
-    Transaction(Transaction<'static, Any>),
-    /// A connection to a SQLite file, in a transaction or not: a statement that reads sees one state of the database.
-    File(KeptConnection),
 }
 
 impl Connections {
@@ -89,15 +79,31 @@ impl Connections {
     /// the connection's thread.
     pub(in crate::store) async fn read_once(&self) -> sqlx::Result<Work> {
         match &self.kind {
-            TransactionKind::File { reads, .. } => Ok(Work::of_file(reads.acquire().await?)),
+            TransactionKind::File => Ok(Work::of_file(self.reads.acquire().await?)),
             TransactionKind::Server { .. } => self.begin_read().await,
+        }
+    }
+
+    /// For one statement by [`select_by`](super::select_by) to a server, outside a transaction, which would take two more
+    /// trips: the statement itself fails on a server that takes no writes. `None` where another server may answer the next
+    /// statement, or the database cannot ask so.
+    pub(in crate::store) async fn read_alone(&self) -> sqlx::Result<Option<Work>> {
+        match &self.kind {
+            TransactionKind::Server { dialect, named: true, .. }
+                if dialect.is_writable().is_some() =>
+            {
+                let connection = self.acquire(&self.reads).await?;
+                let (dialect, named, asks) = (*dialect, true, true);
+                Ok(Some(Work { connection, dialect, named, asks, then: None }))
+            }
+            TransactionKind::Server { .. } | TransactionKind::File => Ok(None),
         }
     }
 
     /// Begins a transaction that reads.
     pub(in crate::store) async fn begin_read(&self) -> sqlx::Result<Work> {
         match &self.kind {
-            TransactionKind::File { reads, .. } => Ok(Work::of_file(reads.begin("begin").await?)),
+            TransactionKind::File => Work::begin_on(&self.reads, "begin").await,
             TransactionKind::Server { trust, .. } => self.begin(&self.reads, trust).await,
         }
     }
@@ -106,9 +112,7 @@ impl Connections {
     pub(in crate::store) async fn begin_write(&self) -> sqlx::Result<Work> {
         match &self.kind {
             // A transaction never finds in its middle that another process was faster.
-            TransactionKind::File { writes, .. } => {
-                Ok(Work::of_file(writes.begin(BEGIN_WRITE).await?))
-            }
+            TransactionKind::File => Work::begin_on(&self.writes, BEGIN_WRITE).await,
             TransactionKind::Server { trust, .. } => self.begin(&self.writes, trust).await,
         }
     }
@@ -120,54 +124,50 @@ impl Connections {
             return self.begin_write().await;
         }
         let mut connection = self.acquire(&self.writes).await?;
-        connection.close_on_drop();
+        connection.is_alone();
         self.begun(connection).await
     }
 
     /// Why no connection to the server comes about; `None` where one does, or nobody says why not.
     pub(in crate::store) async fn fault(&self) -> Option<sqlx::Error> {
         match &self.kind {
-            TransactionKind::Server { fault, .. } => fault.of(&self.writes).await,
-            TransactionKind::File { .. } => None,
+            TransactionKind::Server { fault, .. } => fault.of(&self.writes.options()).await,
+            TransactionKind::File => None,
         }
     }
 
     /// Waits for the calls that read, and closes their connections.
     pub(in crate::store) async fn close_reads(&self) {
-        match &self.kind {
-            TransactionKind::File { reads, .. } => reads.close().await,
-            TransactionKind::Server { .. } => self.reads.close().await,
-        }
+        self.reads.close().await;
     }
 
     /// The same of those that write.
     pub(in crate::store) async fn close_writes(&self) {
-        match &self.kind {
-            TransactionKind::File { writes, .. } => writes.close().await,
-            TransactionKind::Server { .. } => self.writes.close().await,
-        }
+        self.writes.close().await;
     }
 
     /// The connection that writes a SQLite file, outside a transaction; `None` of a server.
     pub(in crate::store) async fn writer(&self) -> sqlx::Result<Option<Work>> {
         match &self.kind {
-            TransactionKind::File { writes, .. } => {
-                Ok(Some(Work::of_file(writes.acquire().await?)))
-            }
+            TransactionKind::File => Ok(Some(Work::of_file(self.writes.acquire().await?))),
             TransactionKind::Server { .. } => Ok(None),
         }
     }
 
-    /// A connection of the pool. Where none came about in time, the error says why.
-    async fn acquire(&self, pool: &AnyPool) -> sqlx::Result<PoolConnection<Any>> {
-        match pool.acquire().await {
+    /// One of these. Where none came about in time, the error says why.
+    async fn acquire(&self, kept: &Arc<KeptConnections>) -> sqlx::Result<KeptConnection> {
+        match kept.acquire().await {
             Err(late @ sqlx::Error::PoolTimedOut) => Err(self.fault().await.unwrap_or(late)),
             acquired => acquired,
         }
     }
 
-    async fn begin(&self, pool: &AnyPool, trust: &ConnectionTrust) -> sqlx::Result<Work> {
-        let first = self.begun(self.acquire(pool).await?);
+    async fn begin(
+        &self,
+        kept: &Arc<KeptConnections>,
+        trust: &ConnectionTrust,
+    ) -> sqlx::Result<Work> {
+        let first = self.begun(self.acquire(kept).await?);
         match timeout(SIGN_OF_LIFE, first).await {
             Ok(Ok(work)) => {
                 trust.is_read_only(false);
@@ -183,7 +183,7 @@ impl Connections {
             ),
         }
         self.distrust();
-        let begun = self.begun(self.acquire(pool).await?).await;
+        let begun = self.begun(self.acquire(kept).await?).await;
         match &begun {
             Ok(_) => trust.is_read_only(false),
             Err(error) => {
@@ -195,18 +195,18 @@ impl Connections {
     }
 
     /// Begins a transaction on this connection to a server.
-    async fn begun(&self, connection: PoolConnection<Any>) -> sqlx::Result<Work> {
+    async fn begun(&self, connection: KeptConnection) -> sqlx::Result<Work> {
         let TransactionKind::Server { dialect, begin, named, trust, .. } = &self.kind else {
             return Err(sqlx::Error::BeginFailed);
         };
-        let begun = begun(connection, *dialect, Arc::clone(begin), *named, trust.clone());
+        let begun = begun(connection, *dialect, Arc::clone(begin), *named);
         Unbroken::begin(trust, begun).await
     }
 
     /// What the database speaks.
     pub(in crate::store) fn dialect(&self) -> Dialect {
         match &self.kind {
-            TransactionKind::File { .. } => Dialect::Sqlite,
+            TransactionKind::File => Dialect::Sqlite,
             TransactionKind::Server { dialect, .. } => *dialect,
         }
     }
@@ -222,7 +222,7 @@ impl Connections {
             TransactionKind::Server { listens_at: Some(options), trust, .. } => {
                 Some((Arc::clone(options), trust.clone()))
             }
-            TransactionKind::Server { .. } | TransactionKind::File { .. } => None,
+            TransactionKind::Server { .. } | TransactionKind::File => None,
         }
     }
 
@@ -231,39 +231,28 @@ impl Connections {
     pub(in crate::store) fn distrust(&self) {
         let TransactionKind::Server { trust, .. } = &self.kind else { return };
         trust.distrust();
-        for pool in [&self.reads, &self.writes] {
-            while let Some(mut idle) = pool.try_acquire() {
-                idle.close_on_drop();
-            }
-        }
+        self.reads.close_idle();
+        self.writes.close_idle();
     }
 }
 
 /// Begins a transaction on a server that takes writes.
 async fn begun(
-    connection: PoolConnection<Any>,
+    mut connection: KeptConnection,
     dialect: Dialect,
     begin: Arc<str>,
     named: bool,
-    trust: ConnectionTrust,
 ) -> sqlx::Result<Work> {
-    let begin = AssertSqlSafe(begin).into_sql_str();
-    let mut transaction = match Transaction::begin(connection, Some(begin)).await {
-        Ok(transaction) => transaction,
-        Err(error) => {
-            // The session may be in a transaction that the driver does not know of.
-            trust.distrust();
-            return Err(if is_no_value(&error) { standby() } else { error });
-        }
-    };
-    if !dialect.begins_on_writable_servers() {
-        let shown = transaction.fetch_one(dialect.asks_read_only()).await?;
+    let begun = connection.begin(AssertSqlSafe(begin).into_sql_str()).await;
+    begun.map_err(|error| if is_no_value(&error) { standby() } else { error })?;
+    if dialect.is_writable().is_none() {
+        let shown = connection.get().fetch_one(dialect.asks_read_only()).await?;
+        connection.is_well();
         if shown.try_get::<i64, _>(0)? != 0 {
             return Err(standby());
         }
     }
-    let on = WorkOn::Transaction(transaction);
-    Ok(Work { on, dialect, named, trust: Some(trust), then: None })
+    Ok(Work { connection, dialect, named, asks: false, then: None })
 }
 
 fn standby() -> sqlx::Error {
@@ -276,26 +265,24 @@ fn is_standby(error: &sqlx::Error) -> bool {
 
 impl Work {
     /// Begins a transaction on a SQLite file.
-    pub(in crate::store) async fn begin_on(
-        pool: &AnyPool,
+    pub(super) async fn begin_on(
+        kept: &Arc<KeptConnections>,
         begin: &'static str,
     ) -> sqlx::Result<Self> {
-        let on = WorkOn::Transaction(pool.begin_with(begin).await?);
-        Ok(Self { on, dialect: Dialect::Sqlite, named: true, trust: None, then: None })
+        let mut connection = kept.acquire().await?;
+        connection.begin(begin.into_sql_str()).await?;
+        Ok(Self::of_file(connection))
     }
 
     fn of_file(connection: KeptConnection) -> Self {
-        let on = WorkOn::File(connection);
-        Self { on, dialect: Dialect::Sqlite, named: true, trust: None, then: None }
+        Self { connection, dialect: Dialect::Sqlite, named: true, asks: false, then: None }
     }
 
     pub(in crate::store) async fn commit(self) -> sqlx::Result<()> {
-        let Self { on, trust, then, .. } = self;
+        let Self { connection, then, .. } = self;
+        let trust = connection.trust();
         let committing = async move {
-            let committed = match on {
-                WorkOn::Transaction(transaction) => transaction.commit().await,
-                WorkOn::File(connection) => connection.commit().await,
-            };
+            let committed = connection.commit().await;
             // An error may mean that only the answer is lost.
             if let Some(then) = then {
                 then();
@@ -325,6 +312,11 @@ impl Work {
         self.dialect
     }
 
+    /// The condition of a statement that stands alone.
+    pub(super) fn asks_if_writable(&self) -> Option<&'static str> {
+        self.asks.then(|| self.dialect.is_writable()).flatten()
+    }
+
     /// Whether statements may be kept prepared.
     pub(super) fn keeps_statements(&self) -> bool {
         self.named
@@ -332,18 +324,15 @@ impl Work {
 
     /// Takes note that a statement has ended.
     pub(super) fn ended<T>(&mut self, ran: sqlx::Result<T>) -> sqlx::Result<T> {
-        if let (WorkOn::File(connection), Ok(_)) = (&mut self.on, &ran) {
-            connection.is_well();
+        if ran.is_ok() {
+            self.connection.is_well();
         }
         ran
     }
 
     /// Where its statements run. [`Self::ended`] hears how each has ended.
     pub(super) fn connection(&mut self) -> &mut AnyConnection {
-        match &mut self.on {
-            WorkOn::Transaction(transaction) => transaction,
-            WorkOn::File(connection) => connection.get(),
-        }
+        self.connection.get()
     }
 }
 

@@ -12,6 +12,9 @@ use crate::support::{limited, until};
 
 const BUSY: Duration = Duration::from_secs(15);
 
+/// What says in a URL that no pooler stands before the server.
+const KEPT: &str = "?statement-cache-capacity=100";
+
 async fn beside(server: &Postgres) -> PgConnection {
     PgConnection::connect(&server.url()).await.unwrap()
 }
@@ -71,11 +74,21 @@ async fn connections(server: &mut PgConnection) -> i64 {
 async fn after_a_switchover_behind_one_address_nothing_stays_at_the_old_server() {
     let test =
         "store::failover::after_a_switchover_behind_one_address_nothing_stays_at_the_old_server";
+    switched_over(test, "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_switchover_nothing_stays_at_the_old_server_where_statements_are_kept() {
+    let test = "store::failover::after_a_switchover_nothing_stays_at_the_old_server_where_statements_are_kept";
+    switched_over(test, KEPT).await;
+}
+
+async fn switched_over(test: &str, of_statements: &str) {
     let Some(primary) = Postgres::start(test) else { return };
     limited(async {
         let standby = primary.standby();
         let address = Forwarder::start(primary.address).await;
-        let url = address.url(&primary.url(), primary.address);
+        let url = address.url(&primary.url(), primary.address) + of_statements;
         let store = Store::open(&url.parse().unwrap(), BUSY).await.unwrap().of_node("one".into());
         store.join("one").await.unwrap();
         register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
@@ -146,11 +159,21 @@ async fn a_standby_is_no_database_until_it_is_promoted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_old_server_that_says_nothing_any_more_costs_one_call_its_time() {
     let test = "store::failover::an_old_server_that_says_nothing_any_more_costs_one_call_its_time";
+    fell_silent(test, "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_server_that_says_nothing_costs_one_call_its_time_where_statements_are_kept() {
+    let test = "store::failover::an_old_server_that_says_nothing_costs_one_call_its_time_where_statements_are_kept";
+    fell_silent(test, KEPT).await;
+}
+
+async fn fell_silent(test: &str, of_statements: &str) {
     let Some(primary) = Postgres::start(test) else { return };
     limited(async {
         let standby = primary.standby();
         let address = Forwarder::start(primary.address).await;
-        let url = address.url(&primary.url(), primary.address);
+        let url = address.url(&primary.url(), primary.address) + of_statements;
         let store = Store::open(&url.parse().unwrap(), BUSY).await.unwrap();
         register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
         busy(&store).await;
@@ -161,6 +184,10 @@ async fn an_old_server_that_says_nothing_any_more_costs_one_call_its_time() {
         address.move_to(standby.address);
         address.thaw();
         let began = Instant::now();
+        if of_statements == KEPT {
+            // A statement that stands alone finds it out as well.
+            only_target(&store, &alice()).await;
+        }
         register(&store, device(&bob(), 'b'), &["INBOX"], 5, 200).await;
         println!("a registration is written after {:?}", began.elapsed());
         let began = Instant::now();

@@ -58,28 +58,35 @@ async fn every_connection_is_durable_and_waits_with_an_end() {
         let careless = "do $$ begin execute format('alter database %I set synchronous_commit = \
                         off', current_database()); end $$";
         beside.execute(careless).await.unwrap();
-        let store = database.try_open(Duration::from_millis(4321)).await.unwrap();
-        // A trigger that looks at the connection that writes.
-        beside
-            .execute(
-                "create table seen as select ''::text as name, ''::text as value where false; \
-                 create function see() returns trigger language plpgsql as $$ begin \
-                 insert into seen select name, setting from pg_settings; return new; end $$; \
-                 create trigger see before insert on account for each row execute function see()",
-            )
-            .await
-            .unwrap();
-        register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
-        for (name, expected) in [
-            ("synchronous_commit", "on"),
-            ("lock_timeout", "4321"),
-            ("statement_timeout", "9321"),
-            ("idle_in_transaction_session_timeout", "9321"),
-            ("application_name", "mailchime"),
-        ] {
-            let row = sqlx::query("select value from seen where name = $1").bind(name);
-            let value: String = row.fetch_one(&mut beside).await.unwrap().get(0);
-            assert_eq!(value, expected, "{name}");
+        // Where statements are kept, the session has the settings, else each transaction.
+        for (device_of, of_statements) in [('a', ""), ('b', "?statement-cache-capacity=100")] {
+            let url = format!("{}{of_statements}", database.url).parse().unwrap();
+            let store = Store::open(&url, Duration::from_millis(4321)).await.unwrap();
+            // A trigger that looks at the connection that writes.
+            beside
+                .execute(
+                    "drop table if exists seen; \
+                     create table seen as select ''::text as name, ''::text as value where false; \
+                     create or replace function see() returns trigger language plpgsql as $$ begin \
+                     insert into seen select name, setting from pg_settings; return new; end $$; \
+                     create or replace trigger see before insert on subscription \
+                     for each row execute function see()",
+                )
+                .await
+                .unwrap();
+            register(&store, device(&alice(), device_of), &["INBOX"], 5, 100).await;
+            for (name, expected) in [
+                ("synchronous_commit", "on"),
+                ("lock_timeout", "4321"),
+                ("statement_timeout", "9321"),
+                ("idle_in_transaction_session_timeout", "9321"),
+                ("transaction_isolation", "read committed"),
+                ("application_name", "mailchime"),
+            ] {
+                let row = sqlx::query("select value from seen where name = $1").bind(name);
+                let value: String = row.fetch_one(&mut beside).await.unwrap().get(0);
+                assert_eq!(value, expected, "{name} with {of_statements:?}");
+            }
         }
     })
     .await;
