@@ -196,6 +196,11 @@ impl Dialect {
 
     /// The statement of an [`UpdateFrom`] for this number of rows.
     pub(in crate::store) fn update_from(self, update: &UpdateFrom<'_>, rows: usize) -> String {
+        self.update_from_at(1, update, rows)
+    }
+
+    /// The same with arguments from this one on.
+    fn update_from_at(self, first: usize, update: &UpdateFrom<'_>, rows: usize) -> String {
         let UpdateFrom { table, columns, joins, on, set } = *update;
         let joins: String = joins.iter().map(|join| format!(" join {join}")).collect();
         let of = match self {
@@ -207,7 +212,7 @@ impl Dialect {
         let set = set.join(", ");
         match self {
             Self::Sqlite | Self::Postgres => {
-                let (names, values) = (columns.join(", "), values(1, columns.len(), rows));
+                let (names, values) = (columns.join(", "), values(first, columns.len(), rows));
                 format!(
                     "with v ({names}) as (values {values}) \
                      update {table} set {set} from v{joins} where {on}"
@@ -256,6 +261,30 @@ impl Dialect {
                 format!("select {select} from ({}) v {of}", selected(columns, rows))
             }
         }
+    }
+
+    /// One statement for these updates and the query, each with this number of rows, and with the arguments of one behind
+    /// those of the other. No two updates may meet a row, and the query sees nothing of them. `None` where the database has
+    /// no such statement.
+    pub(in crate::store) fn together(
+        self,
+        updates: &[&UpdateFrom<'_>],
+        query: &SelectBy<'_>,
+        rows: usize,
+    ) -> Option<String> {
+        if self != Self::Postgres {
+            return None;
+        }
+        let (mut text, mut first) = ("with ".to_owned(), 1);
+        for (number, update) in updates.iter().enumerate() {
+            let update_from = self.update_from_at(first, update, rows);
+            // Writing to a string does not fail.
+            let _ = write!(text, "u{number} as ({update_from}), ");
+            first += update.columns.len() * rows;
+        }
+        let SelectBy { columns, select, of } = *query;
+        let (names, values) = (columns.join(", "), values(first, columns.len(), rows));
+        Some(text + &format!("v ({names}) as (values {values}) select {select} from v {of}"))
     }
 
     /// The statement of a [`Take`].
@@ -383,6 +412,27 @@ mod tests {
              update mailbox set messages = v.messages from v join account a on a.name = v.account \
              where mailbox.account = a.id and mailbox.name = v.mailbox"
         );
+    }
+
+    #[test]
+    fn updates_and_a_query_are_one_statement_where_the_database_has_such() {
+        let update = UpdateFrom {
+            table: "mailbox",
+            columns: &["mailbox"],
+            joins: &[],
+            on: "mailbox.name = v.mailbox",
+            set: &[("due_since", "null")],
+        };
+        let query = SelectBy { columns: &["n"], select: "v.n", of: "" };
+        assert_eq!(
+            Dialect::Postgres.together(&[&update, &update], &query, 1).unwrap(),
+            "with u0 as (with v (mailbox) as (values ($1)) \
+             update mailbox set due_since = null from v where mailbox.name = v.mailbox), \
+             u1 as (with v (mailbox) as (values ($2)) \
+             update mailbox set due_since = null from v where mailbox.name = v.mailbox), \
+             v (n) as (values ($3)) select v.n from v "
+        );
+        assert_eq!(Dialect::Sqlite.together(&[&update], &query, 1), None);
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(in crate::store) struct Statement<'q> {
 /// Rows of arguments that a statement is written for.
 #[derive(Clone, Copy, Default)]
 struct Rows {
+    /// Arguments before them.
+    first: usize,
     columns: usize,
     count: usize,
 }
@@ -84,17 +86,32 @@ pub(in crate::store) fn select_by<'q>(
     Statement { rows, ..query(work.dialect().select_by(select, rows.count, only_if)) }
 }
 
+/// The statement of these updates and the query together, for this number of rows of arguments of each at least: those of
+/// the first update, and of the others behind [`Statement::then`]. `None` where they are to be run one after the other.
+pub(in crate::store) fn together<'q>(
+    work: &Work,
+    updates: &[&UpdateFrom<'_>],
+    select: &SelectBy<'_>,
+    rows: usize,
+) -> Option<Statement<'q>> {
+    let columns = updates.first().map_or(select.columns, |update| update.columns);
+    let rows = Rows::of(work, columns, rows);
+    let text = work.dialect().together(updates, select, rows.count)?;
+    Some(Statement { rows, ..query(text) })
+}
+
 impl Rows {
     /// Few numbers of rows make few statements, each of which is prepared once for a connection.
     fn of(work: &Work, columns: &[&str], count: usize) -> Self {
         let count = if work.keeps_statements() { rounded_up(count) } else { count };
-        Self { columns: columns.len(), count }
+        Self { first: 0, columns: columns.len(), count }
     }
 
     /// What is missing behind these arguments becomes null, as a row of nulls leads to no row of a table.
     fn fill(self, arguments: &mut Vec<Argument<'_>>) {
-        for place in arguments.len()..self.columns * self.count {
-            let above = place.checked_sub(self.columns).and_then(|place| arguments.get(place));
+        for place in arguments.len()..self.first + self.columns * self.count {
+            let above = place.checked_sub(self.columns).filter(|above| *above >= self.first);
+            let above = above.and_then(|place| arguments.get(place));
             arguments.extend(above.map(Argument::null));
         }
     }
@@ -109,6 +126,13 @@ impl<'q> Statement<'q> {
     /// The next argument.
     pub(in crate::store) fn bind(mut self, argument: impl Into<Argument<'q>>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    /// The arguments that follow are those of rows with these columns.
+    pub(in crate::store) fn then(mut self, columns: &[&str]) -> Self {
+        self.rows.fill(&mut self.arguments);
+        (self.rows.first, self.rows.columns) = (self.arguments.len(), columns.len());
         self
     }
 
@@ -320,9 +344,12 @@ mod tests {
         let counts = [1, 2, 3, 5, 64, 65, 100, 101].map(rounded_up);
         assert_eq!(counts, [1, 2, 4, 8, 64, 100, 100, 101]);
         let mut arguments = vec!["a".into(), 1_i64.into(), Argument::NoText, 2_i64.into()];
-        Rows { columns: 2, count: 3 }.fill(&mut arguments);
+        Rows { first: 0, columns: 2, count: 3 }.fill(&mut arguments);
         assert!(matches!(&arguments[4..], [Argument::NoText, Argument::NoInteger]));
         Rows::default().fill(&mut arguments);
         assert_eq!(arguments.len(), 6);
+        arguments.push(7_i64.into());
+        Rows { first: 6, columns: 1, count: 3 }.fill(&mut arguments);
+        assert!(matches!(&arguments[7..], [Argument::NoInteger, Argument::NoInteger]));
     }
 }

@@ -61,6 +61,18 @@ pub(super) async fn a_mailbox_is_due_until_it_was_looked_at(store: Store) {
     let looked = looked_at(&alice(), "Team", 0);
     store.mark_due(&[looked], &[again], Timestamp(11)).await.unwrap();
     assert_eq!(due(&store).await, ["Team 0 -"]);
+    // Of other mailboxes in the same call, in whatever numbers.
+    let looked = ["Team", "Other", "Old"].map(|name| looked_at(&alice(), name, 0));
+    let marks = [
+        mark(&alice(), Some("INBOX"), Some(state(7)), true),
+        mark(&alice(), Some("team "), None, false),
+        mark(&alice(), Some("Unknown"), None, false),
+        mark(&bob(), Some("INBOX"), None, true),
+        DueMark { is_due: false, ..mark(&alice(), Some("Team"), None, false) },
+    ];
+    let known = store.mark_due(&looked, &marks, Timestamp(12)).await.unwrap();
+    assert_eq!(known, [true, true, false, false, true]);
+    assert_eq!(due(&store).await, ["INBOX 1 7", "team  0 -"]);
 }
 
 pub(super) async fn a_mark_of_another_node_outlives_a_look_that_did_not_see_it(store: Store) {
