@@ -40,6 +40,7 @@ impl LiveAccount {
 const ADOPT: UpdateFrom<'_> = UpdateFrom {
     table: "account",
     columns: &["name", "address", "becomes"],
+    account: "",
     joins: &[],
     on: "account.name = v.name and (account.backend is null or account.backend = v.address)",
     set: &[("backend", "v.becomes")],

@@ -83,22 +83,24 @@ const SET: &[(&str, &str)] = &[
 const MARK: UpdateFrom<'_> = UpdateFrom {
     table: "mailbox",
     columns: &["account", "mailbox", "state", "others", "since"],
-    joins: &["account a on a.name = v.account"],
-    on: "mailbox.account = a.id and mailbox.name = v.mailbox \
+    account: "account",
+    joins: &[],
+    on: "mailbox.account = v.account_id and mailbox.name = v.mailbox \
          and (mailbox.due_since is null or v.others = 1)",
     set: SET,
 };
 
 const MARK_ALL: UpdateFrom<'_> = UpdateFrom {
-    on: "mailbox.account = a.id and (mailbox.due_since is null or v.others = 1)",
+    on: "mailbox.account = v.account_id and (mailbox.due_since is null or v.others = 1)",
     ..MARK
 };
 
 const CLEAR: UpdateFrom<'_> = UpdateFrom {
     table: "mailbox",
     columns: &["account", "mailbox", "marks"],
-    joins: &["account a on a.name = v.account"],
-    on: "mailbox.account = a.id and mailbox.name = v.mailbox and mailbox.due_marks = v.marks",
+    account: "account",
+    joins: &[],
+    on: "mailbox.account = v.account_id and mailbox.name = v.mailbox and mailbox.due_marks = v.marks",
     set: &[("due_state", "null"), ("due_marks", "0"), ("due_since", "null")],
 };
 

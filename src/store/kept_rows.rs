@@ -38,6 +38,7 @@ pub(super) struct Resealed {
 const RESEAL: UpdateFrom<'_> = UpdateFrom {
     table: "account",
     columns: &["name", "was", "becomes"],
+    account: "",
     joins: &[],
     on: "account.name = v.name and account.credentials = v.was",
     set: &[("credentials", "v.becomes")],
@@ -46,8 +47,9 @@ const RESEAL: UpdateFrom<'_> = UpdateFrom {
 const RESEAL_BESIDE: UpdateFrom<'_> = UpdateFrom {
     table: "credential",
     columns: &["name", "was", "becomes"],
-    joins: &["account a on a.name = v.name"],
-    on: "credential.account = a.id and credential.sealed = v.was",
+    account: "name",
+    joins: &[],
+    on: "credential.account = v.account_id and credential.sealed = v.was",
     set: &[("sealed", "v.becomes")],
 };
 

@@ -19,6 +19,7 @@ pub(super) struct SealedSecrets {
 const RESEAL_SECRETS: UpdateFrom<'_> = UpdateFrom {
     table: "subscription",
     columns: &["id", "was", "becomes"],
+    account: "",
     joins: &[],
     on: "subscription.id = v.id and subscription.secrets = v.was",
     set: &[("secrets", "v.becomes")],

@@ -104,11 +104,11 @@ struct Mark {
 const MARKS: UpdateFrom<'_> = UpdateFrom {
     table: "subscription_mailbox",
     columns: &["account", "transport", "hash", "app", "mailbox", "cleared", "since"],
+    account: "account",
     joins: &[
-        "account a on a.name = v.account",
-        "subscription s on s.account = a.id and s.transport = v.transport \
+        "subscription s on s.account = v.account_id and s.transport = v.transport \
          and s.endpoint_hash = v.hash and s.app = v.app",
-        "mailbox m on m.account = a.id and m.name = v.mailbox",
+        "mailbox m on m.account = v.account_id and m.name = v.mailbox",
     ],
     on: "subscription_mailbox.subscription = s.id and subscription_mailbox.mailbox = m.id",
     set: &[(
@@ -121,8 +121,9 @@ const MARKS: UpdateFrom<'_> = UpdateFrom {
 const PUSHED: UpdateFrom<'_> = UpdateFrom {
     table: "subscription",
     columns: &["account", "transport", "hash", "app", "pushed_at"],
-    joins: &["account a on a.name = v.account"],
-    on: "subscription.account = a.id and subscription.transport = v.transport \
+    account: "account",
+    joins: &[],
+    on: "subscription.account = v.account_id and subscription.transport = v.transport \
          and subscription.endpoint_hash = v.hash and subscription.app = v.app",
     set: &[
         ("pushed_at", "v.pushed_at"),
@@ -144,8 +145,9 @@ const FAILING: UpdateFrom<'_> = UpdateFrom {
         "own_fault",
         "registered_at",
     ],
-    joins: PUSHED.joins,
-    on: "subscription.account = a.id and subscription.transport = v.transport \
+    account: "account",
+    joins: &[],
+    on: "subscription.account = v.account_id and subscription.transport = v.transport \
          and subscription.endpoint_hash = v.hash and subscription.app = v.app \
          and subscription.registered_at <= v.registered_at",
     set: &[
@@ -158,8 +160,9 @@ const FAILING: UpdateFrom<'_> = UpdateFrom {
 const TOLD: UpdateFrom<'_> = UpdateFrom {
     table: "mailbox",
     columns: ACCOUNT_MAILBOX_STATE,
-    joins: &["account a on a.name = v.account"],
-    on: "mailbox.account = a.id and mailbox.name = v.mailbox",
+    account: "account",
+    joins: &[],
+    on: "mailbox.account = v.account_id and mailbox.name = v.mailbox",
     set: STATE_OF_V,
 };
 

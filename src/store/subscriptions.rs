@@ -323,6 +323,7 @@ static UPSERT_ACCOUNT: Shaped = Shaped::new(|dialect| {
 const UNHEARD_OF: UpdateFrom<'_> = UpdateFrom {
     table: "mailbox",
     columns: ACCOUNT_MAILBOX_STATE,
+    account: "",
     joins: &[],
     on: "mailbox.account = v.account and mailbox.name = v.mailbox and (mailbox.uid_validity is null \
          and mailbox.uid_next is null and mailbox.messages is null and mailbox.unseen is null \

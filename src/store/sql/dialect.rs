@@ -42,7 +42,9 @@ pub(in crate::store) struct UpdateFrom<'a> {
     pub(in crate::store) table: &'a str,
     /// The columns of `v`.
     pub(in crate::store) columns: &'a [&'a str],
-    /// What leads from `v` to the table, each `name x on …`.
+    /// The one of them that names an account, whose id is `v.account_id` then; empty: none.
+    pub(in crate::store) account: &'a str,
+    /// What else leads from `v` to the table, each `name x on …`.
     pub(in crate::store) joins: &'a [&'a str],
     /// Which row of the table belongs to a row of `v`.
     pub(in crate::store) on: &'a str,
@@ -201,8 +203,7 @@ impl Dialect {
 
     /// The same with arguments from this one on.
     fn update_from_at(self, first: usize, update: &UpdateFrom<'_>, rows: usize) -> String {
-        let UpdateFrom { table, columns, joins, on, set } = *update;
-        let joins: String = joins.iter().map(|join| format!(" join {join}")).collect();
+        let UpdateFrom { table, columns, account, joins, on, set } = *update;
         let of = match self {
             Self::Sqlite | Self::Postgres => String::new(),
             Self::MariaDb => format!("{table}."),
@@ -210,14 +211,28 @@ impl Dialect {
         let set: Vec<String> =
             set.iter().map(|(column, becomes)| format!("{of}{column} = {becomes}")).collect();
         let set = set.join(", ");
+        let joins: String = joins.iter().map(|join| format!(" join {join}")).collect();
+        let (names, rows_of) = (columns.join(", "), values(first, columns.len(), rows));
+        if self == Self::Postgres && !account.is_empty() {
+            // Accounts come first. Without statistics, as tables are that were filled just now, PostgreSQL would join all
+            // mailboxes of one name with each row that has that name.
+            return format!(
+                "with r ({names}) as (values {rows_of}), v as materialized \
+                 (select r.*, a.id as account_id from r join account a on a.name = r.{account}) \
+                 update {table} set {set} from v{joins} where {on}"
+            );
+        }
+        let to_account = match account {
+            "" => String::new(),
+            account => format!(" join account a on a.name = v.{account}"),
+        };
+        let [joins, on] = [&*joins, on].map(|text| text.replace("v.account_id", "a.id"));
+        let joins = to_account + &joins;
         match self {
-            Self::Sqlite | Self::Postgres => {
-                let (names, values) = (columns.join(", "), values(first, columns.len(), rows));
-                format!(
-                    "with v ({names}) as (values {values}) \
-                     update {table} set {set} from v{joins} where {on}"
-                )
-            }
+            Self::Sqlite | Self::Postgres => format!(
+                "with v ({names}) as (values {rows_of}) \
+                 update {table} set {set} from v{joins} where {on}"
+            ),
             // Of `values` the first row alone would say how long a text may be.
             Self::MariaDb => {
                 let selected = selected(columns, rows);
@@ -395,8 +410,9 @@ mod tests {
         let update = UpdateFrom {
             table: "mailbox",
             columns: &["account", "mailbox", "messages"],
-            joins: &["account a on a.name = v.account"],
-            on: "mailbox.account = a.id and mailbox.name = v.mailbox",
+            account: "account",
+            joins: &[],
+            on: "mailbox.account = v.account_id and mailbox.name = v.mailbox",
             set: &[("messages", "v.messages")],
         };
         assert_eq!(
@@ -412,6 +428,13 @@ mod tests {
              update mailbox set messages = v.messages from v join account a on a.name = v.account \
              where mailbox.account = a.id and mailbox.name = v.mailbox"
         );
+        assert_eq!(
+            Dialect::Postgres.update_from(&update, 1),
+            "with r (account, mailbox, messages) as (values ($1, $2, $3)), v as materialized \
+             (select r.*, a.id as account_id from r join account a on a.name = r.account) \
+             update mailbox set messages = v.messages from v \
+             where mailbox.account = v.account_id and mailbox.name = v.mailbox"
+        );
     }
 
     #[test]
@@ -419,6 +442,7 @@ mod tests {
         let update = UpdateFrom {
             table: "mailbox",
             columns: &["mailbox"],
+            account: "",
             joins: &[],
             on: "mailbox.name = v.mailbox",
             set: &[("due_since", "null")],

@@ -116,6 +116,7 @@ const ENDPOINT_HASH: i64 = 9;
 const HASHES: UpdateFrom<'_> = UpdateFrom {
     table: "device",
     columns: &["account", "token", "subtopic", "hash", "options"],
+    account: "",
     joins: &[],
     on: "device.account = v.account and device.token = v.token and device.subtopic = v.subtopic",
     set: &[("endpoint_hash", "v.hash"), ("options", "v.options")],
