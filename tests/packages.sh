@@ -156,6 +156,9 @@ print(*sqlite3.connect(sys.argv[1]).execute("select max(version) from _sqlx_migr
 END
 }
 
+# The highest of the numbers with which these files begin.
+newest() { printf '%s\n' "${@##*/}" | sed -n 's/^0*\([0-9][0-9]*\).*/\1/p' | sort -n | tail -1; }
+
 # All files and links, and the accounts, but what dpkg, systemd and the system write for themselves.
 everything() {
     (cd "$root" && find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./run -o -path ./tmp \
@@ -271,19 +274,27 @@ same 'the subscriptions' "$(subscriptions)" 'alice INBOX'
 "$program" demo --deliver "$backend" >/dev/null
 await 'a push to the device of before' grep -qi 'POST /3/device/ab12ab12' "$folder/demo.log"
 
-say 'upgrade: a database of an earlier schema is migrated'
+say 'upgrade: a database of the schema before is migrated'
 # Both packages have the newest schema. So the database is one that an earlier mailchime left, and nobody has started
 # it when the new package comes.
+newest=$(newest src/store/sql/migrations/*.sql)
+earlier=$(newest fixtures/schemas/*.sqlite.sql)
+same 'the newest schema of fixtures/schemas' "$earlier" $((newest - 1))
 if [ -n "$init" ]; then run systemctl stop mailchime; else stop_service; fi
 run dpkg -i /packages/old.deb </dev/null >"$folder/dpkg.log" 2>&1
 rm "$root"/var/lib/mailchime/mailchime.db*
-python3 - fixtures/schemas/0010.sqlite.sql "$root/var/lib/mailchime/mailchime.db" <<'END'
-import sqlite3, sys
+python3 - "$(printf 'fixtures/schemas/%04d.sqlite.sql' "$earlier")" "$root/var/lib/mailchime/mailchime.db" <<'END'
+import sqlite3, sys, time
 database = sqlite3.connect(sys.argv[2])
 database.executescript(open(sys.argv[1]).read())
+# What has ended is removed at the start: these are still to end.
+now = int(time.time() * 1000)
+database.execute("update subscription set expires_at = ? where expires_at is not null", [now + 86400000])
+database.execute("update subscription set registered_at = ? where state = 'pending'", [now])
+database.commit()
 END
 chown --reference="$root/var/lib/mailchime" "$root/var/lib/mailchime/mailchime.db"
-same 'the schema of before' "$(schema)" 10
+same 'the schema of before' "$(schema)" "$earlier"
 held=$(python3 - "$root/var/lib/mailchime/mailchime.db" <<'END'
 import sqlite3, sys
 held = {}
@@ -296,9 +307,9 @@ END
 )
 [[ $held = *Bob*alice@example.org* ]] || fail "there is nothing to keep: $held"
 run dpkg -i /packages/new.deb </dev/null >"$folder/dpkg.log" 2>&1
-same 'the schema before the start' "$(schema)" 10
+same 'the schema before the start' "$(schema)" "$earlier"
 start_service
-same 'the schema' "$(schema)" "$(ls src/store/sql/migrations | grep -c '\.sql$')"
+same 'the schema' "$(schema)" "$newest"
 same 'the subscriptions' "$(mailchime subscriptions list --json | python3 -c '
 import json, sys
 rows = json.load(sys.stdin)["subscriptions"]
