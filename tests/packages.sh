@@ -329,6 +329,30 @@ if [ -n "$init" ]; then
     await 'mailchime health' mailchime health
 fi
 
+if [ -n "$init" ]; then
+    say 'a certificate of another program is copied by the service of the timer'
+    copier=$root/usr/local/lib/mailchime units=$root/etc/systemd/system
+    (cd "$root/usr/share/doc/mailchime/examples" &&
+        install -D -m 755 certbot/mailchime "$copier/certificate" &&
+        install -m 644 certificate/mailchime-certificate.* "$units/")
+    mkdir -p "$root/srv/acme/imap"
+    echo certificate >"$root/srv/acme/imap/fullchain.pem"
+    echo key >"$root/srv/acme/imap/privkey.pem"
+    mkdir -m 700 "$root/etc/mailchime/copied"
+    printf '%s\n' RENEWED_LINEAGE=/srv/acme/imap LINEAGE=imap FOLDER=/etc/mailchime/copied \
+        >"$root/etc/mailchime/certificate.env"
+    run systemctl daemon-reload
+    run systemctl start mailchime-certificate || fail "$(run journalctl -u mailchime-certificate --no-pager)"
+    same 'the copied key' "$(cat "$root/etc/mailchime/copied/server.key")" key
+    same 'its owner and mode' "$(run stat -c '%U:%G %a' /etc/mailchime/copied/server.key)" 'root:mailchime 640'
+    run systemctl enable --quiet --now mailchime-certificate.timer
+    same 'the timer' "$(run systemctl is-active mailchime-certificate.timer)" active
+    run systemctl disable --quiet --now mailchime-certificate.timer
+    rm -r "$copier" "$units"/mailchime-certificate.* "$root/srv/acme" \
+        "$root/etc/mailchime/copied" "$root/etc/mailchime/certificate.env"
+    run systemctl daemon-reload
+fi
+
 say 'remove: configuration, database and key stay'
 stop_service
 run dpkg -r mailchime </dev/null >"$folder/dpkg.log" 2>&1
@@ -340,7 +364,7 @@ same 'the key' "$(sha256sum "$root/var/lib/mailchime/mailchime.key")" "$key"
 
 say 'purge: nothing is left, and what the administrator made elsewhere is named'
 elsewhere='/etc/dovecot/mailchime.master /etc/dovecot/mailchime.token /etc/letsencrypt/renewal-hooks/deploy/mailchime
-    /etc/fail2ban/jail.d/mailchime.conf'
+    /etc/systemd/system/mailchime-certificate.timer /etc/fail2ban/jail.d/mailchime.conf'
 for made in $elsewhere; do
     mkdir -p "$root${made%/*}"
     touch "$root$made"
@@ -351,7 +375,8 @@ for made in $elsewhere; do
     grep -q "$made stays" "$folder/dpkg.log" || fail "the purge does not name $made"
 done
 grep -q 'proxyservers in /etc/imapd.conf' "$folder/dpkg.log" || fail 'the purge does not name the master user of Cyrus'
-rm -r "$root/etc/dovecot" "$root/etc/letsencrypt" "$root/etc/fail2ban" "$root/etc/imapd.conf"
+rm -r "$root/etc/dovecot" "$root/etc/letsencrypt" "$root/etc/fail2ban" "$root/etc/imapd.conf" \
+    "$root/etc/systemd/system/mailchime-certificate.timer"
 everything >"$folder/after"
 diff "$folder/before" "$folder/after" || fail 'what differs from before the package was installed is above'
 same 'mentions of it in dpkg' "$(run dpkg-query -W mailchime 2>/dev/null || true)" ''

@@ -490,10 +490,12 @@ fn renewal(plan: &SetupPlan) -> String {
     }
     let folder = below(&plan.root, "etc/mailchime");
     let folder = folder.display();
+    let page = page(&plan.root, "docs/packages.md");
     let (certificate, key) =
         (plan.certificate.certificate.display(), plan.certificate.private_key.display());
     format!(
-        "After each renewal of the certificate run these; mailchime takes the new one by itself:\n\n\
+        "After each renewal of the certificate run these, or have a timer do so ({page}); mailchime takes the new one \
+         by itself:\n\n\
          install -m 640 -g mailchime {certificate} {folder}/server.pem\n\
          install -m 640 -g mailchime {key} {folder}/server.key"
     )
