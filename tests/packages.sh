@@ -156,6 +156,9 @@ print(*sqlite3.connect(sys.argv[1]).execute("select max(version) from _sqlx_migr
 END
 }
 
+# The highest of the numbers with which these files begin.
+newest() { printf '%s\n' "${@##*/}" | sed -n 's/^0*\([0-9][0-9]*\).*/\1/p' | sort -n | tail -1; }
+
 # All files and links, and the accounts, but what dpkg, systemd and the system write for themselves.
 everything() {
     (cd "$root" && find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./run -o -path ./tmp \
@@ -271,19 +274,27 @@ same 'the subscriptions' "$(subscriptions)" 'alice INBOX'
 "$program" demo --deliver "$backend" >/dev/null
 await 'a push to the device of before' grep -qi 'POST /3/device/ab12ab12' "$folder/demo.log"
 
-say 'upgrade: a database of an earlier schema is migrated'
+say 'upgrade: a database of the schema before is migrated'
 # Both packages have the newest schema. So the database is one that an earlier mailchime left, and nobody has started
 # it when the new package comes.
+newest=$(newest src/store/sql/migrations/*.sql)
+earlier=$(newest fixtures/schemas/*.sqlite.sql)
+same 'the newest schema of fixtures/schemas' "$earlier" $((newest - 1))
 if [ -n "$init" ]; then run systemctl stop mailchime; else stop_service; fi
 run dpkg -i /packages/old.deb </dev/null >"$folder/dpkg.log" 2>&1
 rm "$root"/var/lib/mailchime/mailchime.db*
-python3 - fixtures/schemas/0010.sqlite.sql "$root/var/lib/mailchime/mailchime.db" <<'END'
-import sqlite3, sys
+python3 - "$(printf 'fixtures/schemas/%04d.sqlite.sql' "$earlier")" "$root/var/lib/mailchime/mailchime.db" <<'END'
+import sqlite3, sys, time
 database = sqlite3.connect(sys.argv[2])
 database.executescript(open(sys.argv[1]).read())
+# What has ended is removed at the start: these are still to end.
+now = int(time.time() * 1000)
+database.execute("update subscription set expires_at = ? where expires_at is not null", [now + 86400000])
+database.execute("update subscription set registered_at = ? where state = 'pending'", [now])
+database.commit()
 END
 chown --reference="$root/var/lib/mailchime" "$root/var/lib/mailchime/mailchime.db"
-same 'the schema of before' "$(schema)" 10
+same 'the schema of before' "$(schema)" "$earlier"
 held=$(python3 - "$root/var/lib/mailchime/mailchime.db" <<'END'
 import sqlite3, sys
 held = {}
@@ -296,9 +307,9 @@ END
 )
 [[ $held = *Bob*alice@example.org* ]] || fail "there is nothing to keep: $held"
 run dpkg -i /packages/new.deb </dev/null >"$folder/dpkg.log" 2>&1
-same 'the schema before the start' "$(schema)" 10
+same 'the schema before the start' "$(schema)" "$earlier"
 start_service
-same 'the schema' "$(schema)" "$(ls src/store/sql/migrations | grep -c '\.sql$')"
+same 'the schema' "$(schema)" "$newest"
 same 'the subscriptions' "$(mailchime subscriptions list --json | python3 -c '
 import json, sys
 rows = json.load(sys.stdin)["subscriptions"]
@@ -318,6 +329,30 @@ if [ -n "$init" ]; then
     await 'mailchime health' mailchime health
 fi
 
+if [ -n "$init" ]; then
+    say 'a certificate of another program is copied by the service of the timer'
+    copier=$root/usr/local/lib/mailchime units=$root/etc/systemd/system
+    (cd "$root/usr/share/doc/mailchime/examples" &&
+        install -D -m 755 certbot/mailchime "$copier/certificate" &&
+        install -m 644 certificate/mailchime-certificate.* "$units/")
+    mkdir -p "$root/srv/acme/imap"
+    echo certificate >"$root/srv/acme/imap/fullchain.pem"
+    echo key >"$root/srv/acme/imap/privkey.pem"
+    mkdir -m 700 "$root/etc/mailchime/copied"
+    printf '%s\n' RENEWED_LINEAGE=/srv/acme/imap LINEAGE=imap FOLDER=/etc/mailchime/copied \
+        >"$root/etc/mailchime/certificate.env"
+    run systemctl daemon-reload
+    run systemctl start mailchime-certificate || fail "$(run journalctl -u mailchime-certificate --no-pager)"
+    same 'the copied key' "$(cat "$root/etc/mailchime/copied/server.key")" key
+    same 'its owner and mode' "$(run stat -c '%U:%G %a' /etc/mailchime/copied/server.key)" 'root:mailchime 640'
+    run systemctl enable --quiet --now mailchime-certificate.timer
+    same 'the timer' "$(run systemctl is-active mailchime-certificate.timer)" active
+    run systemctl disable --quiet --now mailchime-certificate.timer
+    rm -r "$copier" "$units"/mailchime-certificate.* "$root/srv/acme" \
+        "$root/etc/mailchime/copied" "$root/etc/mailchime/certificate.env"
+    run systemctl daemon-reload
+fi
+
 say 'remove: configuration, database and key stay'
 stop_service
 run dpkg -r mailchime </dev/null >"$folder/dpkg.log" 2>&1
@@ -329,7 +364,7 @@ same 'the key' "$(sha256sum "$root/var/lib/mailchime/mailchime.key")" "$key"
 
 say 'purge: nothing is left, and what the administrator made elsewhere is named'
 elsewhere='/etc/dovecot/mailchime.master /etc/dovecot/mailchime.token /etc/letsencrypt/renewal-hooks/deploy/mailchime
-    /etc/fail2ban/jail.d/mailchime.conf'
+    /etc/systemd/system/mailchime-certificate.timer /etc/fail2ban/jail.d/mailchime.conf'
 for made in $elsewhere; do
     mkdir -p "$root${made%/*}"
     touch "$root$made"
@@ -340,7 +375,8 @@ for made in $elsewhere; do
     grep -q "$made stays" "$folder/dpkg.log" || fail "the purge does not name $made"
 done
 grep -q 'proxyservers in /etc/imapd.conf' "$folder/dpkg.log" || fail 'the purge does not name the master user of Cyrus'
-rm -r "$root/etc/dovecot" "$root/etc/letsencrypt" "$root/etc/fail2ban" "$root/etc/imapd.conf"
+rm -r "$root/etc/dovecot" "$root/etc/letsencrypt" "$root/etc/fail2ban" "$root/etc/imapd.conf" \
+    "$root/etc/systemd/system/mailchime-certificate.timer"
 everything >"$folder/after"
 diff "$folder/before" "$folder/after" || fail 'what differs from before the package was installed is above'
 same 'mentions of it in dpkg' "$(run dpkg-query -W mailchime 2>/dev/null || true)" ''

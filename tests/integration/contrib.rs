@@ -1,6 +1,7 @@
 //! What `contrib/` has for packagers and operators: each file is taken by the program that it is for, where that is
 //! on this machine, and names nothing that mailchime does not have. `tests/packages.sh` installs the package.
 
+mod certificate;
 mod container;
 mod monitoring;
 mod podman;

@@ -236,7 +236,7 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
     let server = match plan.server.kind {
         kind @ (MailServerKind::Dovecot23
         | MailServerKind::Dovecot24
-        | MailServerKind::DovecotUnknown) => dovecot(kind, address, port),
+        | MailServerKind::DovecotUnknown) => dovecot(kind, address, port, &behind.tls),
         MailServerKind::Cyrus => {
             let host = behind.listens_in_brackets();
             let port = if port == IMAP { "imap".to_owned() } else { port.to_string() };
@@ -288,18 +288,36 @@ fn change(plan: &SetupPlan, begin: &str) -> String {
 /// How many connections Courier takes: from one address, and altogether.
 const COURIER_LIMITS: &str = "MAXPERIP=1000\nMAXDAEMONS=1000";
 
+/// What Dovecot counts once it believes the addresses of clients, and what it lets run.
+fn limits_of_dovecot(has_tls: bool) -> String {
+    let (processes, login) = match has_tls {
+        false => ("A connection takes a process of imap (1024 at most)", ""),
+        // Of a login, which stays where it ends TLS. auth and anvil take a connection of each of them.
+        true => (
+            "A connection takes a process of imap (1024 at most) and, with TLS, one of imap-login (100 at most)",
+            "\nservice imap-login {\n  process_limit = 4000\n}\ndefault_client_limit = 5000",
+        ),
+    };
+    format!(
+        "Dovecot then counts mail_max_userip_connections by the addresses of clients, as before. For each watched \
+         account mailchime holds one connection more, from its own address. {processes}. If sessions and \
+         watched accounts together can be more, write numbers above that to conf.d/10-master.conf:\n\n\
+         service imap {{\n  process_limit = 4000\n}}{login}"
+    )
+}
+
 /// What a server on another machine needs, for which all clients come from one address now.
 fn limits_elsewhere(kind: MailServerKind) -> String {
     match kind {
         MailServerKind::Dovecot23
         | MailServerKind::Dovecot24
         | MailServerKind::DovecotUnknown => {
-            "For Dovecot all clients come from this machine then. So that it believes mailchime their addresses \
-             (send_id), and lets a user have more than 10 connections from one, write in its dovecot.conf, with the \
-             address of this machine:\n\n\
-             login_trusted_networks = 192.0.2.1/32\n\
-             protocol imap {\n  mail_max_userip_connections = 50\n}"
-                .to_owned()
+            format!(
+                "For Dovecot all clients come from this machine then. So that it believes mailchime their addresses \
+                 (send_id), write in its dovecot.conf, with the address of this machine:\n\n\
+                 login_trusted_networks = 192.0.2.1/32\n\n{}",
+                limits_of_dovecot(true)
+            )
         }
         MailServerKind::Courier => format!(
             "For Courier all clients come from this machine then, and Debian lets one address have 20 connections. \
@@ -450,7 +468,7 @@ fn by_version(kind: MailServerKind, before: &str, since: &str) -> String {
 }
 
 /// Dovecot 2.4 has changed the word for an address.
-fn dovecot(kind: MailServerKind, address: &str, port: u16) -> String {
+fn dovecot(kind: MailServerKind, address: &str, port: u16, tls: &BackendTls) -> String {
     let block = |listen: &str| {
         format!(
             "service imap-login {{\n  inet_listener imap {{\n    {listen} = {address}\n    port = {port}\n  }}\n  \
@@ -461,7 +479,8 @@ fn dovecot(kind: MailServerKind, address: &str, port: u16) -> String {
     format!(
         "in /etc/dovecot/conf.d/10-master.conf:\n\n{block}\n\n\
          and in /etc/dovecot/dovecot.conf, so that Dovecot believes mailchime the addresses of clients:\n\n\
-         login_trusted_networks = 127.0.0.1/32 ::1/128"
+         login_trusted_networks = 127.0.0.1/32 ::1/128\n\n{}",
+        limits_of_dovecot(*tls != BackendTls::None)
     )
 }
 
@@ -471,10 +490,12 @@ fn renewal(plan: &SetupPlan) -> String {
     }
     let folder = below(&plan.root, "etc/mailchime");
     let folder = folder.display();
+    let page = page(&plan.root, "docs/packages.md");
     let (certificate, key) =
         (plan.certificate.certificate.display(), plan.certificate.private_key.display());
     format!(
-        "After each renewal of the certificate run these; mailchime takes the new one by itself:\n\n\
+        "After each renewal of the certificate run these, or have a timer do so ({page}); mailchime takes the new one \
+         by itself:\n\n\
          install -m 640 -g mailchime {certificate} {folder}/server.pem\n\
          install -m 640 -g mailchime {key} {folder}/server.key"
     )

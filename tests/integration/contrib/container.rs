@@ -1,6 +1,7 @@
 //! The image and what runs it: what is in it, and that the files for compose, Kubernetes and the workflows keep to
 //! the schemas of these.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -16,6 +17,9 @@ use crate::support::servers::dovecot24::doveconf;
 const SCHEMAS: &str = "check-jsonschema-0.39.0";
 const KUBERNETES: &str = "kubernetes-validate-1.37.0";
 const COMPOSE: &str = "contrib/container/compose.yaml";
+
+/// The same for a container with the network of the host.
+const HOST: &str = "contrib/container/host.yaml";
 
 /// The folders of the image, from a small program in place of mailchime.
 #[test]
@@ -219,13 +223,51 @@ fn compose_takes_its_file() {
         command.arg(path);
         Some(command)
     };
-    let Some(mut command) = check(&file(COMPOSE)) else { return };
-    succeeds(&mut command);
+    for path in [COMPOSE, HOST] {
+        let Some(mut command) = check(&file(path)) else { return };
+        succeeds(&mut command);
+    }
     let folder = tempfile::tempdir().unwrap();
     let wrong = folder.path().join("compose.yaml");
     fs::write(&wrong, text(COMPOSE).replace("restart:", "restarts:")).unwrap();
     let (succeeded, said) = ends(&mut check(&wrong).unwrap());
     assert!(!succeeded && said.contains("restarts"), "{said}");
+}
+
+/// There is no line of a network in it, and none of a Dovecot.
+#[test]
+fn a_container_with_the_network_of_the_host_is_restricted_as_the_other_one() {
+    let service = |path| {
+        let text = text(path);
+        let lines = text.lines().skip_while(|line| *line != "  mailchime:").skip(1);
+        let lines = lines.take_while(|line| line.starts_with("    "));
+        let lines = lines.filter(|line| !line.trim_start().starts_with('#')).map(str::to_owned);
+        lines.collect::<BTreeSet<_>>()
+    };
+    let (compose, host) = (service(COMPOSE), service(HOST));
+    let only = |one: &BTreeSet<String>, other: &BTreeSet<String>| {
+        one.difference(other).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(
+        only(&compose, &host),
+        [
+            "      - \"993:1993\"",
+            "      - ./proxy.toml:/etc/mailchime/proxy.toml:ro",
+            "      - ./tls:/etc/mailchime/tls:ro",
+            "    depends_on: [dovecot]",
+            "    networks: [outside, mail]",
+            "    ports:",
+        ]
+    );
+    assert_eq!(
+        only(&host, &compose),
+        [
+            "      - /etc/mailchime:/etc/mailchime:ro",
+            "      - /run/mailchime",
+            "    network_mode: host",
+        ]
+    );
+    assert!(compose.contains("    cap_drop: [ALL]") && compose.contains("    read_only: true"));
 }
 
 /// The image dovecot/dovecot reads it beside its own configuration.

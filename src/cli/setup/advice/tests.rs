@@ -88,12 +88,14 @@ fn the_change_names_the_place_where_the_server_was_found() {
 fn the_limits_by_which_a_server_counts_one_address_are_named() {
     use MailServerKind::{Courier, Cyrus, Dovecot24, Other};
 
+    let (counted, imap) = ("counts mail_max_userip_connections by", "service imap {");
     for (host, kind, expected) in [
         (
             "imap.example.org",
             Dovecot24,
-            &["mail_max_userip_connections = 50", "login_trusted_networks"][..],
+            &[counted, imap, "service imap-login {", "default_client_limit", "= 192.0.2.1/32"][..],
         ),
+        ("127.0.0.1", Dovecot24, &[counted, imap, "from its own address"]),
         ("imap.example.org", Courier, &["MAXPERIP=1000", "MAXDAEMONS=1000"]),
         ("imap.example.org", Cyrus, &["maxchild"]),
         ("imap.example.org", Other, &["one address"]),
@@ -105,6 +107,15 @@ fn the_limits_by_which_a_server_counts_one_address_are_named() {
             assert!(said.contains(part), "{kind:?} at {host}: {part:?} is not in {said}");
         }
     }
+    // A login's process stays where it ends TLS alone.
+    let mut plan = plan("127.0.0.1", Dovecot24, None);
+    assert!(!text(&plan).contains("default_client_limit"));
+    let trust = TrustConfig { ca: None, server_name: "mail.example.org".to_owned() };
+    plan.server.tls = BackendTls::StartTls(trust.clone());
+    assert!(text(&plan).contains("default_client_limit = 5000"));
+    // It then listens for IMAP without TLS.
+    plan.server.tls = BackendTls::Implicit(trust);
+    assert!(!text(&plan).contains("default_client_limit"));
 }
 
 #[test]

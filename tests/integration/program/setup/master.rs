@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::documents::dovecot_2_4_takes_the_change;
+use super::documents::{dovecot_2_4_takes_the_change, trust_and_limits};
 use super::{Machine, contains, line, printed};
 use crate::support::limited;
 use crate::support::program::mailchime;
@@ -130,9 +130,11 @@ async fn dovecot_2_4_is_known_by_its_version_and_takes_the_master_user_that_setu
         contains(&said, &["IMAP server: Dovecot 2.4.1 at"]);
         dovecot_2_4_takes_the_change(test, &said, before.plain.port());
         let extra = printed(&said, "passdb mailchime {").replace("/etc/dovecot", PLACE);
+        let extra = extra + &trust_and_limits(&said);
         let files = [("mailchime.master", &*machine.master_line(&said))];
         let now = Dovecot24::start(test, &extra, &files).unwrap();
         machine.master_acts(before.plain, now.plain).await;
+        assert!(!now.log().contains("Warning"), "{}", now.log());
     })
     .await;
 }
