@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use mailchime::store::{DueMark, LookedAt};
+use sqlx::{Executor, Row};
 use tracing::subscriber::DefaultGuard;
 use tracing::{Dispatch, Event, Metadata, span};
 
 use super::*;
-use crate::support::limited;
+use crate::support::{limited, until};
 
 const CHANGES: usize = 1000;
 
@@ -130,6 +132,66 @@ async fn a_second_of_changes_takes_a_sqlite_file_little_time() {
         let store = open(&folder).await;
         filled(&store).await;
         println!("SQLite: {CHANGES} changes: {:?}", write(&store).await);
+    })
+    .await;
+}
+
+/// A hundred mailboxes that were looked at, and a hundred others that become due.
+async fn mark(store: &Store) {
+    let looked_at =
+        |number| LookedAt { account: account(number), mailbox: Mailbox::inbox(), marks: 0 };
+    let due = |number| DueMark {
+        account: account(number),
+        mailbox: Some(Mailbox::inbox()),
+        state: None,
+        shown_flags: false,
+        is_due: true,
+        for_another_node: false,
+    };
+    let (looked_at, due): (Vec<_>, Vec<_>) =
+        ((0..100).map(looked_at).collect(), (100..200).map(due).collect());
+    store.mark_due(&looked_at, &due, Timestamp(200)).await.unwrap();
+}
+
+/// How often the server has looked into an index. A session that ends says what it has counted.
+async fn looks(store: Store, beside: &mut sqlx::PgConnection) -> i64 {
+    store.close().await;
+    let sessions = "select count(*) from pg_stat_activity \
+                    where datname = current_database() and application_name = 'mailchime'";
+    until(async || {
+        sqlx::query(sessions).fetch_one(&mut *beside).await.unwrap().get::<i64, _>(0) == 0
+    })
+    .await;
+    let looks = "select cast(coalesce(sum(idx_scan), 0) as bigint) from pg_stat_user_tables";
+    sqlx::query(looks).fetch_one(beside).await.unwrap().get(0)
+}
+
+/// All accounts have a mailbox of this name. As long as the server does not know that, it must not join each of
+/// them with each row of a statement.
+#[tokio::test]
+async fn statements_meet_the_rows_of_their_accounts_where_the_server_has_no_statistics() {
+    let test = "store::load::statements_meet_the_rows_of_their_accounts_where_the_server_has_no_statistics";
+    let Some(database) = postgres::Database::make(test).await else { return };
+    limited(async {
+        let mut beside = database.beside().await;
+        let store = database.open().await;
+        for table in ["account", "mailbox", "subscription", "subscription_mailbox"] {
+            let sql = format!("alter table {table} set (autovacuum_enabled = off)");
+            beside.execute(sqlx::AssertSqlSafe(sql)).await.unwrap();
+        }
+        filled(&store).await;
+        let mut before = looks(store, &mut beside).await;
+        for of_statements in ["", "?statement-cache-capacity=100"] {
+            let url = format!("{}{of_statements}", database.url).parse().unwrap();
+            let store = Store::open(&url, Duration::from_secs(30)).await.unwrap();
+            mark(&store).await;
+            write(&store).await;
+            let after = looks(store, &mut beside).await;
+            let (looks, most) = (after - before, 20 * i64::try_from(CHANGES).unwrap());
+            println!("PostgreSQL without statistics: {looks} looks into indexes{of_statements}");
+            assert!(looks < most, "{looks} looks for {CHANGES} changes with {of_statements:?}");
+            before = after;
+        }
     })
     .await;
 }
