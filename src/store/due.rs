@@ -85,13 +85,13 @@ const MARK: UpdateFrom<'_> = UpdateFrom {
     columns: &["account", "mailbox", "state", "others", "since"],
     account: "account",
     joins: &[],
-    on: "mailbox.account = v.account_id and mailbox.name = v.mailbox \
+    on: "mailbox.account = v.a_id and mailbox.name = v.mailbox \
          and (mailbox.due_since is null or v.others = 1)",
     set: SET,
 };
 
 const MARK_ALL: UpdateFrom<'_> = UpdateFrom {
-    on: "mailbox.account = v.account_id and (mailbox.due_since is null or v.others = 1)",
+    on: "mailbox.account = v.a_id and (mailbox.due_since is null or v.others = 1)",
     ..MARK
 };
 
@@ -100,7 +100,7 @@ const CLEAR: UpdateFrom<'_> = UpdateFrom {
     columns: &["account", "mailbox", "marks"],
     account: "account",
     joins: &[],
-    on: "mailbox.account = v.account_id and mailbox.name = v.mailbox and mailbox.due_marks = v.marks",
+    on: "mailbox.account = v.a_id and mailbox.name = v.mailbox and mailbox.due_marks = v.marks",
     set: &[("due_state", "null"), ("due_marks", "0"), ("due_since", "null")],
 };
 

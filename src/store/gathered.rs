@@ -144,8 +144,7 @@ impl Store {
                 Ok(answered) => return answered,
                 Err(_) => {}
             }
-            // A transaction finds out on another connection what is wrong.
-            self.connections.distrust();
+            // The begin of a transaction finds out what is wrong with the server, if anything is.
         }
         self.answers_in(self.read_once().await?, questions).await
     }

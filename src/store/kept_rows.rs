@@ -49,7 +49,7 @@ const RESEAL_BESIDE: UpdateFrom<'_> = UpdateFrom {
     columns: &["name", "was", "becomes"],
     account: "name",
     joins: &[],
-    on: "credential.account = v.account_id and credential.sealed = v.was",
+    on: "credential.account = v.a_id and credential.sealed = v.was",
     set: &[("sealed", "v.becomes")],
 };
 

@@ -106,9 +106,9 @@ const MARKS: UpdateFrom<'_> = UpdateFrom {
     columns: &["account", "transport", "hash", "app", "mailbox", "cleared", "since"],
     account: "account",
     joins: &[
-        "subscription s on s.account = v.account_id and s.transport = v.transport \
+        "subscription s on s.account = v.a_id and s.transport = v.transport \
          and s.endpoint_hash = v.hash and s.app = v.app",
-        "mailbox m on m.account = v.account_id and m.name = v.mailbox",
+        "mailbox m on m.account = v.a_id and m.name = v.mailbox",
     ],
     on: "subscription_mailbox.subscription = s.id and subscription_mailbox.mailbox = m.id",
     set: &[(
@@ -123,7 +123,7 @@ const PUSHED: UpdateFrom<'_> = UpdateFrom {
     columns: &["account", "transport", "hash", "app", "pushed_at"],
     account: "account",
     joins: &[],
-    on: "subscription.account = v.account_id and subscription.transport = v.transport \
+    on: "subscription.account = v.a_id and subscription.transport = v.transport \
          and subscription.endpoint_hash = v.hash and subscription.app = v.app",
     set: &[
         ("pushed_at", "v.pushed_at"),
@@ -147,7 +147,7 @@ const FAILING: UpdateFrom<'_> = UpdateFrom {
     ],
     account: "account",
     joins: &[],
-    on: "subscription.account = v.account_id and subscription.transport = v.transport \
+    on: "subscription.account = v.a_id and subscription.transport = v.transport \
          and subscription.endpoint_hash = v.hash and subscription.app = v.app \
          and subscription.registered_at <= v.registered_at",
     set: &[
@@ -162,7 +162,7 @@ const TOLD: UpdateFrom<'_> = UpdateFrom {
     columns: ACCOUNT_MAILBOX_STATE,
     account: "account",
     joins: &[],
-    on: "mailbox.account = v.account_id and mailbox.name = v.mailbox",
+    on: "mailbox.account = v.a_id and mailbox.name = v.mailbox",
     set: STATE_OF_V,
 };
 

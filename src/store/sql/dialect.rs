@@ -42,7 +42,7 @@ pub(in crate::store) struct UpdateFrom<'a> {
     pub(in crate::store) table: &'a str,
     /// The columns of `v`.
     pub(in crate::store) columns: &'a [&'a str],
-    /// The one of them that names an account, whose id is `v.account_id` then; empty: none.
+    /// The one of them that names an account, whose id is `v.a_id` then; empty: none.
     pub(in crate::store) account: &'a str,
     /// What else leads from `v` to the table, each `name x on …`.
     pub(in crate::store) joins: &'a [&'a str],
@@ -218,7 +218,7 @@ impl Dialect {
             // mailboxes of one name with each row that has that name.
             return format!(
                 "with r ({names}) as (values {rows_of}), v as materialized \
-                 (select r.*, a.id as account_id from r join account a on a.name = r.{account}) \
+                 (select r.*, a.id as a_id from r join account a on a.name = r.{account}) \
                  update {table} set {set} from v{joins} where {on}"
             );
         }
@@ -226,7 +226,7 @@ impl Dialect {
             "" => String::new(),
             account => format!(" join account a on a.name = v.{account}"),
         };
-        let [joins, on] = [&*joins, on].map(|text| text.replace("v.account_id", "a.id"));
+        let [joins, on] = [&*joins, on].map(|text| text.replace("v.a_id", "a.id"));
         let joins = to_account + &joins;
         match self {
             Self::Sqlite | Self::Postgres => format!(
@@ -412,7 +412,7 @@ mod tests {
             columns: &["account", "mailbox", "messages"],
             account: "account",
             joins: &[],
-            on: "mailbox.account = v.account_id and mailbox.name = v.mailbox",
+            on: "mailbox.account = v.a_id and mailbox.name = v.mailbox",
             set: &[("messages", "v.messages")],
         };
         assert_eq!(
@@ -431,9 +431,9 @@ mod tests {
         assert_eq!(
             Dialect::Postgres.update_from(&update, 1),
             "with r (account, mailbox, messages) as (values ($1, $2, $3)), v as materialized \
-             (select r.*, a.id as account_id from r join account a on a.name = r.account) \
+             (select r.*, a.id as a_id from r join account a on a.name = r.account) \
              update mailbox set messages = v.messages from v \
-             where mailbox.account = v.account_id and mailbox.name = v.mailbox"
+             where mailbox.account = v.a_id and mailbox.name = v.mailbox"
         );
     }
 

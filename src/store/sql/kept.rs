@@ -19,8 +19,8 @@ use super::trust::ConnectionTrust;
 /// For the sign of life of a connection to a server. The thread of a file may take its time.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
-/// For so long a connection to a server is used, and kept with nothing to do: what stands between may end those that are
-/// older.
+/// A connection to a server that is older, or has had nothing to do for longer, is not used again: what stands between may
+/// have ended it.
 const LONGEST: Duration = Duration::from_mins(30);
 const LONGEST_IDLE: Duration = Duration::from_mins(10);
 
@@ -127,7 +127,7 @@ impl KeptConnections {
     /// Waits for those that are in use, and closes all; later calls fail.
     pub(super) async fn close(&self) {
         self.turns.close();
-        self.idle.lock().clear();
+        self.close_idle();
         self.pool.close().await;
     }
 
@@ -152,20 +152,28 @@ impl KeptConnections {
     fn give_back(&self, connection: PoolConnection<Any>, made: Instant) {
         let mut idle = self.idle.lock();
         idle.push(IdleConnection { connection, made, since: Instant::now() });
-        if self.turns.is_closed() {
-            idle.clear();
-        }
         // Those that had nothing to do for longest come first.
-        let fit = idle.iter().position(|idle| self.may_use(idle)).unwrap_or(idle.len());
-        idle.drain(..fit).for_each(|idle| close(idle.connection));
+        let fit = match self.turns.is_closed() {
+            true => None,
+            false => idle.iter().position(|idle| self.may_use(idle)),
+        };
+        let unfit = fit.unwrap_or(idle.len());
+        idle.drain(..unfit).for_each(|idle| close(idle.connection));
     }
 
     /// Whether a connection that was left in some state may be used again; rolls a transaction back.
     async fn lives(&self, connection: &mut AnyConnection, made: Instant, rolls_back: bool) -> bool {
+        let is_to_a_file = self.trust.is_none();
         let answers = async {
-            // SQLite ends a transaction by itself when the disk is full. Then there is none to roll back.
-            (rolls_back && connection.execute("rollback").await.is_ok())
-                || connection.ping().await.is_ok()
+            if rolls_back {
+                let rolled_back = connection.execute("rollback").await.is_ok();
+                // SQLite ends a transaction by itself when the disk is full. Then there is none to roll back. What a server
+                // says may be its answer to the statement before, which the driver read in place of sending this one.
+                if rolled_back || !is_to_a_file {
+                    return rolled_back;
+                }
+            }
+            connection.ping().await.is_ok()
         };
         match &self.trust {
             None => answers.await,
@@ -234,8 +242,6 @@ impl KeptConnection {
     /// [`sqlx::Error`] when the database does not take it; it is rolled back.
     pub(super) async fn commit(mut self) -> sqlx::Result<()> {
         if self.in_transaction {
-            // A server has ended the transaction also where it refuses the commit.
-            self.in_transaction = self.kept.trust.is_none();
             self.get().execute("commit").await?;
             (self.in_transaction, self.unsure) = (false, false);
         }

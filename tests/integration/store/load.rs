@@ -110,10 +110,11 @@ async fn a_second_of_changes_is_one_transaction_of_few_statements() {
         assert!(of_a_ping >= 1, "statements are counted");
         let took = write(&store).await;
         // Marks, devices and snapshots, 100 rows each; one that begins and asks whether it may write, one to
-        // commit, and three for what is read in the end.
+        // commit, and what is read in the end. A connection that is made in between has its settings made, and one
+        // whose transaction was dropped rolls back beside this.
         let counted = statements.take();
         println!("PostgreSQL: {CHANGES} changes: {counted} statements, {took:?}");
-        assert!((30..=35).contains(&counted), "{counted}");
+        assert!((30..=37).contains(&counted), "{counted}");
 
         // A registration costs the same for one mailbox as for many.
         let names: Vec<String> = (0..64).map(|number| format!("Folder {number}")).collect();

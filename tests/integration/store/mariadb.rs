@@ -297,6 +297,54 @@ async fn a_server_that_cuts_names_off_refuses_them_to_mailchime() {
     .await;
 }
 
+/// MariaDB undoes the statement that has waited for too long, and the transaction goes on. The driver hears of it when the
+/// next statement is to be sent.
+#[tokio::test]
+async fn of_a_call_that_was_left_while_it_waited_nothing_is_written_later() {
+    let test = "store::mariadb::of_a_call_that_was_left_while_it_waited_nothing_is_written_later";
+    // Nobody else waits there.
+    let Some(server) = MariaDb::start(test) else { return };
+    limited(async {
+        let url = server.database_url();
+        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(1)).await.unwrap();
+        register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
+        let mut watching = MySqlConnection::connect(&url).await.unwrap();
+        let mut beside = MySqlConnection::connect(&url).await.unwrap();
+        let mut other = beside.begin().await.unwrap();
+        other.execute("update mailbox set messages = 1").await.unwrap();
+        let settling = tokio::spawn({
+            let store = store.clone();
+            async move {
+                let accepted = Settlement::Accepted {
+                    subscription: key(&alice(), 'a'),
+                    mailboxes: Vec::new(),
+                    at: Timestamp(7),
+                };
+                let mailbox = Mailbox::inbox();
+                let told = Settlement::Told { account: alice(), mailbox, snapshot: state(6) };
+                store.settle(&[accepted, told]).await
+            }
+        });
+        let waits = "select cast(variable_value as signed) from information_schema.global_status \
+                     where variable_name = 'innodb_row_lock_current_waits'";
+        let waiting = async |watching: &mut MySqlConnection| -> i64 {
+            sqlx::query(waits).fetch_one(watching).await.unwrap().get(0)
+        };
+        until(async || waiting(&mut watching).await > 0).await;
+        settling.abort();
+        until(async || waiting(&mut watching).await == 0).await;
+        other.rollback().await.unwrap();
+        // Whatever connection these get.
+        for _ in 0..20 {
+            register(&store, device(&bob(), 'b'), &["INBOX"], 5, 100).await;
+        }
+        let pushed = "select count(*) from subscription where pushed_at = 7";
+        let pushed: i64 = sqlx::query(pushed).fetch_one(&mut watching).await.unwrap().get(0);
+        assert_eq!(pushed, 0, "a part of the call was written");
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_row_that_is_locked_costs_a_call_its_wait_once() {
     let test = "store::mariadb::a_row_that_is_locked_costs_a_call_its_wait_once";
