@@ -108,17 +108,24 @@ async fn measure_with(options: &Options, accounts: usize) -> Result<Option<Size>
             megabytes(full),
             megabytes(empty)
         );
-        let most = 250.0 * accounts.max(20_000) as f64 / 100_000.0;
-        let wanted = format!("under {most:.0}");
-        verdict("MB", full as f64 / f64::from(1 << 20), |mb| mb < most, &wanted);
+        within_memory("MB", full, accounts);
     }
     if options.events {
         events::measure(options, &site).await?;
         for node in &site.nodes {
-            println!("memory afterwards: {} MB", megabytes(memory(&node.program)?));
+            let full = memory(&node.program)?;
+            println!("memory afterwards: {} MB", megabytes(full));
+            within_memory("MB afterwards", full, accounts);
         }
     }
     Ok(Some(Size { accounts, disk: on_disk, memory: all as f64 / accounts as f64 }))
+}
+
+/// Says whether so many bytes are within what is wanted of so many accounts.
+fn within_memory(what: &str, bytes: u64, accounts: usize) {
+    let most = 250.0 * accounts.max(20_000) as f64 / 100_000.0;
+    let wanted = format!("under {most:.0}");
+    verdict(what, bytes as f64 / f64::from(1 << 20), |mb| mb < most, &wanted);
 }
 
 impl Site {

@@ -165,7 +165,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let full = memory(&program)?;
     let each = full.saturating_sub(empty) as f64 / options.accounts as f64 / 1024.0;
     println!("memory: {} MB, {each:.1} KB an account", megabytes(full));
-    let most = if options.tls { 14.0 } else { 6.0 };
+    let most = if options.tls { 9.0 } else { 4.5 };
     verdict("KB an account", each, |each| each <= most, &format!("at most {most}"));
 
     let before = cpu(&program)?;
