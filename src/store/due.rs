@@ -161,8 +161,9 @@ impl Store {
         Ok(marks.iter().map(known).collect())
     }
 
-    /// All of [`Self::mark_due`] in one statement, which spares trips to a server. `None` where that cannot be: a mailbox that
-    /// was looked at is marked, and no row may change twice.
+    /// What [`Self::mark_due`] changes and asks, in one statement, which spares trips to a server. `None` where that cannot be:
+    /// where a mailbox is marked that was looked at, as no row may change twice; where there is too little or too much of
+    /// something; and where the database has no such statement.
     async fn at_once(
         &self,
         work: &mut Work,

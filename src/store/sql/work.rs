@@ -28,7 +28,8 @@ use super::trust::ConnectionTrust;
 use super::unbroken::Unbroken;
 use crate::store::error::is_no_value;
 
-/// For the first word of a connection that has been used before. After this time another one is made.
+/// For the first word of a connection that has been used before, and for the whole answer to a statement that stands alone.
+/// After this time another one is made.
 pub(in crate::store) const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
 const READ_ONLY: &str = "the server at this address is read-only: it is a standby, or its \

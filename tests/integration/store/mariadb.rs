@@ -175,6 +175,28 @@ async fn what_may_pass_is_told_from_what_stays() {
     .await;
 }
 
+/// A number of the server's status.
+async fn number(name: &str, watching: &mut MySqlConnection) -> i64 {
+    let status = "select cast(variable_value as signed) from information_schema.global_status \
+                  where variable_name = ?";
+    sqlx::query(status).bind(name).fetch_one(watching).await.unwrap().get(0)
+}
+
+/// How many calls wait for a row.
+const WAITS: &str = "innodb_row_lock_current_waits";
+
+/// Writes to a subscription of alice's, and then to her mailbox.
+fn settling(store: &Store) -> tokio::task::JoinHandle<Result<(), StoreError>> {
+    let store = store.clone();
+    tokio::spawn(async move {
+        let (subscription, mailboxes) = (key(&alice(), 'a'), Vec::new());
+        let accepted = Settlement::Accepted { subscription, mailboxes, at: Timestamp(7) };
+        let mailbox = Mailbox::inbox();
+        let told = Settlement::Told { account: alice(), mailbox, snapshot: state(6) };
+        store.settle(&[accepted, told]).await
+    })
+}
+
 #[tokio::test]
 async fn a_transaction_that_the_server_ended_for_a_deadlock_is_run_again() {
     let test = "store::mariadb::a_transaction_that_the_server_ended_for_a_deadlock_is_run_again";
@@ -185,32 +207,14 @@ async fn a_transaction_that_the_server_ended_for_a_deadlock_is_run_again() {
         let store = Store::open(&url.parse().unwrap(), Duration::from_secs(30)).await.unwrap();
         register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
         let mut watching = MySqlConnection::connect(&url).await.unwrap();
-        let number = async |name: &str, watching: &mut MySqlConnection| -> i64 {
-            let status = "select cast(variable_value as signed) from information_schema.global_status \
-                          where variable_name = ?";
-            sqlx::query(status).bind(name).fetch_one(watching).await.unwrap().get(0)
-        };
         watching.execute("create table heavy (n int)").await.unwrap();
         let mut beside = MySqlConnection::connect(&url).await.unwrap();
         // Of two transactions the server ends the one that has written less.
         let mut other = beside.begin().await.unwrap();
         other.execute("insert into heavy select seq from seq_1_to_1000").await.unwrap();
         other.execute("update mailbox set messages = 1").await.unwrap();
-        let settling = tokio::spawn({
-            let store = store.clone();
-            async move {
-                let accepted = Settlement::Accepted {
-                    subscription: key(&alice(), 'a'),
-                    mailboxes: Vec::new(),
-                    at: Timestamp(7),
-                };
-                let mailbox = Mailbox::inbox();
-                let told = Settlement::Told { account: alice(), mailbox, snapshot: state(6) };
-                store.settle(&[accepted, told]).await
-            }
-        });
-        let waits = "innodb_row_lock_current_waits";
-        until(async || number(waits, &mut watching).await > 0).await;
+        let settling = settling(&store);
+        until(async || number(WAITS, &mut watching).await > 0).await;
         // Now each waits for the other.
         other.execute("update subscription set pushed_at = 1").await.unwrap();
         other.commit().await.unwrap();
@@ -312,27 +316,10 @@ async fn of_a_call_that_was_left_while_it_waited_nothing_is_written_later() {
         let mut beside = MySqlConnection::connect(&url).await.unwrap();
         let mut other = beside.begin().await.unwrap();
         other.execute("update mailbox set messages = 1").await.unwrap();
-        let settling = tokio::spawn({
-            let store = store.clone();
-            async move {
-                let accepted = Settlement::Accepted {
-                    subscription: key(&alice(), 'a'),
-                    mailboxes: Vec::new(),
-                    at: Timestamp(7),
-                };
-                let mailbox = Mailbox::inbox();
-                let told = Settlement::Told { account: alice(), mailbox, snapshot: state(6) };
-                store.settle(&[accepted, told]).await
-            }
-        });
-        let waits = "select cast(variable_value as signed) from information_schema.global_status \
-                     where variable_name = 'innodb_row_lock_current_waits'";
-        let waiting = async |watching: &mut MySqlConnection| -> i64 {
-            sqlx::query(waits).fetch_one(watching).await.unwrap().get(0)
-        };
-        until(async || waiting(&mut watching).await > 0).await;
+        let settling = settling(&store);
+        until(async || number(WAITS, &mut watching).await > 0).await;
         settling.abort();
-        until(async || waiting(&mut watching).await == 0).await;
+        until(async || number(WAITS, &mut watching).await == 0).await;
         other.rollback().await.unwrap();
         // Whatever connection these get.
         for _ in 0..20 {
