@@ -1,5 +1,7 @@
 //! What is read for pushes: what the subscriptions know, which there are, and what is owed to them.
 
+use std::sync::Arc;
+
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
@@ -10,7 +12,8 @@ use crate::model::{
 };
 
 use super::due::{DueMailbox, due_mailbox};
-use super::gathered::{Asks, Questions};
+use super::gathering::Gathering;
+use super::questions::{Asked, Asks};
 use super::records::{
     account, failure, failure_columns, live, snapshot, state, subscription, subscription_columns,
 };
@@ -280,7 +283,7 @@ impl Asks for WatchedQuestion {
 
     type Row = WatchedRow;
 
-    fn questions(store: &Store) -> &Questions<Self, WatchedRow> {
+    fn questions(store: &Store) -> &Arc<Gathering<Asked<Self>>> {
         &store.asked_watched
     }
 
@@ -305,7 +308,7 @@ impl Asks for TargetsQuestion {
 
     type Row = TargetRow;
 
-    fn questions(store: &Store) -> &Questions<Self, Self::Row> {
+    fn questions(store: &Store) -> &Arc<Gathering<Asked<Self>>> {
         &store.asked_targets
     }
 

@@ -31,13 +31,14 @@ mod delivery;
 mod due;
 mod entries;
 mod error;
-mod gathered;
+mod gathering;
 mod import;
 mod keeping;
 mod kept_rows;
 mod nodes;
 mod notifications;
 mod open;
+mod questions;
 mod records;
 mod registrant;
 mod removal;
@@ -70,21 +71,22 @@ use crate::metrics::Metrics;
 use crate::model::Timestamp;
 
 pub use accounts::LiveAccount;
-use batches::Batches;
+use batches::NewRegistration;
 pub use census::Census;
 pub use copy::{CopiedRows, CopyError, copy};
 pub use credentials::{CredentialSource, CredentialsError, unreadable};
 pub use delivery::Target;
-use delivery::{TargetRow, TargetsQuestion, WatchedQuestion, WatchedRow};
+use delivery::{TargetsQuestion, WatchedQuestion};
 pub use due::{DueMailbox, DueMark, LookedAt};
 pub use entries::LeavingAccount;
 pub use error::StoreError;
-use gathered::Questions;
+use gathering::Gathering;
 pub use import::{ImportOutcome, ImportedRegistration};
 pub use keeping::Kept;
 pub use nodes::{Invalidation, Node};
 pub use notifications::NewsListener;
 use notifications::Notifier;
+use questions::Asked;
 pub use registrant::{Registrant, Sealed};
 pub use removal::Removed;
 pub use rotation::{RotationError, rotate};
@@ -107,9 +109,9 @@ pub struct Store {
     limit: Duration,
     /// A server may be away when the program starts.
     up_to_date: Arc<OnceCell<()>>,
-    batches: Arc<Batches>,
-    asked_watched: Arc<Questions<WatchedQuestion, WatchedRow>>,
-    asked_targets: Arc<Questions<TargetsQuestion, TargetRow>>,
+    registrations: Arc<Gathering<NewRegistration>>,
+    asked_watched: Arc<Gathering<Asked<WatchedQuestion>>>,
+    asked_targets: Arc<Gathering<Asked<TargetsQuestion>>>,
     shares: Shares,
     /// Of a program that serves phones.
     service: Option<Arc<Service>>,

@@ -8,8 +8,7 @@ use std::time::Duration;
 use sqlx::Row;
 use tokio::sync::OnceCell;
 
-use super::batches::Batches;
-use super::gathered::Questions;
+use super::gathering::Gathering;
 use super::shares::Shares;
 use super::sql::dialect::Dialect;
 use super::sql::work::Connections;
@@ -185,7 +184,6 @@ impl Store {
         // SQLite has one writer, and a read takes less time than waking the thread of another connection. A server has the
         // disk to itself, and others may share it.
         let turns = if connections.are_to_a_server() { 2 } else { 1 };
-        let batches = Arc::new(Batches::new(turns));
         let limit = busy_timeout + GRACE;
         let (metrics, incarnation, shares) = (Arc::default(), "".into(), Shares::default());
         let (service, vault, file, traces) = (None, None, None, Arc::default());
@@ -195,9 +193,9 @@ impl Store {
             connections,
             limit,
             up_to_date,
-            batches,
-            asked_watched: Arc::new(Questions::new(turns)),
-            asked_targets: Arc::new(Questions::new(turns)),
+            registrations: Arc::new(Gathering::new(turns)),
+            asked_watched: Arc::new(Gathering::new(turns)),
+            asked_targets: Arc::new(Gathering::new(turns)),
             shares,
             service,
             vault,

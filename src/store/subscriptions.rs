@@ -10,7 +10,7 @@ use crate::model::{
     Timestamp,
 };
 
-use super::batches::Waiting;
+use super::batches::NewRegistration;
 use super::kept_rows::{kept, outdate_subscriptions, put};
 use super::records::{
     ACCOUNT_MAILBOX_STATE, STATE_OF_V, bind_snapshot, delete, id_of, lock, snapshot, subscription,
@@ -72,11 +72,17 @@ impl Store {
         now: Timestamp,
     ) -> Result<RegisterOutcome, StoreError> {
         let secrets = self.sealed_secrets(&registration.subscription)?;
-        let writing = self.write_with_others(registration, secrets, login, max_subscriptions, now);
+        let new = NewRegistration {
+            registration: registration.clone(),
+            secrets,
+            login,
+            max_subscriptions,
+            now,
+        };
         let registered = Box::pin(self.measured(Call::Register, async {
             self.ready().await?;
             self.is_in_place()?;
-            let registered = writing.await?;
+            let registered = self.with_others(new).await?;
             self.is_in_place()?;
             Ok(registered)
         }))
@@ -90,15 +96,12 @@ impl Store {
     /// Writes registrations in one transaction, all or none; what became of each.
     pub(super) async fn write_batch(
         &self,
-        batch: &[Waiting],
+        batch: &[NewRegistration],
     ) -> sqlx::Result<Vec<RegisterOutcome>> {
-        if batch.is_empty() {
-            return Ok(Vec::new());
-        }
         self.repeated(|| async {
             let mut transaction = self.begin().await?;
             let mut registered = Vec::with_capacity(batch.len());
-            for Waiting { registration, secrets, login, max_subscriptions, now, .. } in batch {
+            for NewRegistration { registration, secrets, login, max_subscriptions, now } in batch {
                 let account = &registration.subscription.account;
                 let key = SubscriptionKey::from(&registration.subscription);
                 leave(&mut transaction, account, &login.backend).await?;

@@ -1,16 +1,11 @@
 //! Reads of many callers in one statement, so that a server plans it and answers it once for all of them.
-//!
-//! While one statement is being answered the questions for the next one gather. A question that comes alone is
-//! asked at once. Each question starts a task that waits for a turn and then asks all that wait: a caller that
-//! goes away takes nobody's answer with it.
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use sqlx::any::AnyRow;
-use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
+use super::gathering::{Gathered, Gathering};
 use super::sql::rows::{self, Readable};
 use super::sql::statement::Argument;
 use super::sql::work::{SIGN_OF_LIFE, Work};
@@ -18,34 +13,8 @@ use super::sql::{self, SelectBy};
 use super::{Store, StoreError, error};
 use crate::metrics::Call;
 
-/// Most questions of one statement.
-const MOST: usize = 64;
-
-/// The questions of one kind that wait.
-pub(super) struct Questions<Q, R> {
-    waiting: Mutex<Vec<Question<Q, R>>>,
-    turns: Semaphore,
-}
-
-struct Question<Q, R> {
-    what: Q,
-    reply: oneshot::Sender<Result<Vec<R>, Arc<sqlx::Error>>>,
-}
-
-impl<Q, R> Questions<Q, R> {
-    /// Has so many statements answered at a time. There are more connections that read.
-    pub(super) fn new(turns: usize) -> Self {
-        Self { waiting: Mutex::default(), turns: Semaphore::new(turns) }
-    }
-
-    /// Those that have waited for longest and whose callers still wait.
-    fn take(&self) -> Vec<Question<Q, R>> {
-        let mut waiting = self.waiting.lock();
-        waiting.retain(|question| !question.reply.is_closed());
-        let most = waiting.len().min(MOST);
-        waiting.drain(..most).collect()
-    }
-}
+/// A question that waits for others.
+pub(super) struct Asked<Q>(Q);
 
 /// How questions of one kind are asked.
 pub(super) trait Asks: Send + Sync + Sized + 'static {
@@ -56,7 +25,7 @@ pub(super) trait Asks: Send + Sync + Sized + 'static {
     type Row: Send + 'static;
 
     /// Where they wait.
-    fn questions(store: &Store) -> &Questions<Self, Self::Row>;
+    fn questions(store: &Store) -> &Arc<Gathering<Asked<Self>>>;
 
     /// The columns of the question behind its number.
     fn arguments(&self) -> impl Iterator<Item = Argument<'_>>;
@@ -66,6 +35,18 @@ pub(super) trait Asks: Send + Sync + Sized + 'static {
     /// # Errors
     /// [`sqlx::Error`] where the row is not what it should be; it is left out.
     fn read(row: &AnyRow) -> sqlx::Result<Self::Row>;
+}
+
+impl<Q: Asks> Gathered for Asked<Q> {
+    type Answer = Vec<Q::Row>;
+
+    fn gathering(store: &Store) -> &Arc<Gathering<Self>> {
+        Q::questions(store)
+    }
+
+    async fn answers(store: &Store, together: &[Self]) -> sqlx::Result<Vec<Self::Answer>> {
+        store.answers(together).await
+    }
 }
 
 impl Store {
@@ -81,62 +62,12 @@ impl Store {
         // Boxed with the question, as all calls are: thousands of tasks make one now and then.
         Box::pin(self.measured(call, async move {
             self.ready().await?;
-            let (reply, answer) = oneshot::channel();
-            Q::questions(self).waiting.lock().push(Question { what, reply });
-            let store = self.clone();
-            tokio::spawn(async move {
-                let Ok(_turn) = Q::questions(&store).turns.acquire().await else { return };
-                // Callers that are about to ask go along.
-                tokio::task::yield_now().await;
-                // What takes longer than a call may is given up with its connection, and so is what hangs at the end.
-                let asked = async {
-                    store.ask_waiting::<Q>().await;
-                    Ok(())
-                };
-                let _ = store.limited(asked).await;
-            });
-            match answer.await {
-                Ok(Ok(rows)) => Ok(rows),
-                Ok(Err(error)) => Err(StoreError::from_shared(&self.database, error)),
-                Err(_) => self.named(Err(sqlx::Error::WorkerCrashed)),
-            }
+            self.with_others(Asked(what)).await
         }))
     }
 
-    /// Asks all that wait, and answers. Where one of them may be what the database refuses, each is asked alone.
-    async fn ask_waiting<Q: Asks>(&self) {
-        let (questions, replies): (Vec<Q>, Vec<_>) = Q::questions(self)
-            .take()
-            .into_iter()
-            .map(|question| (question.what, question.reply))
-            .unzip();
-        if questions.is_empty() {
-            return;
-        }
-        match self.answers(&questions).await {
-            Err(error) if questions.len() > 1 && !error::is_temporary(&error) => {
-                for (question, reply) in questions.iter().zip(replies) {
-                    let answer = self.answers(std::slice::from_ref(question)).await;
-                    let answer = answer.map(|mut answers| answers.pop().unwrap_or_default());
-                    let _ = reply.send(answer.map_err(Arc::new));
-                }
-            }
-            Ok(answers) => {
-                for (reply, answer) in replies.into_iter().zip(answers) {
-                    let _ = reply.send(Ok(answer));
-                }
-            }
-            Err(error) => {
-                let error = Arc::new(error);
-                for reply in replies {
-                    let _ = reply.send(Err(Arc::clone(&error)));
-                }
-            }
-        }
-    }
-
     /// The rows that answer each of the questions.
-    async fn answers<Q: Asks>(&self, questions: &[Q]) -> sqlx::Result<Vec<Vec<Q::Row>>> {
+    async fn answers<Q: Asks>(&self, questions: &[Asked<Q>]) -> sqlx::Result<Vec<Vec<Q::Row>>> {
         if let Some(work) = self.connections.read_alone().await? {
             let answered = timeout(SIGN_OF_LIFE, self.answers_in(work, questions)).await;
             match answered {
@@ -152,10 +83,10 @@ impl Store {
     async fn answers_in<Q: Asks>(
         &self,
         mut work: Work,
-        questions: &[Q],
+        questions: &[Asked<Q>],
     ) -> sqlx::Result<Vec<Vec<Q::Row>>> {
         let mut statement = sql::select_by(&work, &Q::QUERY, questions.len());
-        for (number, question) in (0_i64..).zip(questions) {
+        for (number, Asked(question)) in (0_i64..).zip(questions) {
             statement = statement.bind(number);
             statement = question.arguments().fold(statement, |it, argument| it.bind(argument));
         }
@@ -182,6 +113,7 @@ mod tests {
 
     use tempfile::TempDir;
 
+    use super::super::gathering;
     use super::*;
     use crate::model::{Account, Timestamp};
 
@@ -192,14 +124,14 @@ mod tests {
         (folder, store)
     }
 
-    /// Asks, with no statement being answered before this is dropped, and waits until that is a question.
+    /// Asks, with no statement being answered before the only turn runs, and waits until that is a question.
     async fn ask(store: &Store, login: &str) -> tokio::task::JoinHandle<bool> {
-        let before = store.asked_targets.waiting.lock().len();
+        let (before, _) = store.asked_targets.waiting();
         let (asking, account) = (store.clone(), Account::from_login(login));
         let task = tokio::spawn(async move {
             asking.targets(&account, Timestamp(0)).await.is_ok_and(|targets| targets.is_empty())
         });
-        while store.asked_targets.waiting.lock().len() == before {
+        while store.asked_targets.waiting().0 == before {
             tokio::task::yield_now().await;
         }
         task
@@ -208,20 +140,19 @@ mod tests {
     #[tokio::test]
     async fn what_waits_together_is_asked_together_without_what_is_given_up() {
         let (_folder, store) = open().await;
-        let turns = store.asked_targets.turns.acquire().await.unwrap();
+        let mut turn = store.asked_targets.hold();
         let mut tasks = Vec::new();
         for login in ["alice", "bob", "carol"] {
             tasks.push(ask(&store, login).await);
         }
         tasks.remove(1).abort();
-        while store.asked_targets.waiting.lock().iter().all(|asked| !asked.reply.is_closed()) {
+        while store.asked_targets.waiting().1 == 0 {
             tokio::task::yield_now().await;
         }
-        let questions = store.asked_targets.take();
-        let accounts: Vec<_> = questions.iter().map(|asked| asked.what.0.to_string()).collect();
+        let taken = turn.take().unwrap();
+        let accounts: Vec<_> = taken.iter().map(|it| it.what.0.0.to_string()).collect();
         assert_eq!(accounts, ["alice", "carol"]);
-        *store.asked_targets.waiting.lock() = questions;
-        drop(turns);
+        gathering::ask(&store, taken).await;
         for task in tasks {
             assert!(task.await.unwrap());
         }
@@ -230,12 +161,36 @@ mod tests {
     #[tokio::test]
     async fn a_statement_that_fails_fails_for_all_who_wait_for_it() {
         let (_folder, store) = open().await;
-        let turns = store.asked_targets.turns.acquire().await.unwrap();
+        let turn = store.asked_targets.hold();
         let tasks = [ask(&store, "alice").await, ask(&store, "bob").await];
         store.connections.close_reads().await;
-        drop(turns);
+        turn.run(store).await;
         for task in tasks {
             assert!(!task.await.unwrap());
         }
+    }
+
+    /// However many wait, few tasks ask for them; and when nothing waits, none is left.
+    #[tokio::test]
+    async fn as_many_tasks_ask_as_statements_may_be_under_way() {
+        let (_folder, store) = open().await;
+        let runtime = tokio::runtime::Handle::current().metrics();
+        let turn = store.asked_targets.hold();
+        let mut tasks = Vec::new();
+        for number in 0..200 {
+            tasks.push(ask(&store, &format!("user{number}")).await);
+        }
+        assert_eq!((store.asked_targets.waiting().0, runtime.num_alive_tasks()), (200, 200));
+        turn.run(store.clone()).await;
+        for task in tasks {
+            assert!(task.await.unwrap());
+        }
+        assert_eq!(store.asked_targets.turns(), 0);
+        assert!(ask_alone(&store).await);
+    }
+
+    /// With nothing that waits, and no turn that is held.
+    async fn ask_alone(store: &Store) -> bool {
+        store.targets(&Account::from_login("alice"), Timestamp(0)).await.is_ok()
     }
 }
