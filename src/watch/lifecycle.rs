@@ -62,7 +62,7 @@ impl Watcher {
             let backend = self.context.backends.of(&self.account);
             self.considered = backend.as_ref().ok().cloned();
             if self.on_demand {
-                self.take_directive().await;
+                Box::pin(self.take_directive()).await;
             }
             let backend = match backend {
                 Ok(backend) => backend,
@@ -81,7 +81,7 @@ impl Watcher {
             }
             // Of a backend that is not the account's nothing is asked, not even a turn.
             if self.elsewhere
-                && let Err(end) = self.reload(&backend).await
+                && let Err(end) = Box::pin(self.reload(&backend)).await
             {
                 next = Box::pin(self.after(end)).await;
                 continue;
@@ -365,35 +365,16 @@ impl Watcher {
     }
 
     /// One connection from login to its end. Whatever it waits for, it ends when it is to stop.
-    async fn connection(&mut self, at: LoginTarget<'_>, mut turns: LoginPermits<'_>) -> SessionEnd {
+    async fn connection(&mut self, at: LoginTarget<'_>, turns: LoginPermits<'_>) -> SessionEnd {
         let LoginTarget { backend, health, .. } = at;
-        let mut directive = self.directive.clone();
-        let (backends, account) = (self.context.backends.clone(), self.account.clone());
-        let moved = || !backends.is_of(&account, backend);
         // Boxed: it is the largest part, and soon over.
-        let mut logged_in = Box::pin(async {
-            tokio::select! {
-                logged_in = self.log_in(at) => logged_in,
-                () = stopped(directive.clone()) => Err(SessionEnd::Stop),
-            }
-        });
-        let decided = tokio::select! {
-            decided = &mut logged_in => Some(decided),
-            () = tokio::time::sleep(PATIENCE), if turns.1.is_alone() => None,
-        };
-        let decided = match decided {
-            Some(decided) => decided,
-            None => {
-                turns.1.give_back();
-                logged_in.as_mut().await
-            }
-        };
-        drop(logged_in);
-        let (mut connection, granted) = match decided {
+        let (mut connection, granted) = match Box::pin(self.begin_connection(at, turns)).await {
             Ok(logged_in) => logged_in,
             Err(end) => return end,
         };
-        drop(turns);
+        let mut directive = self.directive.clone();
+        let (backends, account) = (self.context.backends.clone(), self.account.clone());
+        let moved = || !backends.is_of(&account, backend);
         self.keepalive.begin(&health.keepalive, rand::random());
         let (end, orderly) = tokio::select! {
             end = self.watch_on(&mut connection, health, granted) => {
@@ -415,6 +396,28 @@ impl Watcher {
             _ => {}
         }
         end
+    }
+
+    /// A connection that is logged in, and what the backend told of itself with the login.
+    async fn begin_connection(
+        &mut self,
+        at: LoginTarget<'_>,
+        mut turns: LoginPermits<'_>,
+    ) -> Result<(ImapConnection, Option<Capabilities>), SessionEnd> {
+        let directive = self.directive.clone();
+        let login = async {
+            tokio::select! {
+                logged_in = self.log_in(at) => logged_in,
+                () = stopped(directive) => Err(SessionEnd::Stop),
+            }
+        };
+        tokio::pin!(login);
+        tokio::select! {
+            logged_in = &mut login => return logged_in,
+            () = tokio::time::sleep(PATIENCE), if turns.1.is_alone() => {}
+        }
+        turns.1.give_back();
+        login.await
     }
 
     async fn watch_on(

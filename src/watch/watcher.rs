@@ -378,6 +378,8 @@ impl Watcher {
         let before = std::mem::take(&mut self.mailboxes).into_iter();
         let mut before: HashMap<_, _> =
             before.map(|watched| (watched.mailbox.clone(), watched)).collect();
+        // Most accounts have one or two, and a list that grows has room for four.
+        self.mailboxes.reserve_exact(rows.len());
         for (mailbox, told) in rows {
             // What was announced and not yet pushed is still known; the rest is as the devices know it.
             let known = before.remove(&mailbox).map(|mut watched| {

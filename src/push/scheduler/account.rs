@@ -271,6 +271,8 @@ impl AccountState {
                 || subscription.in_flight.is_some()
                 || subscription.turn.is_some()
         });
+        // There may be many accounts, and most have one or two.
+        self.subscriptions.reserve_exact(targets.len().saturating_sub(self.subscriptions.len()));
         for target in targets {
             let Some(queue) = queues.get(&RouteId::of(&target.subscription)) else { continue };
             let index = self

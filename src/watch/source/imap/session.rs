@@ -94,7 +94,7 @@ impl Watcher {
         granted: Option<Capabilities>,
     ) -> Result<Infallible, SessionEnd> {
         let mut session = {
-            let granted = connection.capabilities(granted).await?;
+            let granted = Box::pin(connection.capabilities(granted)).await?;
             ImapSession::new(connection, health, &granted)
         };
         self.previews_on(true);
