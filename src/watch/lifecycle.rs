@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::either::Either;
 
 use super::asking::AskingTask;
 use super::refusal;
@@ -120,7 +121,13 @@ impl Watcher {
             };
             self.shows(WatcherState::Starting);
             let at = LoginTarget { backend: &backend, health: &health, master: master.as_deref() };
-            let end = Box::pin(self.connection(at, turns)).await;
+            // Each boxed by itself: the login is the largest part, and soon over.
+            let end = match Box::pin(self.begin_connection(at, turns)).await {
+                Ok((connection, granted)) => {
+                    Box::pin(self.connection(&backend, &health, connection, granted)).await
+                }
+                Err(end) => end,
+            };
             drop(place);
             user_is_there = false;
             next = Box::pin(self.after(end)).await;
@@ -364,20 +371,27 @@ impl Watcher {
         !self.context.credentials.are_of_users()
     }
 
-    /// One connection from login to its end. Whatever it waits for, it ends when it is to stop.
-    async fn connection(&mut self, at: LoginTarget<'_>, turns: LoginPermits<'_>) -> SessionEnd {
-        let LoginTarget { backend, health, .. } = at;
-        // Boxed: it is the largest part, and soon over.
-        let (mut connection, granted) = match Box::pin(self.begin_connection(at, turns)).await {
-            Ok(logged_in) => logged_in,
-            Err(end) => return end,
-        };
+    /// One connection from its login to its end. Whatever it waits for, it ends when it is to stop.
+    async fn connection(
+        &mut self,
+        backend: &Backend,
+        health: &BackendHealth,
+        mut connection: Box<ImapConnection>,
+        granted: Option<Capabilities>,
+    ) -> SessionEnd {
         let mut directive = self.directive.clone();
         let (backends, account) = (self.context.backends.clone(), self.account.clone());
         let moved = || !backends.is_of(&account, backend);
         self.keepalive.begin(&health.keepalive, rand::random());
+        let watching = match self.on_demand {
+            true => Either::Left(Box::pin(async {
+                Err(self.visit(&mut connection, health, granted).await)
+            })),
+            false => Either::Right(self.run_session(&mut connection, health, granted)),
+        };
         let (end, orderly) = tokio::select! {
-            end = self.watch_on(&mut connection, health, granted) => {
+            ended = watching => {
+                let Err(end) = ended;
                 let orderly =
                     matches!(end, SessionEnd::Stop | SessionEnd::Nothing | SessionEnd::Visited);
                 (end, orderly)
@@ -403,7 +417,7 @@ impl Watcher {
         &mut self,
         at: LoginTarget<'_>,
         mut turns: LoginPermits<'_>,
-    ) -> Result<(ImapConnection, Option<Capabilities>), SessionEnd> {
+    ) -> Result<(Box<ImapConnection>, Option<Capabilities>), SessionEnd> {
         let directive = self.directive.clone();
         let login = async {
             tokio::select! {
@@ -418,20 +432,6 @@ impl Watcher {
         }
         turns.1.give_back();
         login.await
-    }
-
-    async fn watch_on(
-        &mut self,
-        connection: &mut ImapConnection,
-        health: &BackendHealth,
-        granted: Option<Capabilities>,
-    ) -> SessionEnd {
-        if self.on_demand {
-            return Box::pin(self.visit(connection, health, granted)).await;
-        }
-        match self.run_session(connection, health, granted).await {
-            Err(end) => end,
-        }
     }
 
     /// The connection was lost.
@@ -466,7 +466,7 @@ impl Watcher {
     async fn log_in(
         &mut self,
         at: LoginTarget<'_>,
-    ) -> Result<(ImapConnection, Option<Capabilities>), SessionEnd> {
+    ) -> Result<(Box<ImapConnection>, Option<Capabilities>), SessionEnd> {
         let LoginTarget { backend, master, .. } = at;
         if self.on_demand {
             self.faults.ask_refused_again();
@@ -492,7 +492,7 @@ impl Watcher {
         };
         self.unpark().await?;
         let granted = logged_in.capabilities.take();
-        Ok((ImapConnection::new(logged_in, timeout, longest), granted))
+        Ok((Box::new(ImapConnection::new(logged_in, timeout, longest)), granted))
     }
 
     async fn log_in_as_master(
