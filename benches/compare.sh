@@ -9,8 +9,8 @@
 #           are put into target/
 #
 # Figures: fetch-1 fetch-4 message-1 message-4 message-4096 message-16384 message-65536 phones append-1
-#          append-4 compress noop-1 noop-50 idle login resume start watched dovecot-fetch dovecot-login
-#          dovecot-idle; the part before the dash stands for all with it
+#          append-4 compress noop-1 noop-50 idle login resume start watched held held-tls dovecot-fetch
+#          dovecot-login dovecot-idle; the part before the dash stands for all with it
 # Peers:   straight relay haproxy nginx stunnel dovecot-proxy perdition mailchime mailchime-tls
 #
 # See benches/README.md. Installs the peers with apt-get, as root or through sudo; one that is not
@@ -424,6 +424,10 @@ figures() {
         if [[ $absent != *' dovecot '* ]] && takes_part mailchime; then dovecots "$round"; fi
     done
     if wanted watched && takes_part mailchime && [ -z "$quick_run" ]; then watched; fi
+    if takes_part mailchime && [ -z "$quick_run" ]; then
+        if wanted held; then held; fi
+        if wanted held-tls; then held --tls; fi
+    fi
     if wanted start && takes_part mailchime; then
         mailchime_conf "$plain" 'tls = "none"' >"$folder/mailchime.toml"
         row start mailchime 1 "$load" start --to "127.0.0.1:$port" --runs $((rounds * 2)) -- \
@@ -433,9 +437,18 @@ figures() {
 
 # The start with 100,000 accounts, which the other measurement fills a database with.
 watched() {
+    watching --accounts 100000 --devices 2 --on-demand --start-only \
+        --rows "$rows"
+}
+
+# What a watched account takes that has a connection.
+held() { # [--tls]
+    watching --accounts "$most" --seconds 1 --rows "$rows" "$@"
+}
+
+watching() { # OPTIONS
     cargo build --release --locked --example watching
-    "$target/release/examples/watching" --accounts 100000 --devices 2 --on-demand --start-only \
-        --rows "$rows" | grep -v 'mailchime::'
+    "$target/release/examples/watching" "$@" 2>&1 | grep -v 'mailchime::'
 }
 
 # Dovecot as a server, which ends TLS itself or leaves it to mailchime. CPU and memory are those of

@@ -60,7 +60,7 @@ enum Target {
 const OURS: &str = "mailchime";
 
 #[rustfmt::skip]
-const FIGURES: [Figure; 28] = {
+const FIGURES: [Figure; 30] = {
     use Base::{Better, Figure as Other, Peer};
     use Target::{AtLeast, AtLeastTimes, AtMost, AtMostTimes, EachRound};
     const fn figure(
@@ -101,6 +101,8 @@ const FIGURES: [Figure; 28] = {
         figure("dovecot-idle", "Dovecot: idle, a session", "kib", "KiB", "", DOVECOT, AtMostTimes(0.5)),
         figure("watched", "start to listening with 100,000 accounts", "ms", "ms", "", Peer(OURS), AtMost(100.0)),
         figure("watched", "start to ready with 100,000 accounts", "ready", "ms", "", Peer(OURS), AtMost(5000.0)),
+        figure("held", "a watched account with a connection", "kb", "KB", "", Peer(OURS), AtMost(4.5)),
+        figure("held-tls", "a watched account with a connection by TLS", "kb", "KB", "", Peer(OURS), AtMost(9.0)),
     ]
 };
 
