@@ -65,6 +65,10 @@ mod tests {
         Registration { subscription, mailboxes: vec![(Mailbox::inbox(), Snapshot::default())] }
     }
 
+    fn by(now: Timestamp) -> Registrant {
+        Registrant::new(&BackendId::new(None, "imap", 993), now, None)
+    }
+
     /// Starts to register, with nothing being written before the only turn runs. What waits learns of it.
     async fn start(store: &Store, logins: &[&str]) -> Vec<tokio::task::JoinHandle<bool>> {
         let mut tasks = Vec::new();
@@ -73,8 +77,7 @@ mod tests {
             let waiting = Arc::clone(&store.registrations);
             let (before, _) = waiting.waiting();
             tasks.push(tokio::spawn(async move {
-                let login = Registrant::new(&BackendId::new(None, "imap", 993), Timestamp(1), None);
-                store.register(&registration, login, 5, Timestamp(1)).await.is_ok()
+                store.register(&registration, by(Timestamp(1)), 5, Timestamp(1)).await.is_ok()
             }));
             while waiting.waiting().0 == before {
                 tokio::task::yield_now().await;
@@ -126,5 +129,16 @@ mod tests {
         }
         assert_eq!(written, [true, false, true]);
         assert_eq!((devices(&store, "alice").await, devices(&store, "bob").await), (1, 1));
+    }
+
+    /// What is registered at one is news to the other.
+    #[tokio::test]
+    async fn a_node_does_not_write_what_another_one_registers() {
+        let (_folder, store, _) = open().await;
+        let [one, other] = ["1", "2"].map(|name| store.clone().of_node(name.into()));
+        let _held = one.registrations.hold();
+        let (registration, login) = (registration("alice"), by(Timestamp(1)));
+        let registering = other.register(&registration, login, 5, Timestamp(1));
+        tokio::time::timeout(Duration::from_secs(60), registering).await.unwrap().unwrap();
     }
 }

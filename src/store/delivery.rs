@@ -13,7 +13,7 @@ use crate::model::{
 
 use super::due::{DueMailbox, due_mailbox};
 use super::gathering::Gathering;
-use super::questions::{Asked, Asks};
+use super::questions::{Asks, Question};
 use super::records::{
     account, failure, failure_columns, live, snapshot, state, subscription, subscription_columns,
 };
@@ -283,7 +283,7 @@ impl Asks for WatchedQuestion {
 
     type Row = WatchedRow;
 
-    fn questions(store: &Store) -> &Arc<Gathering<Asked<Self>>> {
+    fn questions(store: &Store) -> &Arc<Gathering<Question<Self>>> {
         &store.asked_watched
     }
 
@@ -308,7 +308,7 @@ impl Asks for TargetsQuestion {
 
     type Row = TargetRow;
 
-    fn questions(store: &Store) -> &Arc<Gathering<Asked<Self>>> {
+    fn questions(store: &Store) -> &Arc<Gathering<Question<Self>>> {
         &store.asked_targets
     }
 

@@ -58,10 +58,10 @@ struct State<G: Gathered> {
 /// What a caller wants, and whom to answer.
 pub(super) struct Waiting<G: Gathered> {
     pub(super) what: G,
-    reply: oneshot::Sender<Answered<G>>,
+    reply: oneshot::Sender<Reply<G>>,
 }
 
-type Answered<G> = Result<<G as Gathered>::Answer, Arc<sqlx::Error>>;
+type Reply<G> = Result<<G as Gathered>::Answer, Arc<sqlx::Error>>;
 
 /// The right to answer what waits.
 pub(super) struct Turn<G: Gathered> {
@@ -75,8 +75,13 @@ impl<G: Gathered> Gathering<G> {
         Self { state: Mutex::new(State { waiting: Vec::new(), turns: 0 }), most_turns }
     }
 
+    /// Another one, in which nothing waits.
+    pub(super) fn anew(&self) -> Arc<Self> {
+        Arc::new(Self::new(self.most_turns))
+    }
+
     /// Adds what a caller wants. Returns where its answer comes, and a turn if one is free.
-    fn add(self: &Arc<Self>, what: G) -> (oneshot::Receiver<Answered<G>>, Option<Turn<G>>) {
+    fn add(self: &Arc<Self>, what: G) -> (oneshot::Receiver<Reply<G>>, Option<Turn<G>>) {
         let (reply, answer) = oneshot::channel();
         let mut state = self.state.lock();
         state.waiting.push(Waiting { what, reply });

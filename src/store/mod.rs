@@ -86,7 +86,7 @@ pub use keeping::Kept;
 pub use nodes::{Invalidation, Node};
 pub use notifications::NewsListener;
 use notifications::Notifier;
-use questions::Asked;
+use questions::Question;
 pub use registrant::{Registrant, Sealed};
 pub use removal::Removed;
 pub use rotation::{RotationError, rotate};
@@ -110,8 +110,8 @@ pub struct Store {
     /// A server may be away when the program starts.
     up_to_date: Arc<OnceCell<()>>,
     registrations: Arc<Gathering<NewRegistration>>,
-    asked_watched: Arc<Gathering<Asked<WatchedQuestion>>>,
-    asked_targets: Arc<Gathering<Asked<TargetsQuestion>>>,
+    asked_watched: Arc<Gathering<Question<WatchedQuestion>>>,
+    asked_targets: Arc<Gathering<Question<TargetsQuestion>>>,
     shares: Shares,
     /// Of a program that serves phones.
     service: Option<Arc<Service>>,
@@ -171,13 +171,13 @@ impl Store {
     /// Keeps these limits from now on.
     #[must_use]
     pub fn sharing(self, shares: Shares) -> Self {
-        Self { shares, ..self }
+        Self { shares, ..self.asking_alone() }
     }
 
     /// Counts in `metrics` from now on.
     #[must_use]
     pub fn counting(self, metrics: Arc<Metrics>) -> Self {
-        Self { metrics, ..self }
+        Self { metrics, ..self.asking_alone() }
     }
 
     /// Seals and opens the secrets of subscriptions with this key file from now on. It is made when the first
@@ -191,7 +191,17 @@ impl Store {
     /// has or had.
     #[must_use]
     pub fn of_node(self, incarnation: Arc<str>) -> Self {
-        Self { incarnation, ..self }
+        Self { incarnation, ..self.asking_alone() }
+    }
+
+    /// What it is asked is asked by itself from now on: what becomes of it, or is counted, is another store's matter.
+    fn asking_alone(self) -> Self {
+        Self {
+            registrations: self.registrations.anew(),
+            asked_watched: self.asked_watched.anew(),
+            asked_targets: self.asked_targets.anew(),
+            ..self
+        }
     }
 
     /// By what it [joins](Store::of_node); empty if it does not.

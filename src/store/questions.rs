@@ -14,7 +14,7 @@ use super::{Store, StoreError, error};
 use crate::metrics::Call;
 
 /// A question that waits for others.
-pub(super) struct Asked<Q>(Q);
+pub(super) struct Question<Q>(Q);
 
 /// How questions of one kind are asked.
 pub(super) trait Asks: Send + Sync + Sized + 'static {
@@ -25,7 +25,7 @@ pub(super) trait Asks: Send + Sync + Sized + 'static {
     type Row: Send + 'static;
 
     /// Where they wait.
-    fn questions(store: &Store) -> &Arc<Gathering<Asked<Self>>>;
+    fn questions(store: &Store) -> &Arc<Gathering<Question<Self>>>;
 
     /// The columns of the question behind its number.
     fn arguments(&self) -> impl Iterator<Item = Argument<'_>>;
@@ -37,7 +37,7 @@ pub(super) trait Asks: Send + Sync + Sized + 'static {
     fn read(row: &AnyRow) -> sqlx::Result<Self::Row>;
 }
 
-impl<Q: Asks> Gathered for Asked<Q> {
+impl<Q: Asks> Gathered for Question<Q> {
     type Answer = Vec<Q::Row>;
 
     fn gathering(store: &Store) -> &Arc<Gathering<Self>> {
@@ -62,12 +62,12 @@ impl Store {
         // Boxed with the question, as all calls are: thousands of tasks make one now and then.
         Box::pin(self.measured(call, async move {
             self.ready().await?;
-            self.with_others(Asked(what)).await
+            self.with_others(Question(what)).await
         }))
     }
 
     /// The rows that answer each of the questions.
-    async fn answers<Q: Asks>(&self, questions: &[Asked<Q>]) -> sqlx::Result<Vec<Vec<Q::Row>>> {
+    async fn answers<Q: Asks>(&self, questions: &[Question<Q>]) -> sqlx::Result<Vec<Vec<Q::Row>>> {
         if let Some(work) = self.connections.read_alone().await? {
             let answered = timeout(SIGN_OF_LIFE, self.answers_in(work, questions)).await;
             match answered {
@@ -83,10 +83,10 @@ impl Store {
     async fn answers_in<Q: Asks>(
         &self,
         mut work: Work,
-        questions: &[Asked<Q>],
+        questions: &[Question<Q>],
     ) -> sqlx::Result<Vec<Vec<Q::Row>>> {
         let mut statement = sql::select_by(&work, &Q::QUERY, questions.len());
-        for (number, Asked(question)) in (0_i64..).zip(questions) {
+        for (number, Question(question)) in (0_i64..).zip(questions) {
             statement = statement.bind(number);
             statement = question.arguments().fold(statement, |it, argument| it.bind(argument));
         }

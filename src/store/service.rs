@@ -69,7 +69,7 @@ static COUNT: Shaped = Shaped::new(|dialect| {
 impl Store {
     /// The same for a program that serves phones. Others take the time of day for that of service.
     pub async fn serving(self) -> Self {
-        let store = Self { service: Some(Default::default()), ..self };
+        let store = Self { service: Some(Default::default()), ..self.asking_alone() };
         // A server that is not there yet is asked before the first other call.
         if store.up_to_date.initialized()
             && let Err(error) =
