@@ -11,6 +11,9 @@ local TOKEN_FILE = "/etc/dovecot/mailchime.token"
 local TIMEOUT_MSECS = 500
 local PAUSE_SECS = 5
 
+-- In place of a mailbox: any of the user's.
+local ANY = {}
+
 local client
 local token
 local quiet_until = 0
@@ -85,17 +88,19 @@ dovecot_lua_notify_event_message_append = noting("MessageAppend")
 dovecot_lua_notify_event_message_expunge = noting("MessageExpunge")
 dovecot_lua_notify_event_message_read = noting("MessageRead")
 dovecot_lua_notify_event_message_trash = noting("MessageTrash")
+dovecot_lua_notify_event_mailbox_create = noting("MailboxCreate")
 dovecot_lua_notify_event_mailbox_delete = noting("MailboxDelete")
 
-function dovecot_lua_notify_event_mailbox_rename(ctx, event)
-  note(ctx, event.mailbox, "MailboxRename")
-  if event.mailbox_old then note(ctx, event.mailbox_old, "MailboxRename") end
+-- The mailboxes below it get other names, too, and Dovecot does not say which. So this is told of all of the user's.
+function dovecot_lua_notify_event_mailbox_rename(ctx)
+  note(ctx, ANY, "MailboxRename")
 end
 
--- Dovecot calls this for each change of flags, with an empty list where none was cleared.
+-- Dovecot calls this for each change of flags, with an empty list where none was cleared. Phones show these flags;
+-- the events of mail that is read and mail that is marked as deleted are their opposites.
 function dovecot_lua_notify_event_flags_clear(ctx, event)
   for _, flag in ipairs(event.flags or {}) do
-    if flag == "\\Seen" then note(ctx, event.mailbox, "FlagsClear") end
+    if flag == "\\Seen" or flag == "\\Deleted" then note(ctx, event.mailbox, "FlagsClear") end
   end
 end
 
@@ -120,8 +125,9 @@ end
 local function tell(ctx)
   local changes = {}
   for i, name in ipairs(ctx.order) do
-    changes[i] = '{"mailbox":' .. quote(name) .. ',"events":[' .. table.concat(ctx.changes[name].list, ",")
-      .. "]" .. numbers(ctx.user, name) .. "}"
+    local change = '"events":[' .. table.concat(ctx.changes[name].list, ",") .. "]"
+    if name ~= ANY then change = '"mailbox":' .. quote(name) .. "," .. change .. numbers(ctx.user, name) end
+    changes[i] = "{" .. change .. "}"
   end
   local request = client:request({ url = URL, method = "POST" })
   request:add_header("Content-Type", "application/json")

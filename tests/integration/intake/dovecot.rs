@@ -14,7 +14,7 @@ use mailchime::intake::{
     self, HintRecorder, IntakeParts, KnownSource, KnownSources, NotRecorded, RecordingHints,
 };
 use mailchime::metrics::Metrics;
-use mailchime::model::Hint;
+use mailchime::model::{Account, BackendId, Hint, Timestamp};
 use mailchime::net::counters::LimitCounters;
 use mailchime::net::http::{HttpLimits, HttpServer};
 use tempfile::TempDir;
@@ -29,7 +29,7 @@ use crate::support::pushing::backends;
 use crate::support::servers::client::Client;
 use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::servers::{ALICE, mail, pki};
-use crate::support::{limited, listener, soon};
+use crate::support::{limited, listener, soon, until};
 
 const SCRIPT: &str = include_str!("../../../contrib/dovecot/mailchime.lua");
 
@@ -108,7 +108,7 @@ impl HintRecorder for Heard {
 }
 
 /// An intake of events without a mailchime behind it.
-async fn intake(folder: &Path) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
+pub(super) async fn intake(folder: &Path) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
     let (sender, heard) = mpsc::unbounded_channel();
     (intake_with(&folder.join("mailchime.token"), Arc::new(Heard(sender))).await, heard)
 }
@@ -260,14 +260,14 @@ pub(super) fn held_up_at_most<T>(wait: Duration, doing: impl FnOnce() -> T) -> T
 }
 
 /// Alice's session, and what is heard of her mailboxes.
-struct HeardSession {
-    client: Client,
-    heard: mpsc::UnboundedReceiver<String>,
+pub(super) struct HeardSession {
+    pub(super) client: Client,
+    pub(super) heard: mpsc::UnboundedReceiver<String>,
 }
 
 impl HeardSession {
     /// The next thing that is heard is this event of this mailbox, with the numbers that the server says.
-    async fn hears(&mut self, mailbox: &str, event: &str) {
+    pub(super) async fn hears(&mut self, mailbox: &str, event: &str) {
         let heard = soon(event, self.heard.recv()).await.unwrap();
         let items = "UIDVALIDITY UIDNEXT MESSAGES UNSEEN HIGHESTMODSEQ";
         let status = self.client.ask(&format!("STATUS {mailbox} ({items})"));
@@ -279,15 +279,91 @@ impl HeardSession {
         assert_eq!(heard, format!("alice {mailbox} {event} {}", numbers.join(" ")));
     }
 
+    /// The next thing that is heard is this event of this mailbox, with other numbers than it has by now, or with none.
+    pub(super) async fn hears_of(&mut self, mailbox: &str, event: &str, numbered: bool) {
+        let heard = soon(event, self.heard.recv()).await.unwrap();
+        let unnumbered = format!("alice {mailbox} {event} - - - - -");
+        match numbered {
+            false => assert_eq!(heard, unnumbered),
+            true => {
+                let numbers = heard.strip_prefix(&format!("alice {mailbox} {event} "));
+                assert!(numbers.is_some_and(|numbers| !numbers.contains('-')), "{heard}");
+            }
+        }
+    }
+
     /// Nothing waits to be heard, since each command waits until it was told of.
     fn hears_nothing(&mut self) {
         assert!(self.heard.try_recv().is_err());
     }
 
-    fn ask(&mut self, command: &str) {
+    pub(super) fn ask(&mut self, command: &str) {
         let answer = self.client.ask(command).pop().unwrap();
         assert!(answer.starts_with("x OK"), "{command}: {answer}");
     }
+
+    /// Alice, who has two mails in INBOX and a mailbox Team, does all that there is to tell of, and what there is not.
+    pub(super) async fn does_and_hears_all(&mut self) {
+        self.ask("APPEND INBOX {4+}\r\na: b");
+        self.hears("INBOX", "MessageAppend").await;
+        self.ask("SELECT INBOX");
+        self.ask("COPY 1:2 Team");
+        self.hears("Team", "MessageAppend").await;
+        self.ask("MOVE 3 Team");
+        self.hears("Team", "MessageAppend").await;
+        self.hears("INBOX", "MessageExpunge").await;
+
+        // Phones show none of these flags.
+        self.ask("STORE 1 +FLAGS (\\Flagged \\Answered $Label)");
+        self.ask("STORE 1 -FLAGS (\\Flagged $Label)");
+        self.hears_nothing();
+        for (flags, event) in [
+            ("1:2 +FLAGS (\\Seen)", "MessageRead"),
+            ("2 -FLAGS (\\Seen)", "FlagsClear"),
+            ("1 +FLAGS (\\Deleted)", "MessageTrash"),
+            ("1 -FLAGS (\\Deleted)", "FlagsClear"),
+            ("1 FLAGS (\\Seen \\Deleted)", "MessageTrash"),
+            ("1 FLAGS ()", "FlagsClear"),
+            ("1 FLAGS (\\Deleted)", "MessageTrash"),
+        ] {
+            self.ask(&format!("STORE {flags}"));
+            self.hears("INBOX", event).await;
+            self.hears_nothing();
+        }
+        self.ask("EXPUNGE");
+        self.hears("INBOX", "MessageExpunge").await;
+        self.ask("FETCH 1 BODY[]");
+        self.hears("INBOX", "MessageRead").await;
+
+        self.ask("CREATE Box");
+        self.hears("Box", "MailboxCreate").await;
+        self.ask("SUBSCRIBE Box");
+        self.hears_nothing();
+        self.ask("RENAME Box Entw&APw-rfe");
+        self.hears_of("*", "MailboxRename", false).await;
+        self.ask("DELETE Entw&APw-rfe");
+        self.hears_of("Entw\u{fc}rfe", "MailboxDelete", false).await;
+        self.hears_nothing();
+    }
+}
+
+/// mailchime in front of it, which has no connection to it while nothing happens, and which the script tells.
+async fn on_demand(dovecot: &Dovecot, folder: &ScriptFolder) -> InProcess {
+    let token = folder.0.path().join("mailchime.token");
+    let world = InProcess::pushing(dovecot.plain, |config| {
+        config.watch.connection = WatchConnection::OnDemand;
+        config.events.address = Some(loopback());
+        config.events.sources = vec![EventSourceConfig::new("dovecot", token)];
+    });
+    let world = world.await;
+    folder.tell(world.mailchime.events.unwrap());
+    world
+}
+
+/// Nothing is due any more.
+pub(super) async fn looked_at(world: &InProcess) {
+    let store = &world.mailchime.store;
+    until(async || store.due_accounts().await.unwrap().is_empty()).await;
 }
 
 /// Delivers by Dovecot's program for that, as an MTA does.
@@ -315,47 +391,53 @@ async fn each_change_of_a_mailbox_comes_with_its_numbers() {
         assert!(client.login(ALICE).starts_with("x OK"));
         let mut alice = HeardSession { client, heard };
 
+        // The first delivery makes INBOX.
         dovecot.deliver_by_lmtp(ALICE.0, &mail("by LMTP"));
+        alice.hears_of("INBOX", "MailboxCreate", true).await;
         alice.hears("INBOX", "MessageNew").await;
         deliver_by_lda(&dovecot, "INBOX");
         alice.hears("INBOX", "MessageNew").await;
         deliver_by_lda(&dovecot, "Team");
+        alice.hears_of("Team", "MailboxCreate", true).await;
         alice.hears("Team", "MessageNew").await;
+        alice.does_and_hears_all().await;
+    })
+    .await;
+}
 
-        alice.ask("APPEND INBOX {4+}\r\na: b");
-        alice.hears("INBOX", "MessageAppend").await;
-        alice.ask("SELECT INBOX");
-        alice.ask("COPY 1:2 Team");
-        alice.hears("Team", "MessageAppend").await;
-        alice.ask("MOVE 3 Team");
-        alice.hears("Team", "MessageAppend").await;
-        alice.hears("INBOX", "MessageExpunge").await;
-
-        alice.ask("STORE 1 +FLAGS (\\Flagged $Label)");
-        alice.hears_nothing();
-        alice.ask("STORE 1:2 +FLAGS (\\Seen)");
-        alice.hears("INBOX", "MessageRead").await;
-        alice.ask("STORE 2 -FLAGS (\\Seen)");
-        alice.hears("INBOX", "FlagsClear").await;
-        alice.ask("FETCH 2 BODY[]");
-        alice.hears("INBOX", "MessageRead").await;
-        alice.ask("STORE 1 +FLAGS (\\Deleted)");
-        alice.hears("INBOX", "MessageTrash").await;
-        alice.ask("EXPUNGE");
-        alice.hears("INBOX", "MessageExpunge").await;
-
-        alice.ask("CREATE Box");
-        alice.ask("SUBSCRIBE Box");
-        alice.hears_nothing();
-        alice.ask("RENAME Box Entw&APw-rfe");
-        // The server says nothing of a name that is gone, nor does the event.
-        let heard = soon("the new name", alice.heard.recv()).await.unwrap();
-        assert!(heard.starts_with("alice Entw\u{fc}rfe MailboxRename 1"), "{heard}");
-        assert_eq!(alice.heard.recv().await.unwrap(), "alice Box MailboxRename - - - - -");
-        alice.ask("DELETE Entw&APw-rfe");
-        let heard = soon("the end of it", alice.heard.recv()).await.unwrap();
-        assert!(heard.starts_with("alice Entw\u{fc}rfe MailboxDelete"), "{heard}");
-        alice.hears_nothing();
+/// Dovecot tells of the one alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mailbox_below_one_with_another_name_is_looked_at() {
+    limited(async {
+        let folder = ScriptFolder::new();
+        let test = "intake::a_mailbox_below_one_with_another_name_is_looked_at";
+        let Some(dovecot) = folder.dovecot(test) else { return };
+        let world = on_demand(&dovecot, &folder).await;
+        let mut client = Client::connect(dovecot.plain);
+        assert!(client.login(ALICE).starts_with("x OK"));
+        let mut ask = |command: &str| {
+            let answer = client.ask(command).pop().unwrap();
+            assert!(answer.starts_with("x OK"), "{command}: {answer}");
+        };
+        ask("CREATE Box/Child");
+        ask("CREATE Other/Child");
+        ask("APPEND Other/Child {4+}\r\na: b");
+        world.register(ALICE, &["INBOX", "Box/Child"]).await;
+        let (store, alice) = (&world.mailchime.store, Account::from_login(ALICE.0));
+        let home = BackendId::new(None, "127.0.0.1", dovecot.plain.port());
+        // What the device knows is on disk when the push was taken.
+        let knows_of = async |mails: u64| {
+            let known = store.watched(&alice, &home, Timestamp(0)).await.unwrap();
+            known.iter().any(|(mailbox, known)| {
+                mailbox.as_str() == "Box/Child" && known.messages == Some(mails)
+            })
+        };
+        until(async || knows_of(0).await).await;
+        looked_at(&world).await;
+        ask("RENAME Box Gone");
+        looked_at(&world).await;
+        ask("RENAME Other Box");
+        until(async || knows_of(1).await).await;
     })
     .await;
 }
@@ -437,14 +519,14 @@ async fn mail_goes_on_where_mailchime_refuses() {
     .await;
 }
 
-/// The script asks once for each delivery and each command.
+/// The script asks once for each delivery and each command, and for INBOX, which the first one makes.
 #[tokio::test(flavor = "multi_thread")]
 async fn mail_goes_on_where_mailchime_has_too_much_to_do() {
     limited(async {
         let test = "intake::mail_goes_on_where_mailchime_has_too_much_to_do";
         let Some((log, requests)) = mail_goes_on(test, Listens::Busy).await else { return };
         waits_end_with(&log, ": 503 Service Unavailable");
-        assert_eq!(requests, 7);
+        assert_eq!(requests, 8);
     })
     .await;
 }
@@ -479,18 +561,9 @@ async fn a_mail_is_a_push_while_mailchime_has_no_connection_to_dovecot() {
         let folder = ScriptFolder::new();
         let test = "intake::a_mail_is_a_push_while_mailchime_has_no_connection_to_dovecot";
         let Some(dovecot) = folder.dovecot(test) else { return };
-        let token = folder.0.path().join("mailchime.token");
-        let world = InProcess::pushing(dovecot.plain, |config| {
-            config.watch.connection = WatchConnection::OnDemand;
-            config.events.address = Some(loopback());
-            config.events.sources = vec![EventSourceConfig::new("dovecot", token)];
-        });
-        let world = world.await;
-        folder.tell(world.mailchime.events.unwrap());
+        let world = on_demand(&dovecot, &folder).await;
         world.register(ALICE, &["INBOX"]).await;
-        while !world.mailchime.store.due_accounts().await.unwrap().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        looked_at(&world).await;
         // Dovecot would let nobody in any more.
         let mut dovecot = dovecot;
         dovecot.deliver_by_lmtp(ALICE.0, &mail("hello"));
@@ -498,9 +571,7 @@ async fn a_mail_is_a_push_while_mailchime_has_no_connection_to_dovecot() {
         dovecot.set_password(ALICE.0, "another");
         dovecot.deliver_by_lmtp(ALICE.0, &mail("hello again"));
         soon("a push", world.push_of(&["INBOX"])).await;
-        while !world.mailchime.store.due_accounts().await.unwrap().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        looked_at(&world).await;
     })
     .await;
 }

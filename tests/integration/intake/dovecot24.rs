@@ -7,7 +7,8 @@ use mailchime::config::{EventSourceConfig, WatchConnection};
 use tempfile::TempDir;
 
 use super::TOKEN;
-use super::dovecot::{PATIENT, TIMEOUT};
+use super::dovecot::{HeardSession, PATIENT, TIMEOUT, intake, looked_at};
+use super::ox::ENTRY;
 use crate::support::in_process::{InProcess, loopback};
 use crate::support::servers::client::Client;
 use crate::support::servers::dovecot24::{Dovecot24, PLACE};
@@ -38,32 +39,43 @@ async fn mailchime(dovecot: &Dovecot24, folder: &TempDir, metadata: bool) -> InP
     world.await
 }
 
-async fn looked_at(world: &InProcess) {
-    let store = &world.mailchime.store;
-    until(async || store.due_accounts().await.unwrap().is_empty()).await;
-}
-
-/// The script as it tells what listens there.
-fn script(address: SocketAddr) -> String {
+/// The script as it tells what listens there, and waits so long for it.
+fn script(address: SocketAddr, timeout: &str) -> String {
     SCRIPT
         .replace("http://127.0.0.1:8144/", &format!("http://{address}/"))
         .replace("/etc/dovecot/", &format!("{PLACE}/"))
-        .replace(TIMEOUT, PATIENT)
+        .replace(TIMEOUT, timeout)
+}
+
+/// Dovecot with the script, which tells what listens there.
+fn with_script(test: &str, address: SocketAddr, timeout: &str) -> Option<Dovecot24> {
+    let lines = lines_of_docs("mail_plugins {", "lua_file");
+    let lines = lines.replace("/etc/dovecot/", &format!("{PLACE}/"));
+    let script = script(address, timeout);
+    let files = [("mailchime.lua", &*script), ("mailchime.token", TOKEN)];
+    Dovecot24::start(test, &lines, &files)
+}
+
+/// The lines of the docs for the driver `ox`: those before the driver's block, and the block.
+fn ox_lines(address: SocketAddr) -> (String, String) {
+    let lines = lines_of_docs("mail_plugins {", "push_notification ox {");
+    let lines = lines.replace("/var/lib/dovecot/attributes", &format!("{PLACE}/attributes"));
+    let url = format!("http://dovecot:{TOKEN}@{address}/");
+    let lines = lines.replace("http://dovecot:SECRET@127.0.0.1:8144/", &url);
+    assert!(lines.contains(&url), "{lines}");
+    let block = lines.find("push_notification ox {").unwrap();
+    (lines[..block].to_owned(), lines[block..].to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_script_tells_of_changes_with_their_numbers() {
     limited(async {
         let test = "intake::dovecot24::the_script_tells_of_changes_with_their_numbers";
-        let lines = lines_of_docs("mail_plugins {", "lua_file");
-        let lines = lines.replace("/etc/dovecot/", &format!("{PLACE}/"));
-        let before = script(loopback());
-        let files = [("mailchime.lua", &*before), ("mailchime.token", TOKEN)];
-        let Some(mut dovecot) = Dovecot24::start(test, &lines, &files) else { return };
+        let Some(mut dovecot) = with_script(test, loopback(), PATIENT) else { return };
         let folder = tempfile::tempdir().unwrap();
         let world = mailchime(&dovecot, &folder, false).await;
         // It reads the script when it starts.
-        let script = script(world.mailchime.events.unwrap());
+        let script = script(world.mailchime.events.unwrap(), PATIENT);
         fs::write(dovecot.file("mailchime.lua"), script).unwrap();
         dovecot.restart();
         world.register(ALICE, &["INBOX"]).await;
@@ -87,27 +99,46 @@ async fn the_script_tells_of_changes_with_their_numbers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_script_tells_of_each_change_of_a_mailbox() {
+    limited(async {
+        let test = "intake::dovecot24::the_script_tells_of_each_change_of_a_mailbox";
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("mailchime.token"), TOKEN).unwrap();
+        let (address, heard) = intake(folder.path()).await;
+        let Some(dovecot) = with_script(test, address, PATIENT) else { return };
+        let mut client = Client::connect(dovecot.plain);
+        assert!(client.login(ALICE).starts_with("x OK"));
+        let mut alice = HeardSession { client, heard };
+        // The first delivery makes INBOX.
+        dovecot.deliver(ALICE.0, &mail("by LMTP"));
+        alice.hears_of("INBOX", "MailboxCreate", true).await;
+        alice.hears("INBOX", "MessageNew").await;
+        dovecot.deliver(ALICE.0, &mail("by LMTP"));
+        alice.hears("INBOX", "MessageNew").await;
+        alice.ask("CREATE Team");
+        alice.hears("Team", "MailboxCreate").await;
+        alice.does_and_hears_all().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_driver_ox_tells_of_a_user_who_has_registered() {
     limited(async {
         let test = "intake::dovecot24::the_driver_ox_tells_of_a_user_who_has_registered";
-        let lines = lines_of_docs("mail_plugins {", "push_notification ox {");
-        let lines = lines.replace("/var/lib/dovecot/attributes", &format!("{PLACE}/attributes"));
-        let (before, driver) = lines.split_once("push_notification ox {").unwrap();
+        let (before, _) = ox_lines(loopback());
         let included = format!("{before}!include_try {PLACE}/driver.conf\n");
         let Some(mut dovecot) = Dovecot24::start(test, &included, &[]) else { return };
         let folder = tempfile::tempdir().unwrap();
         let world = mailchime(&dovecot, &folder, true).await;
-        let url = format!("http://dovecot:{TOKEN}@{}/", world.mailchime.events.unwrap());
-        let driver = driver.replace("http://dovecot:SECRET@127.0.0.1:8144/", &url);
-        assert!(driver.contains(&url), "{driver}");
-        let driver = format!("push_notification ox {{{driver}");
+        let (_, driver) = ox_lines(world.mailchime.events.unwrap());
         fs::write(dovecot.file("driver.conf"), driver).unwrap();
         dovecot.restart();
         let mut client = Client::connect(dovecot.plain);
         assert!(client.login(ALICE).starts_with("x OK"));
         world.register(ALICE, &["INBOX"]).await;
-        let ask = "GETMETADATA \"\" /private/vendor/vendor.dovecot/http-notify";
-        until(async || client.ask(ask).concat().contains("user=alice")).await;
+        let ask = format!("GETMETADATA \"\" {ENTRY}");
+        until(async || client.ask(&ask).concat().contains("user=alice")).await;
         looked_at(&world).await;
         dovecot.deliver(ALICE.0, &mail("hello"));
         soon("a push", world.push_of(&["INBOX"])).await;

@@ -23,7 +23,7 @@ use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::servers::{ALICE, BOB, User, mail};
 use crate::support::{limited, soon, until};
 
-const ENTRY: &str = "/private/vendor/vendor.dovecot/http-notify";
+pub(super) const ENTRY: &str = "/private/vendor/vendor.dovecot/http-notify";
 
 /// Dovecot, and what it has beside its mail.
 struct OxSite {
