@@ -12,6 +12,7 @@ mod ox;
 mod pushes;
 mod reload;
 mod udp;
+mod waits;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

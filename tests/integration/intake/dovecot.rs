@@ -6,24 +6,22 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mailchime::config::{EventSourceConfig, WatchConnection};
 use mailchime::intake::{
-    self, HintRecorder, IntakeParts, KnownSource, KnownSources, NotRecorded, RecordingHints,
+    self, HintRecorder, IntakeParts, KnownSource, KnownSources, RecordingHints,
 };
 use mailchime::metrics::Metrics;
 use mailchime::model::{Account, BackendId, Hint, Timestamp};
 use mailchime::net::counters::LimitCounters;
 use mailchime::net::http::{HttpLimits, HttpServer};
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
-use tokio::task::block_in_place;
 use tokio_util::sync::CancellationToken;
 
 use super::TOKEN;
+use super::waits::{HeldUp, Listens, NotTaking};
 use crate::support::in_process::{InProcess, loopback};
 use crate::support::pushing::backends;
 use crate::support::servers::client::Client;
@@ -114,7 +112,7 @@ pub(super) async fn intake(folder: &Path) -> (SocketAddr, mpsc::UnboundedReceive
 }
 
 /// One whose source `dovecot` has the secret of this file.
-async fn intake_with(secret: &Path, recorder: Arc<dyn HintRecorder>) -> SocketAddr {
+pub(super) async fn intake_with(secret: &Path, recorder: Arc<dyn HintRecorder>) -> SocketAddr {
     let listener = listener().await;
     let address = listener.local_addr().unwrap();
     let limit = Duration::from_secs(60);
@@ -149,114 +147,6 @@ async fn intake_with(secret: &Path, recorder: Arc<dyn HintRecorder>) -> SocketAd
     };
     tokio::spawn(intake::serve(Some(server), parts, CancellationToken::new()));
     address
-}
-
-/// Has no place for any event, and counts how often it is asked.
-#[derive(Debug, Default)]
-struct Overloaded(AtomicUsize);
-
-impl HintRecorder for Overloaded {
-    fn record(&self, _: Vec<Hint>) -> RecordingHints<'_> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Box::pin(async { Err(NotRecorded::Full) })
-    }
-
-    fn missed(&self) {}
-}
-
-/// What listens at the address of mailchime.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Listens {
-    /// Nobody.
-    None,
-    /// Somebody who takes connections and says nothing.
-    Silent,
-    /// Somebody who takes a request's head and does not come to an answer.
-    Slow,
-    /// A mailchime that knows another secret, and answers 401.
-    Refusing,
-    /// A mailchime that has too much to do, and answers 503 with Retry-After.
-    Busy,
-}
-
-/// Stands where mailchime should.
-pub(super) struct NotTaking {
-    pub(super) address: SocketAddr,
-    requests: Requests,
-}
-
-enum Requests {
-    Uncounted,
-    Connections(Arc<AtomicUsize>),
-    Recorder(Arc<Overloaded>),
-}
-
-impl NotTaking {
-    pub(super) async fn start(listens: Listens, folder: &Path) -> Self {
-        let secret = |name: &str, secret: &str| {
-            let file = folder.join(name);
-            fs::write(&file, secret).unwrap();
-            file
-        };
-        match listens {
-            Listens::Refusing => {
-                let other = secret("other.token", &format!("{TOKEN}-of-another"));
-                let (sender, _) = mpsc::unbounded_channel();
-                let address = intake_with(&other, Arc::new(Heard(sender))).await;
-                Self { address, requests: Requests::Uncounted }
-            }
-            Listens::Busy => {
-                let recorder = Arc::new(Overloaded::default());
-                let known = secret("known.token", TOKEN);
-                let address = intake_with(&known, Arc::clone(&recorder) as _).await;
-                Self { address, requests: Requests::Recorder(recorder) }
-            }
-            Listens::None | Listens::Silent | Listens::Slow => {
-                let socket = listener().await;
-                let address = socket.local_addr().unwrap();
-                if listens == Listens::None {
-                    return Self { address, requests: Requests::Uncounted };
-                }
-                let says: &[u8] = match listens {
-                    Listens::Slow => b"HTTP/1.1 100 Continue\r\n\r\n",
-                    _ => b"",
-                };
-                let connections = Arc::new(AtomicUsize::new(0));
-                let requests = Requests::Connections(Arc::clone(&connections));
-                tokio::spawn(async move {
-                    let mut kept = Vec::new();
-                    while let Ok((mut stream, _)) = socket.accept().await {
-                        connections.fetch_add(1, Ordering::Relaxed);
-                        stream.write_all(says).await.unwrap();
-                        kept.push(stream);
-                    }
-                });
-                Self { address, requests }
-            }
-        }
-    }
-
-    /// How many requests, or connections where none is read, have come.
-    pub(super) fn requests(&self) -> usize {
-        match &self.requests {
-            Requests::Uncounted => 0,
-            Requests::Connections(count) => count.load(Ordering::Relaxed),
-            Requests::Recorder(recorder) => recorder.0.load(Ordering::Relaxed),
-        }
-    }
-}
-
-/// What a machine with much else to do takes for a delivery or a command, besides what that waits for. It is less
-/// than Dovecot's own limits, such as a minute for a request.
-const BUSY_MACHINE: Duration = Duration::from_secs(30);
-
-/// Does what may wait so long for mailchime.
-pub(super) fn held_up_at_most<T>(wait: Duration, doing: impl FnOnce() -> T) -> T {
-    let began = Instant::now();
-    let done = block_in_place(doing);
-    let took = began.elapsed();
-    assert!(took < wait + BUSY_MACHINE, "it takes {took:?}, and may wait for {wait:?}");
-    done
 }
 
 /// Alice's session, and what is heard of her mailboxes.
@@ -442,7 +332,10 @@ async fn a_mailbox_below_one_with_another_name_is_looked_at() {
     .await;
 }
 
-/// Four mails come and three are read; what Dovecot's log says of it, and how many requests came.
+/// So many that a wait of two seconds for each would be seen.
+const DELIVERIES: usize = 16;
+
+/// Mails come and three are read; what Dovecot's log says of it, and how many requests came.
 async fn mail_goes_on(test: &str, listens: Listens) -> Option<(String, usize)> {
     let folder = ScriptFolder::new();
     let mailchime = NotTaking::start(listens, folder.0.path()).await;
@@ -455,17 +348,18 @@ async fn mail_goes_on(test: &str, listens: Listens) -> Option<(String, usize)> {
     let dovecot = folder.dovecot(test)?;
     let mut client = Client::connect(dovecot.plain);
     assert!(client.login(ALICE).starts_with("x OK"));
-    for _ in 0..3 {
-        held_up_at_most(wait, || dovecot.deliver_by_lmtp(ALICE.0, &mail("all the same")));
+    let mut held_up = HeldUp::default();
+    for _ in 1..DELIVERIES {
+        held_up.at_most(wait, || dovecot.deliver_by_lmtp(ALICE.0, &mail("all the same")));
     }
-    held_up_at_most(wait, || deliver_by_lda(&dovecot, "INBOX"));
+    held_up.at_most(wait, || deliver_by_lda(&dovecot, "INBOX"));
     client.ask("SELECT INBOX");
     for number in 1..=3 {
         let read = format!("STORE {number} +FLAGS (\\Seen)");
-        let answer = held_up_at_most(wait, || client.ask(&read)).pop().unwrap();
+        let answer = held_up.at_most(wait, || client.ask(&read)).pop().unwrap();
         assert!(answer.starts_with("x OK"), "{answer}");
     }
-    assert_eq!(client.messages("INBOX"), 4);
+    assert_eq!(client.messages("INBOX") as usize, DELIVERIES);
     Some((dovecot.log(), mailchime.requests()))
 }
 
@@ -526,7 +420,7 @@ async fn mail_goes_on_where_mailchime_has_too_much_to_do() {
         let test = "intake::mail_goes_on_where_mailchime_has_too_much_to_do";
         let Some((log, requests)) = mail_goes_on(test, Listens::Busy).await else { return };
         waits_end_with(&log, ": 503 Service Unavailable");
-        assert_eq!(requests, 8);
+        assert_eq!(requests, 1 + DELIVERIES + 3);
     })
     .await;
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use mailchime::config::{EventSourceConfig, WatchConnection};
 use tempfile::TempDir;
@@ -9,6 +10,7 @@ use tempfile::TempDir;
 use super::TOKEN;
 use super::dovecot::{HeardSession, PATIENT, TIMEOUT, intake, looked_at};
 use super::ox::ENTRY;
+use super::waits::{HeldUp, Listens, NotTaking};
 use crate::support::in_process::{InProcess, loopback};
 use crate::support::servers::client::Client;
 use crate::support::servers::dovecot24::{Dovecot24, PLACE};
@@ -118,6 +120,58 @@ async fn the_script_tells_of_each_change_of_a_mailbox() {
         alice.ask("CREATE Team");
         alice.hears("Team", "MailboxCreate").await;
         alice.does_and_hears_all().await;
+    })
+    .await;
+}
+
+/// Mails come, and each waits so long at most. How many requests have come, and what Dovecot's log says.
+fn mail_goes_on(
+    dovecot: &Dovecot24,
+    mailchime: &NotTaking,
+    (deliveries, wait): (usize, Duration),
+) -> (usize, String) {
+    let mut client = Client::connect(dovecot.plain);
+    assert!(client.login(ALICE).starts_with("x OK"));
+    let mut held_up = HeldUp::default();
+    for _ in 0..deliveries {
+        held_up.at_most(wait, || dovecot.deliver(ALICE.0, &mail("all the same")));
+    }
+    assert_eq!(client.messages("INBOX") as usize, deliveries);
+    (mailchime.requests(), dovecot.log())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_on_where_mailchime_says_nothing_to_the_script() {
+    limited(async {
+        let test = "intake::dovecot24::mail_goes_on_where_mailchime_says_nothing_to_the_script";
+        let folder = tempfile::tempdir().unwrap();
+        let mailchime = NotTaking::start(Listens::Silent, folder.path()).await;
+        let Some(dovecot) = with_script(test, mailchime.address, TIMEOUT) else { return };
+        let once = (16, Duration::from_millis(500));
+        let (requests, log) = mail_goes_on(&dovecot, &mailchime, once);
+        assert_eq!(requests, once.0, "{log}");
+        assert_eq!(log.matches(": 9008 Request timed out ").count(), once.0, "{log}");
+    })
+    .await;
+}
+
+/// A second, twice. Without the lines of the docs it would be a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_on_where_mailchime_says_nothing_to_the_driver_ox() {
+    limited(async {
+        let test = "intake::dovecot24::mail_goes_on_where_mailchime_says_nothing_to_the_driver_ox";
+        let folder = tempfile::tempdir().unwrap();
+        let mailchime = NotTaking::start(Listens::Silent, folder.path()).await;
+        let (before, driver) = ox_lines(mailchime.address);
+        let Some(dovecot) = Dovecot24::start(test, &(before + &driver), &[]) else { return };
+        let mut client = Client::connect(dovecot.plain);
+        assert!(client.login(ALICE).starts_with("x OK"));
+        let set = client.ask(&format!("SETMETADATA \"\" ({ENTRY} \"user=alice\")"));
+        assert!(set[0].starts_with("x OK"), "{set:?}");
+        let twice = (3, Duration::from_secs(2));
+        let (requests, log) = mail_goes_on(&dovecot, &mailchime, twice);
+        assert_eq!(requests, 2 * twice.0, "{log}");
+        assert_eq!(log.matches("Request timed out ").count(), twice.0, "{log}");
     })
     .await;
 }

@@ -15,7 +15,8 @@ use tempfile::TempDir;
 use tracing::Level;
 
 use super::TOKEN;
-use super::dovecot::{Listens, NotTaking, deliver_by_lda, held_up_at_most};
+use super::dovecot::deliver_by_lda;
+use super::waits::{HeldUp, Listens, NotTaking};
 use crate::support::in_process::{InProcess, loopback};
 use crate::support::log::Log;
 use crate::support::servers::client::Client;
@@ -210,9 +211,13 @@ async fn an_entry_of_another_program_stays() {
     .await;
 }
 
-/// Two mails come, by LMTP and by lda, and each delivery waits so long at most. How many requests have come, and what
+/// Mails come, by LMTP and by lda, and each delivery waits so long at most. How many requests have come, and what
 /// Dovecot's log says.
-async fn mail_goes_on(test: &str, listens: Listens, wait: Duration) -> Option<(usize, String)> {
+async fn mail_goes_on(
+    test: &str,
+    listens: Listens,
+    (deliveries, wait): (usize, Duration),
+) -> Option<(usize, String)> {
     let mut site = OxSite::start(test)?;
     let mailchime = NotTaking::start(listens, site.folder.path()).await;
     site.tell(mailchime.address);
@@ -220,22 +225,51 @@ async fn mail_goes_on(test: &str, listens: Listens, wait: Duration) -> Option<(u
     assert!(client.login(ALICE).starts_with("x OK"));
     let set = client.ask(&format!("SETMETADATA \"\" ({ENTRY} \"user=alice\")"));
     assert!(set[0].starts_with("x OK"), "{set:?}");
-    held_up_at_most(wait, || site.dovecot.deliver_by_lmtp(ALICE.0, &mail("by LMTP")));
-    held_up_at_most(wait, || deliver_by_lda(&site.dovecot, "INBOX"));
-    assert_eq!(client.messages("INBOX"), 2);
+    let mut held_up = HeldUp::default();
+    for _ in 1..deliveries {
+        held_up.at_most(wait, || site.dovecot.deliver_by_lmtp(ALICE.0, &mail("by LMTP")));
+    }
+    held_up.at_most(wait, || deliver_by_lda(&site.dovecot, "INBOX"));
+    assert_eq!(client.messages("INBOX") as usize, deliveries);
     Some((mailchime.requests(), site.dovecot.log()))
 }
 
 /// Two seconds, twice.
+const TWICE_IN_VAIN: (usize, Duration) = (3, Duration::from_secs(4));
+
+/// So many that a wait of two seconds for each would be seen.
+const AT_ONCE: (usize, Duration) = (16, Duration::ZERO);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn mail_goes_on_where_mailchime_says_nothing() {
     limited(async {
         let test = "intake::ox::mail_goes_on_where_mailchime_says_nothing";
-        let waits = Duration::from_secs(4);
-        let Some((requests, log)) = mail_goes_on(test, Listens::Silent, waits).await else {
-            return;
-        };
-        assert_eq!(requests, 4, "{log}");
+        let found = mail_goes_on(test, Listens::Silent, TWICE_IN_VAIN).await;
+        let Some((requests, log)) = found else { return };
+        assert_eq!(requests, 2 * TWICE_IN_VAIN.0, "{log}");
+        assert_eq!(log.matches("Request timed out ").count(), TWICE_IN_VAIN.0, "{log}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_on_where_mailchime_is_slow() {
+    limited(async {
+        let test = "intake::ox::mail_goes_on_where_mailchime_is_slow";
+        let found = mail_goes_on(test, Listens::Slow, TWICE_IN_VAIN).await;
+        let Some((requests, log)) = found else { return };
+        assert_eq!(requests, 2 * TWICE_IN_VAIN.0, "{log}");
+        assert_eq!(log.matches("Request timed out ").count(), TWICE_IN_VAIN.0, "{log}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_goes_on_where_nobody_listens() {
+    limited(async {
+        let test = "intake::ox::mail_goes_on_where_nobody_listens";
+        let Some((_, log)) = mail_goes_on(test, Listens::None, AT_ONCE).await else { return };
+        assert_eq!(log.matches("Connection refused").count(), AT_ONCE.0, "{log}");
     })
     .await;
 }
@@ -244,9 +278,8 @@ async fn mail_goes_on_where_mailchime_says_nothing() {
 async fn mail_goes_on_where_mailchime_refuses() {
     limited(async {
         let test = "intake::ox::mail_goes_on_where_mailchime_refuses";
-        let waits = Duration::ZERO;
-        let Some((_, log)) = mail_goes_on(test, Listens::Refusing, waits).await else { return };
-        assert_eq!(log.matches("401 Unauthorized").count(), 2, "{log}");
+        let Some((_, log)) = mail_goes_on(test, Listens::Refusing, AT_ONCE).await else { return };
+        assert_eq!(log.matches("401 Unauthorized").count(), AT_ONCE.0, "{log}");
     })
     .await;
 }
@@ -256,9 +289,10 @@ async fn mail_goes_on_where_mailchime_refuses() {
 async fn mail_goes_on_where_mailchime_has_too_much_to_do() {
     limited(async {
         let test = "intake::ox::mail_goes_on_where_mailchime_has_too_much_to_do";
-        let waits = Duration::from_secs(1);
-        let Some((requests, log)) = mail_goes_on(test, Listens::Busy, waits).await else { return };
-        assert_eq!(requests, 4, "{log}");
+        let once_more = (8, Duration::from_secs(1));
+        let found = mail_goes_on(test, Listens::Busy, once_more).await;
+        let Some((requests, log)) = found else { return };
+        assert_eq!(requests, 2 * once_more.0, "{log}");
     })
     .await;
 }
