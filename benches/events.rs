@@ -124,11 +124,13 @@ async fn send(
         // There was one mail. Each time around there is a mail more in the account.
         let (number, mails) = (event % accounts, event / accounts + 2);
         let user = user(number);
+        // The backend gives the mailboxes their UIDVALIDITY in the order in which the accounts were added. Each mail
+        // is a change of the mailbox.
+        let (uid_validity, uid_next, mod_seq) = (number + 1, mails + 1, mails + 1);
         let body = format!(
             "{{\"user\":\"{user}\",\"changes\":[{{\"mailbox\":\"INBOX\",\
-             \"events\":[\"MessageNew\"],\"uidnext\":{},\"messages\":{mails},\
-             \"unseen\":{mails}}}]}}",
-            mails + 1
+             \"events\":[\"MessageNew\"],\"uidvalidity\":{uid_validity},\"uidnext\":{uid_next},\
+             \"messages\":{mails},\"unseen\":{mails},\"highestmodseq\":{mod_seq}}}]}}"
         );
         let request = format!(
             "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {SECRET}\r\n\
