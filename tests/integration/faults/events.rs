@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use rustix::fs::{Gid, Uid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
-use sqlx::{Executor, SqliteConnection};
+use sqlx::AnyConnection;
 use tokio::task::JoinSet;
 
 use super::Fault;
 use super::scene::Scene;
 use crate::intake::TOKEN;
-use crate::support::servers::NOBODY;
+use crate::support::servers::mariadb::MariaDb;
+use crate::support::servers::postgres::Postgres;
+use crate::support::servers::{DatabaseServer, NOBODY};
 use crate::support::world::Server;
 use ways::{Doors, Told, Way};
 
@@ -23,87 +25,135 @@ mod ways;
 /// A group that nobody is in.
 const GROUP: u32 = 54_321;
 
-/// A row for each of these ways.
+/// A row for each of these ways, on the database that the scene has from here.
 macro_rules! by {
-    ([$($way:ident $word:literal),+], $run:path, $name:literal, $holds:literal) => {
+    ([$($way:ident $word:literal),+], $on:path, $run:path, $name:literal, $holds:literal) => {
         vec![$(Fault {
             name: concat!("event, ", $word, ": ", $name),
             holds: $holds,
-            run: |scene| tokio::spawn($run(scene, Way::$way)),
+            run: |scene| tokio::spawn(async {
+                if let Some(scene) = $on(scene).await {
+                    $run(scene, Way::$way).await;
+                }
+            }),
         }),+]
+    };
+}
+
+/// A row for each way.
+macro_rules! by_all {
+    ($on:path, $run:path, $name:literal, $holds:literal) => {
+        by!(
+            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+            $on, $run, $name, $holds
+        )
     };
 }
 
 pub(super) fn faults() -> Vec<Fault> {
     [
-        by!(
-            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
-            away,
-            "mailchime is away",
-            "the next start finds the mail"
-        ),
-        by!(
-            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+        by_all!(on_file, away, "mailchime is away", "the next start finds the mail"),
+        by_all!(
+            on_file,
             killed_when_on_disk,
             "SIGKILL when it is answered, or read",
             "it is on disk, and the next start pushes"
         ),
-        by!(
-            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus"],
-            killed_before_the_answer,
-            "SIGKILL before it is answered",
+        by_all!(
+            on_postgres,
+            killed_when_on_disk,
+            "SIGKILL when in PostgreSQL",
+            "it is on disk, and the next start pushes"
+        ),
+        by_all!(
+            on_mariadb,
+            killed_when_on_disk,
+            "SIGKILL when in MariaDB",
+            "it is on disk, and the next start pushes"
+        ),
+        by_all!(
+            on_file,
+            killed_before_it_is_on_disk,
+            "SIGKILL before it is on disk",
             "there is no answer, and the next start pushes"
         ),
-        by!(
-            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+        by_all!(
+            on_file,
             database_away,
             "the database is away",
             "it is refused, and a sweep finds the mail"
         ),
-        by!(
-            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
-            flood,
-            "others flood",
+        by_all!(
+            on_postgres,
+            database_away,
+            "PostgreSQL is away",
             "it is refused, and a sweep finds the mail"
         ),
-        by!(
-            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
-            doubled,
-            "it comes twice",
-            "there is one push"
+        by_all!(
+            on_mariadb,
+            database_away,
+            "MariaDB is away",
+            "it is refused, and a sweep finds the mail"
         ),
-        by!(
-            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram"],
+        by_all!(on_file, flood, "others flood", "it is refused, and a sweep finds the mail"),
+        by_all!(on_file, doubled, "it comes twice", "there is one push"),
+        by_all!(
+            on_file,
             late,
             "it comes behind a later one",
             "the mailbox is looked at, and there is no second push"
         ),
-        by!(
-            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
-            forged,
-            "it is forged",
-            "nothing is pushed, and the true one is"
-        ),
-        by!(
-            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
+        by_all!(on_file, forged, "it is forged", "nothing is pushed, and the true one is"),
+        by_all!(
+            on_file,
             foreign,
             "its source may not speak for the user",
             "nothing is due or pushed, and the next start finds the mail"
         ),
-        by!(
-            [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram", Udp "UDP"],
-            truncated,
-            "it is cut off",
-            "nothing is pushed, and the whole one is"
-        ),
+        by_all!(on_file, truncated, "it is cut off", "nothing is pushed, and the whole one is"),
+        // A datagram by UDP has no numbers. One that tells of no mail is the forged one.
         by!(
             [Http "HTTP", Ox "OX", CyrusHttp "notifyd", CyrusStream "Cyrus", CyrusDatagram "datagram"],
+            on_file,
             lies,
             "its numbers lie",
             "the next sweep heals them, and what comes then is pushed"
         ),
     ]
     .concat()
+}
+
+/// The scene as it is.
+async fn on_file(scene: Scene) -> Option<Scene> {
+    Some(scene)
+}
+
+async fn on_postgres(scene: Scene) -> Option<Scene> {
+    on_server(scene, "postgres", |row| Some(Box::new(Postgres::start(row)?))).await
+}
+
+async fn on_mariadb(scene: Scene) -> Option<Scene> {
+    on_server(scene, "mariadb", |row| Some(Box::new(MariaDb::start(row)?))).await
+}
+
+/// The scene with a database server of its own, where it can run.
+async fn on_server(
+    scene: Scene,
+    needed: &str,
+    start: fn(&'static str) -> Option<Box<dyn DatabaseServer>>,
+) -> Option<Scene> {
+    if scene.lacks(needed) {
+        return None;
+    }
+    let name = scene.name();
+    let server = tokio::task::spawn_blocking(move || start(name)).await.unwrap();
+    match server {
+        Some(server) => Some(scene.with_database(server)),
+        None => {
+            scene.skip("the database server cannot be started");
+            None
+        }
+    }
 }
 
 /// Events come by all ways, for accounts without a connection.
@@ -132,14 +182,14 @@ async fn registered(scene: &Scene) -> (Server, Doors) {
     (server, doors)
 }
 
-async fn due(database: &mut SqliteConnection) -> i64 {
+async fn due(database: &mut AnyConnection) -> i64 {
     let count = "select count(*) from mailbox where due_since is not null";
     sqlx::query_scalar(count).fetch_one(database).await.unwrap()
 }
 
 /// Waits until so many mailboxes are due on disk.
 async fn until_due(scene: &Scene, count: i64) {
-    let mut database = scene.beside().await;
+    let mut database = scene.database_beside().await;
     while due(&mut database).await != count {
         tokio::task::yield_now().await;
     }
@@ -182,33 +232,34 @@ async fn killed_when_on_disk(scene: Scene, way: Way) {
         false => until_due(&scene, 1).await,
     }
     scene.kill(server);
-    assert_eq!(due(&mut scene.beside().await).await, 1, "it is on disk");
+    assert_eq!(due(&mut scene.database_beside().await).await, 1, "it is on disk");
     scene.backend.behave(|behaviour| behaviour.unavailable = false);
     scene.apns.stall(false);
     let _server = scene.serve().await;
     scene.push().await;
 }
 
-async fn killed_before_the_answer(scene: Scene, way: Way) {
+async fn killed_before_it_is_on_disk(scene: Scene, way: Way) {
     configure(&scene);
     scene.configure("busy_timeout = \"5s\"", "busy_timeout = \"60s\"");
     let (server, doors) = registered(&scene).await;
-    let mut database = scene.beside().await;
-    database.execute("begin immediate").await.unwrap();
+    let away = scene.database_goes_away().await;
     scene.deliver();
     let event = way.event("alice", None);
     let sending = way.send(&scene, &doors, &event);
     let killing = async {
-        // What comes later is answered.
-        for _ in 0..3 {
-            assert_eq!(way.send(&scene, &doors, &garbage(way)).await, Told::Refused);
+        // What comes later is refused.
+        for refused in 1..=3 {
+            let told = way.send(&scene, &doors, &garbage(way)).await;
+            assert_eq!(told == Told::Refused, way.answers(), "{told:?}");
+            doors.until_refused(refused).await;
         }
         scene.kill(server);
     };
     let (told, ()) = tokio::join!(sending, killing);
     assert_eq!(told, Told::Unanswered);
-    database.execute("rollback").await.unwrap();
-    assert_eq!(due(&mut database).await, 0);
+    scene.database_is_back(away).await;
+    assert_eq!(due(&mut scene.database_beside().await).await, 0);
     let _server = scene.serve().await;
     scene.push().await;
 }
@@ -223,14 +274,12 @@ fn garbage(way: Way) -> String {
 
 async fn database_away(scene: Scene, way: Way) {
     configure(&scene);
-    scene.configure("busy_timeout = \"5s\"", "busy_timeout = \"500ms\"");
     let (_server, doors) = registered(&scene).await;
-    let mut database = scene.beside().await;
     scene.fault();
-    database.execute("begin immediate").await.unwrap();
+    let away = scene.database_goes_away().await;
     scene.deliver();
     way.is_refused(&scene, &doors).await;
-    database.execute("rollback").await.unwrap();
+    scene.database_is_back(away).await;
     scene.push().await;
 }
 
@@ -239,9 +288,8 @@ async fn flood(scene: Scene, way: Way) {
     scene.configure("busy_timeout = \"5s\"", "busy_timeout = \"60s\"");
     scene.configure("[events]\n", "[events]\nwaiting = 2\n");
     let (_server, doors) = registered(&scene).await;
-    let mut database = scene.beside().await;
     scene.fault();
-    database.execute("begin immediate").await.unwrap();
+    let away = scene.database_goes_away().await;
     scene.deliver();
     let scene = Arc::new(scene);
     let mut flood = JoinSet::new();
@@ -252,7 +300,7 @@ async fn flood(scene: Scene, way: Way) {
     // The others wait, so there is no place left for alice's.
     doors.until_refused(18).await;
     way.is_refused(&scene, &doors).await;
-    database.execute("rollback").await.unwrap();
+    scene.database_is_back(away).await;
     scene.push().await;
     flood.join_all().await;
 }
@@ -357,7 +405,7 @@ async fn foreign(scene: Scene, way: Way) {
     scene.fault();
     scene.deliver();
     way.is_refused(&scene, &doors).await;
-    assert_eq!(due(&mut scene.beside().await).await, 0);
+    assert_eq!(due(&mut scene.database_beside().await).await, 0);
     assert_eq!(scene.apns.received(), 0);
     scene.kill(server);
     let _server = scene.serve().await;
@@ -377,7 +425,7 @@ async fn truncated(scene: Scene, way: Way) {
     let told = way.send(&scene, &doors, cut).await;
     assert_ne!(told, Told::Taken);
     doors.until_refused(1).await;
-    assert_eq!(due(&mut scene.beside().await).await, 0);
+    assert_eq!(due(&mut scene.database_beside().await).await, 0);
     the_next_is_pushed(&scene, way, &doors, 1).await;
 }
 
@@ -403,7 +451,7 @@ async fn lies(scene: Scene, way: Way) {
 
 /// Waits until the device was told of this UIDNEXT: that is on disk once APNs has taken the push.
 async fn until_told(scene: &Scene, uid_next: i64) {
-    let mut database = scene.beside().await;
+    let mut database = scene.database_beside().await;
     let told = "select uid_next from mailbox";
     loop {
         let told: Option<i64> = sqlx::query_scalar(told).fetch_one(&mut database).await.unwrap();

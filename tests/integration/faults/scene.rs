@@ -9,8 +9,10 @@ use mailchime::demo::apns::Push;
 use mailchime::model::{Subscription, SubscriptionKey};
 use mailchime::store::Vault;
 use serde_json::Value;
-use sqlx::{Connection, SqliteConnection};
+use sqlx::{AnyConnection, Connection, SqliteConnection};
 
+use super::storm::database::Database;
+use crate::support::servers::DatabaseServer;
 use crate::support::world::{Server, World};
 use crate::support::{skip, soon};
 
@@ -26,12 +28,42 @@ pub(super) struct Tally {
 pub(super) struct Scene {
     name: &'static str,
     world: World,
+    /// A file, unless a row has it otherwise.
+    database: Database,
     tally: Arc<Tally>,
 }
 
 impl Scene {
     pub(super) async fn new(name: &'static str, tally: Arc<Tally>) -> Self {
-        Self { name, world: World::new().await, tally }
+        let (world, database) = (World::new().await, Database::new(None));
+        Self { name, world, database, tally }
+    }
+
+    /// The row's.
+    pub(super) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The same on a database server.
+    pub(super) fn with_database(mut self, server: Box<dyn DatabaseServer>) -> Self {
+        self.database = Database::new(Some(server));
+        self.database.configure(&self.world);
+        self
+    }
+
+    /// The database, whichever it is, as another program sees it.
+    pub(super) async fn database_beside(&self) -> AnyConnection {
+        self.database.beside(&self.world).await
+    }
+
+    /// See [`Database::goes_away`].
+    pub(super) async fn database_goes_away(&self) -> Option<AnyConnection> {
+        self.database.goes_away(&self.world).await
+    }
+
+    /// See [`Database::is_back`].
+    pub(super) async fn database_is_back(&self, locked: Option<AnyConnection>) {
+        self.database.is_back(locked).await;
     }
 
     /// The program with a phone that has registered, its mailbox being watched.

@@ -31,7 +31,7 @@ use crate::support::servers::postgres::Postgres;
 use database::Database;
 use site::{Growth, Site};
 
-mod database;
+pub(super) mod database;
 mod faults;
 mod site;
 mod users;

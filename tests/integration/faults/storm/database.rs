@@ -1,4 +1,4 @@
-//! The database of the storm: a file, or that of a server, which can crash.
+//! The database of a storm, and of rows that are done on each of them: a file, or that of a server, which can crash.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::support::world::World;
 /// Restarted under one name, the program takes over at once what it left behind. Others would be found dead.
 const NODE: &str = "[node]\nname = \"storm\"\n[log]\n";
 
-pub(super) struct Database(Option<Server>);
+pub(in crate::faults) struct Database(Option<Server>);
 
 struct Server {
     url: String,
@@ -21,7 +21,7 @@ struct Server {
 
 impl Database {
     /// That of a server, or a file.
-    pub(super) fn new(server: Option<Box<dyn DatabaseServer>>) -> Self {
+    pub(in crate::faults) fn new(server: Option<Box<dyn DatabaseServer>>) -> Self {
         sqlx::any::install_default_drivers();
         Self(server.map(|server| Server {
             url: server.database_url(),
@@ -29,7 +29,7 @@ impl Database {
         }))
     }
 
-    pub(super) fn configure(&self, world: &World) {
+    pub(in crate::faults) fn configure(&self, world: &World) {
         if let Some(Server { url, .. }) = &self.0 {
             world.configure("[store]\n", &format!("[store]\nurl = \"{url}\"\n"));
             world.configure("[log]\n", NODE);
@@ -37,7 +37,7 @@ impl Database {
     }
 
     /// As another program sees it.
-    pub(super) async fn beside(&self, world: &World) -> AnyConnection {
+    pub(in crate::faults) async fn beside(&self, world: &World) -> AnyConnection {
         match &self.0 {
             Some(server) => AnyConnection::connect(&server.url).await.unwrap(),
             None => {
@@ -51,7 +51,7 @@ impl Database {
     }
 
     /// Until the connection is closed, nobody else can write; on a server nobody can use accounts.
-    pub(super) async fn locked(&self, world: &World) -> AnyConnection {
+    pub(in crate::faults) async fn locked(&self, world: &World) -> AnyConnection {
         let mut locked = self.beside(world).await;
         let statements: &[&str] = match &self.0 {
             None => &["begin exclusive"],
@@ -66,13 +66,32 @@ impl Database {
         locked
     }
 
+    /// Nobody can write to it: a file is locked, which is returned, and a server has crashed.
+    pub(in crate::faults) async fn goes_away(&self, world: &World) -> Option<AnyConnection> {
+        let Some(server) = &self.0 else { return Some(self.locked(world).await) };
+        let mut running = server.running.clone().lock_owned().await;
+        tokio::task::spawn_blocking(move || running.crash()).await.unwrap();
+        None
+    }
+
+    /// It is back after that.
+    pub(in crate::faults) async fn is_back(&self, locked: Option<AnyConnection>) {
+        if let Some(locked) = locked {
+            locked.close().await.unwrap();
+        }
+        if let Some(server) = &self.0 {
+            let mut running = server.running.clone().lock_owned().await;
+            tokio::task::spawn_blocking(move || running.restart()).await.unwrap();
+        }
+    }
+
     /// Whether it has a server, which can crash.
-    pub(super) fn crashes(&self) -> bool {
+    pub(in crate::faults) fn crashes(&self) -> bool {
         self.0.is_some()
     }
 
     /// Its server crashes and is away for a time.
-    pub(super) async fn crash(&self, away: Duration) {
+    pub(in crate::faults) async fn crash(&self, away: Duration) {
         let Some(server) = &self.0 else { return };
         let mut running = server.running.clone().lock_owned().await;
         let restarted = tokio::task::spawn_blocking(move || {
@@ -84,7 +103,7 @@ impl Database {
     }
 
     /// Waits until a server that has crashed runs again.
-    pub(super) async fn runs(&self) {
+    pub(in crate::faults) async fn runs(&self) {
         if let Some(server) = &self.0 {
             drop(server.running.lock().await);
         }
