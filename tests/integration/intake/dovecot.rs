@@ -242,6 +242,9 @@ async fn on_demand(dovecot: &Dovecot, folder: &ScriptFolder) -> InProcess {
     let token = folder.0.path().join("mailchime.token");
     let world = InProcess::pushing(dovecot.plain, |config| {
         config.watch.connection = WatchConnection::OnDemand;
+        // Nobody is asked for after a session.
+        config.watch.poll_interval = Duration::from_hours(1);
+        config.watch.poll_max = Duration::from_hours(1);
         config.events.address = Some(loopback());
         config.events.sources = vec![EventSourceConfig::new("dovecot", token)];
     });
