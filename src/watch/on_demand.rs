@@ -540,6 +540,9 @@ impl OnDemand {
             false if self.after_session.contains(account) => {
                 Some("it is asked for soon: a session of its user has ended, or its task broke off")
             }
+            false if self.missed.sweep_at().is_some() => {
+                Some("it is asked for soon: events of mail servers were not recorded")
+            }
             false => None,
         };
         let shown = asked.map(|(account, resting)| {

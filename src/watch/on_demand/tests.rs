@@ -75,6 +75,25 @@ fn a_sweep_that_does_not_know_of_an_account_leaves_it_waiting_for_its_backend() 
     assert_eq!(on_demand.next_waiting(), Some(alice));
 }
 
+#[test]
+fn accounts_that_a_sweep_for_missed_events_is_to_ask_for_say_so() {
+    let (mut on_demand, alice, now) =
+        (OnDemand::new(), Account::from_login("alice"), Instant::now());
+    let status = StatusCell::new(&Arc::default(), WatcherState::Starting);
+    on_demand.rest(alice.clone(), RestingAccount { status, known_at: 1, inherited: true });
+    let reason = |on_demand: &OnDemand| on_demand.statuses(None).remove(0).reason;
+    assert_eq!(reason(&on_demand), None);
+    on_demand.missed_events(now);
+    let soon = "it is asked for soon: events of mail servers were not recorded";
+    assert_eq!(reason(&on_demand).as_deref(), Some(soon));
+    let due = on_demand.next_sweep() + Duration::from_mins(1);
+    assert_eq!(on_demand.begin_sweep(due, Duration::from_hours(6)), Sweep::Everybody);
+    assert_eq!(reason(&on_demand), None);
+    on_demand.found_due(1, Sweep::Everybody, vec![alice], |_| None);
+    let turn = "it waits for its turn to be asked for";
+    assert_eq!(reason(&on_demand).as_deref(), Some(turn));
+}
+
 #[tokio::test]
 async fn a_sweep_waits_for_room_and_hears_of_it() {
     let mut on_demand = OnDemand::new();
