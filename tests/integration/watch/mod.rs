@@ -16,6 +16,7 @@ mod nodes;
 mod on_demand;
 mod parked;
 mod previews;
+mod resumed;
 mod scale;
 mod unnumbered;
 mod ways;
