@@ -61,6 +61,7 @@ use crate::push::transport::Routes;
 use crate::push::transport::enrol::Transports;
 use crate::registrar::Registrar;
 use crate::store::{Store, StoreError};
+use crate::watch::SupervisorHandle;
 
 /// For each part to end; longer than the parts allow themselves, so it matters only for one that
 /// waits for a peer that says nothing.
@@ -99,6 +100,8 @@ pub struct Server {
     webhooks: watch::Sender<Arc<[WebhookConfig]>>,
     /// Who may send events.
     event_sources: KnownSources,
+    /// Have accounts asked for of which events were missed.
+    watchers: SupervisorHandle,
     /// The VAPID key is missing, and the database has not said whether browsers have subscribed with it.
     awaits_vapid_key: bool,
     metrics: Arc<Metrics>,

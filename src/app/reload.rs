@@ -26,7 +26,8 @@ impl Server {
     /// Goes by `config` from now on: listeners, certificates, backends, routes, limits, recording,
     /// the push identities, Web Push, FCM and web hooks, and the sources of events. The rest takes effect at the next start; a log line
     /// says so.
-    /// Watchers whose account has another backend now move there.
+    /// Watchers whose account has another backend now move there. Where the sources may accept events that those before refused,
+    /// all accounts without a connection are asked for.
     ///
     /// Where the key file of Web Push is missing, it waits for the database, 2 seconds at most.
     ///
@@ -51,7 +52,9 @@ impl Server {
         self.mail_push.replace(identities);
         webpush::publish(web_push, &self.routes, &self.transports);
         services.publish(&self.routes, &self.transports);
-        self.event_sources.replace(event_sources);
+        if self.event_sources.replace(event_sources) {
+            self.watchers.missed_events();
+        }
         self.webhooks.send_if_modified(|webhooks| {
             for webhook in changed_webhooks(webhooks, &config.webhooks) {
                 tracing::info!(

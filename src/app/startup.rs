@@ -190,8 +190,8 @@ impl Built {
         let door: Arc<dyn SessionDoor> = Arc::new(local_sessions);
         let joined = (&door, &current, &registrar, &news, followers);
         let api = self.start_api(config, &mut tasks, joined);
-        let (events, udp_events) =
-            self.start_intake(config, &mut tasks, &current, (watchers, registrar.clone(), offered));
+        let joined = (watchers.clone(), registrar.clone(), offered);
+        let (events, udp_events) = self.start_intake(config, &mut tasks, &current, joined);
         let mut server = Server {
             admin,
             api,
@@ -204,6 +204,7 @@ impl Built {
             transports: self.transports,
             webhooks,
             event_sources: self.event_sources,
+            watchers,
             awaits_vapid_key: self.awaits_vapid_key,
             mail_push: self.mail_push,
             dispatcher,

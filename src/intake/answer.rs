@@ -77,8 +77,9 @@ type RefusedRequest = (Option<usize>, IntakeRefusal);
 impl IntakeContext {
     /// The answer to a request.
     pub(super) async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> IntakeResponse {
-        let sources = self.sources.now();
-        let (source, refusal) = match self.take(request, &sources).await {
+        let table = self.sources.now();
+        let sources = table.all();
+        let (source, refusal) = match self.take(request, sources).await {
             Ok(()) => {
                 let mut response = Response::new(Full::new(Bytes::new()));
                 *response.status_mut() = StatusCode::NO_CONTENT;
@@ -86,6 +87,9 @@ impl IntakeContext {
             }
             Err(refused) => refused,
         };
+        if refusal.is_by_sources() && table.refused() {
+            self.recorder.missed();
+        }
         let source = source.and_then(|source| sources.get(source));
         if let Some(why) = refusal.counted {
             let metrics = source.map_or(&self.strangers, |source| &source.metrics);

@@ -59,7 +59,7 @@ pub trait HintRecorder: std::fmt::Debug + Send + Sync {
     /// Says of each hint whether somebody has registered for its mailbox, or why none was recorded.
     fn record(&self, hints: Vec<Hint>) -> RecordingHints<'_>;
 
-    /// Events are refused and not handed in: what they told of is to be found without them. Does not wait.
+    /// Events are refused, or were, and not handed in: what they told of is to be found without them. Does not wait.
     fn missed(&self);
 }
 

@@ -111,6 +111,11 @@ impl IntakeRefusal {
             .counted(EventRefusal::Unrecorded)
     }
 
+    /// Whether other sources in the configuration might have had the request taken.
+    pub(super) fn is_by_sources(&self) -> bool {
+        matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+    }
+
     pub(super) fn into_response(self) -> IntakeResponse {
         let body = json!({ "error": self.code, "message": self.message }).to_string();
         let mut response = Response::new(Full::new(body.into()));

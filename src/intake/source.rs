@@ -51,7 +51,24 @@ pub struct KnownSource {
 
 /// The sources of the configuration of now. Clones share them.
 #[derive(Clone, Debug)]
-pub struct KnownSources(Arc<RwLock<Arc<[KnownSource]>>>);
+pub struct KnownSources(Arc<RwLock<Arc<SourceTable>>>);
+
+/// The sources of one configuration.
+#[derive(Debug)]
+pub(super) struct SourceTable {
+    sources: Vec<KnownSource>,
+    /// Those of the next configuration share it, unless they accept more.
+    refusals: Arc<Mutex<SourceRefusals>>,
+}
+
+/// Whether sources refuse what later ones may accept.
+#[derive(Debug, Default)]
+struct SourceRefusals {
+    /// They have refused events.
+    refused: bool,
+    /// Sources that accept more have replaced them.
+    replaced: bool,
+}
 
 /// How a request says who sends it.
 pub(super) enum SourceProof<'a> {
@@ -78,17 +95,54 @@ pub(super) struct SignedRequest<'a> {
 impl KnownSources {
     /// These, for now.
     pub fn new(sources: Vec<KnownSource>) -> Self {
-        Self(Arc::new(RwLock::new(sources.into())))
+        let table = SourceTable { sources, refusals: Arc::default() };
+        Self(Arc::new(RwLock::new(Arc::new(table))))
     }
 
-    /// These from now on. A request that has begun goes by those before.
-    pub fn replace(&self, sources: Vec<KnownSource>) {
-        *self.0.write() = sources.into();
+    /// These from now on. A request that has begun goes by those before. Whether events were missed: those before refused
+    /// events that these may accept, or took events for other users.
+    #[must_use]
+    pub fn replace(&self, sources: Vec<KnownSource>) -> bool {
+        let mut now = self.0.write();
+        let with = |means: fn(&KnownSource, &[KnownSource]) -> bool| {
+            sources.iter().any(|source| means(source, &now.sources))
+        };
+        let means_others = with(KnownSource::means_other_users);
+        let accept_more = means_others || with(KnownSource::accepts_more);
+        let refusals = if accept_more { Arc::default() } else { Arc::clone(&now.refusals) };
+        let before = std::mem::replace(&mut *now, Arc::new(SourceTable { sources, refusals }));
+        let refused = accept_more && before.refusals.lock().replaced();
+        refused || means_others
     }
 
     /// Those of now.
-    pub(super) fn now(&self) -> Arc<[KnownSource]> {
+    pub(super) fn now(&self) -> Arc<SourceTable> {
         Arc::clone(&self.0.read())
+    }
+}
+
+impl SourceTable {
+    /// All of them, each in its place.
+    pub(super) fn all(&self) -> &[KnownSource] {
+        &self.sources
+    }
+
+    /// They have refused events. Whether those were missed: sources that may accept them are there by now. It is said once,
+    /// since one sweep finds all that requests told of that began before those sources were there.
+    pub(super) fn refused(&self) -> bool {
+        self.refusals.lock().refused()
+    }
+}
+
+impl SourceRefusals {
+    fn refused(&mut self) -> bool {
+        !std::mem::replace(&mut self.refused, true) && self.replaced
+    }
+
+    /// Whether events were refused until now.
+    fn replaced(&mut self) -> bool {
+        self.replaced = true;
+        self.refused
     }
 }
 
@@ -147,6 +201,26 @@ impl KnownSource {
     /// Whether it has a secret in common with another one.
     pub fn shares_secret(&self, other: &Self) -> bool {
         self.tokens.iter().any(|token| other.tokens.contains(token))
+    }
+
+    /// Whether it may accept what was refused while these were there.
+    fn accepts_more(&self, before: &[Self]) -> bool {
+        let Some(before) = self.among(before) else { return true };
+        let (domains, of_before) = (&self.config.domains, &before.config.domains);
+        let is_wider = domains.is_empty() || domains.iter().any(|it| !of_before.contains(it));
+        let is_wider = is_wider && !of_before.is_empty();
+        is_wider || self.tokens.iter().any(|token| !before.tokens.contains(token))
+    }
+
+    /// Whether it was there, and its names without a domain were those of other users.
+    fn means_other_users(&self, before: &[Self]) -> bool {
+        let before = self.among(before);
+        before.is_some_and(|it| it.config.default_domain != self.config.default_domain)
+    }
+
+    /// The one of its name.
+    fn among<'a>(&self, sources: &'a [Self]) -> Option<&'a Self> {
+        sources.iter().find(|source| source.config.name == self.config.name)
     }
 
     /// Whose mail a user's name is, if the source may speak for that account.
@@ -266,6 +340,7 @@ mod tests {
     use crate::net::webhook_signature::signature;
 
     const TOKEN: &str = "correct-horse-battery";
+    const OTHER: &str = "another-horse-battery";
     const SIGNING: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
     fn load(name: &str, text: &str) -> Result<KnownSource, String> {
@@ -342,6 +417,66 @@ mod tests {
         assert_eq!(who(&signed(1_699_999_699), b"{}"), None);
         assert_eq!(who(&signed(i64::MIN), b"{}"), None);
         assert!(SourceProof::of(&HeaderMap::new()).is_none());
+    }
+
+    /// A source of this name: its secrets, its domains, and its default domain.
+    fn source(name: &str, secrets: &str, domains: &str, default_domain: &str) -> KnownSource {
+        let mut source = load(name, secrets).unwrap();
+        source.config.domains = domains.split_whitespace().map(str::to_owned).collect();
+        source.config.default_domain = Some(default_domain.to_owned());
+        source
+    }
+
+    #[test]
+    fn events_were_missed_when_sources_come_that_may_accept_what_was_refused() {
+        let dovecot = || source("dovecot", TOKEN, "a.example", "a.example");
+        let both = format!("{TOKEN}\n{OTHER}");
+        for was_refused in [false, true] {
+            for (new, missed) in [
+                (vec![dovecot()], false),
+                (vec![], false),
+                (vec![source("dovecot", &both, "a.example", "a.example")], was_refused),
+                (vec![source("dovecot", OTHER, "a.example", "a.example")], was_refused),
+                (vec![source("dovecot", TOKEN, "b.example", "a.example")], was_refused),
+                (vec![source("dovecot", TOKEN, "b.example a.example", "a.example")], was_refused),
+                (vec![source("dovecot", TOKEN, "", "a.example")], was_refused),
+                (vec![source("Dovecot", TOKEN, "a.example", "a.example")], was_refused),
+                (vec![dovecot(), source("script", OTHER, "", "")], was_refused),
+                (vec![source("script", TOKEN, "a.example", "b.example")], was_refused),
+                // Its events were taken, for users who are not there.
+                (vec![source("dovecot", TOKEN, "a.example", "b.example")], true),
+            ] {
+                let shown = format!("{was_refused}: {new:?}");
+                let known = KnownSources::new(vec![dovecot()]);
+                assert!(!was_refused || !known.now().refused(), "{shown}");
+                assert_eq!(known.replace(new), missed, "{shown}");
+            }
+        }
+        let all = || vec![source("dovecot", TOKEN, "", "a.example")];
+        let known = KnownSources::new(all());
+        assert!(!known.now().refused());
+        assert!(!known.replace(vec![dovecot()]), "they accept less");
+        assert!(known.replace(all()), "what was refused is remembered");
+        assert!(
+            !known.replace(vec![dovecot()]) && !known.replace(all()),
+            "nothing was refused since"
+        );
+    }
+
+    #[test]
+    fn a_refusal_that_comes_behind_the_sources_that_may_accept_it_counts_once() {
+        let mends = || vec![load("dovecot", OTHER).unwrap()];
+        for (refused_before, missed_later) in [(false, true), (true, false)] {
+            let known = KnownSources::new(vec![load("dovecot", TOKEN).unwrap()]);
+            let first = known.now();
+            assert!(!known.replace(vec![load("dovecot", TOKEN).unwrap()]));
+            let second = known.now();
+            assert!(!refused_before || !second.refused());
+            assert_eq!(known.replace(mends()), refused_before);
+            assert_eq!(first.refused(), missed_later, "one that is under way since the first ones");
+            assert!(!first.refused() && !second.refused(), "one sweep is enough");
+            assert!(!known.replace(mends()), "these have refused nothing");
+        }
     }
 
     #[test]
