@@ -47,7 +47,7 @@ pub(in crate::intake) enum Parsed {
     Whole(Notification),
     /// More is to come.
     Incomplete,
-    /// It has at least [`LONGEST`] bytes, or says that it will have.
+    /// It has more than [`LONGEST`] bytes, or says that it will have.
     TooLarge,
     Malformed,
 }
@@ -72,9 +72,11 @@ pub(in crate::intake) fn of_datagram(datagram: &[u8]) -> Option<Notification> {
     })
 }
 
-/// What the bytes that a connection has brought so far say.
+/// What the bytes that a connection has brought so far say. How many came at once makes no difference: none behind
+/// [`LONGEST`] is looked at.
 pub(in crate::intake) fn of_stream(bytes: &[u8]) -> Parsed {
-    match notify(bytes) {
+    let looked_at = &bytes[..bytes.len().min(LONGEST)];
+    match notify(looked_at) {
         Ok((_, notification)) => Parsed::Whole(notification),
         Err(Err::Incomplete(_)) if bytes.len() < LONGEST => Parsed::Incomplete,
         Err(Err::Incomplete(_)) => Parsed::TooLarge,
@@ -269,5 +271,17 @@ mod tests {
         let endless = [&b"NOTIFY %(CLASS "[..], &vec![b'a'; LONGEST]].concat();
         assert_eq!(of_stream(&endless), Parsed::TooLarge);
         assert_eq!(of_stream(b"NOTIFY %(MESSAGE {99999+}\r\n"), Parsed::TooLarge);
+    }
+
+    #[test]
+    fn what_is_too_long_is_so_whole_and_in_pieces() {
+        let of = |length: usize| {
+            let (head, tail) = ("NOTIFY %(CLASS EVENT OPTIONS (\"", "\"))\r\n");
+            [head, &"a".repeat(length - head.len() - tail.len()), tail].concat()
+        };
+        assert_eq!(of_stream(of(LONGEST).as_bytes()), Parsed::Whole(event("")));
+        let long = of(LONGEST + 1);
+        assert_eq!(of_stream(&long.as_bytes()[..LONGEST]), Parsed::TooLarge);
+        assert_eq!(of_stream(long.as_bytes()), Parsed::TooLarge);
     }
 }
