@@ -17,13 +17,19 @@ use super::error::ApiError;
 pub(super) struct JsonBody(pub(super) Value);
 
 impl JsonBody {
-    /// As this; keys that it does not know are left alone.
+    /// As this, which is an object; keys that it does not know are left alone.
     pub(super) fn read<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+        // serde quotes what it does not understand, which may be a password.
+        let wrong = |field: &str| {
+            ApiError::invalid(field, "A value of the body is missing, or of another type.")
+        };
+        // A derived type also takes a list, by the places of its values.
+        if !self.0.is_object() {
+            return Err(wrong(""));
+        }
         serde_path_to_error::deserialize(self.0).map_err(|error| {
             let field = error.path().to_string();
-            let field = if field == "." { "" } else { &field };
-            // serde quotes what it does not understand, which may be a password.
-            ApiError::invalid(field, "A value of the body is missing, or of another type.")
+            wrong(if field == "." { "" } else { &field })
         })
     }
 }
@@ -65,4 +71,26 @@ fn is_json(request: &Request) -> bool {
     let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let essence = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
     essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct ReadCode {
+        code: String,
+    }
+
+    #[test]
+    fn a_body_is_an_object() {
+        let read = |body: Value| JsonBody(body).read::<ReadCode>();
+        assert_eq!(read(json!({ "code": "x", "more": 1 })).unwrap().code, "x");
+        for body in [json!(["x"]), json!("x"), json!(null), json!({ "code": 1 }), json!({})] {
+            assert!(read(body.clone()).is_err(), "{body}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use std::time::Instant;
 use serde::Deserialize;
 
 use super::refusal::IntakeRefusal;
-use super::report::{account, mailbox, number, read};
+use super::report::{JsonObject, account, mailbox, number, read};
 use super::source::KnownSource;
 use crate::model::{Hint, MailboxEvent, Snapshot};
 
@@ -30,7 +30,7 @@ struct OxReport {
 
 /// The hint of a body.
 pub(super) fn hints(body: &[u8], source: &KnownSource) -> Result<Vec<Hint>, IntakeRefusal> {
-    let report: OxReport = read(body)?;
+    let JsonObject(report): JsonObject<OxReport> = read(body)?;
     let most = u32::MAX.into();
     let some = |number: Option<u64>| number.filter(|number| *number > 0);
     let uid = some(number("imap-uid", report.imap_uid, most)?);
@@ -78,6 +78,7 @@ mod tests {
             r#"{"user":"alice","event":"messageNew"}"#,
             r#"{"user":"alice","event":"messageNew","folder":"INBOX","imap-uid":"2"}"#,
             r#"[{"user":"alice","event":"messageNew","folder":"INBOX"}"#,
+            r#"["alice","messageNew","INBOX",7,2,2]"#,
         ] {
             assert!(hints(bad.as_bytes(), &source).is_err(), "{bad}");
         }

@@ -8,10 +8,13 @@
 //! Or a list of such objects. Names of events are those of RFC 5423; numbers are those of STATUS (RFC 9051
 //! section 6.3.11), after the change. What else stands in a body is skipped while it is read.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::Instant;
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::refusal::IntakeRefusal;
 use super::source::KnownSource;
@@ -43,7 +46,7 @@ pub(super) const OF_NO_MATTER: [&str; 10] = [
 #[derive(Deserialize)]
 struct EventReport {
     user: String,
-    changes: Vec<ReportedChange>,
+    changes: Vec<JsonObject<ReportedChange>>,
 }
 
 #[derive(Deserialize)]
@@ -61,18 +64,18 @@ struct ReportedChange {
 /// The hints of a body.
 pub(super) fn hints(body: &[u8], source: &KnownSource) -> Result<Vec<Hint>, IntakeRefusal> {
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
-    let reports: Vec<EventReport> = match first {
+    let reports: Vec<JsonObject<EventReport>> = match first {
         Some(b'[') => read(body)?,
         _ => vec![read(body)?],
     };
-    if reports.iter().map(|report| report.changes.len()).sum::<usize>() > MOST_CHANGES {
+    if reports.iter().map(|JsonObject(report)| report.changes.len()).sum::<usize>() > MOST_CHANGES {
         let problem = format!("Send at most {MOST_CHANGES} changes at once.");
         return Err(IntakeRefusal::malformed(problem));
     }
     let mut hints = Vec::new();
-    for EventReport { user, changes } in reports {
+    for JsonObject(EventReport { user, changes }) in reports {
         let account = account(&user, source)?;
-        for change in changes {
+        for JsonObject(change) in changes {
             let Some(event) = change.event()? else { continue };
             let mailbox = change.mailbox.as_deref().map(mailbox).transpose()?;
             let (account, state) = (account.clone(), change.state()?);
@@ -80,6 +83,29 @@ pub(super) fn hints(body: &[u8], source: &KnownSource) -> Result<Vec<Hint>, Inta
         }
     }
     Ok(hints)
+}
+
+/// What is read of an object and of nothing else: a derived type also takes a list, by the places of its values.
+pub(super) struct JsonObject<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for JsonObject<T> {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        struct OfMap<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OfMap<T> {
+            type Value = JsonObject<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(object)).map(JsonObject)
+            }
+        }
+
+        json.deserialize_map(OfMap(PhantomData))
+    }
 }
 
 /// What a body says, without what nobody asks for.
@@ -261,6 +287,11 @@ pub(super) mod tests {
             ("\"private\"", "A value is missing"),
             ("{\"user\":\"alice\"}", "A value is missing"),
             ("{\"changes\":[]}", "A value is missing"),
+            ("[[\"alice\",[]]]", "of another type, in \\\"[0]\\\""),
+            (
+                "{\"user\":\"alice\",\"changes\":[[\"private\"]]}",
+                "of another type, in \\\"changes[0]\\\"",
+            ),
             ("{\"user\":\"alice\",\"changes\":[]} private", "More follows"),
             (
                 "{\"user\":\"alice\",\"changes\":[{\"uidnext\":\"private\"}]}",

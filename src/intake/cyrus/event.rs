@@ -23,7 +23,7 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
 use super::super::refusal::IntakeRefusal;
-use super::super::report::{OF_NO_MATTER, account, mailbox, number, read};
+use super::super::report::{JsonObject, OF_NO_MATTER, account, mailbox, number, read};
 use super::super::source::KnownSource;
 use super::notification::{self, Notification};
 use crate::imap::registration::xapple::XAppleRegistration;
@@ -100,7 +100,7 @@ pub(in crate::intake) fn event_news(
     json: &[u8],
     source: &KnownSource,
 ) -> Result<CyrusNews, IntakeRefusal> {
-    let event: CyrusEvent = read(json)?;
+    let JsonObject(event): JsonObject<CyrusEvent> = read(json)?;
     if event.event == DEVICE {
         let device = CyrusRegistration::of_event(json);
         let CyrusRegistration { user, request } =
@@ -412,6 +412,7 @@ mod tests {
         for (json, expected) in [
             ("private", "malformed"),
             ("{\"event\":\"MessageNew\"}", "malformed"),
+            ("[\"MessageNew\",\"imap://x/user/private\",null,null,null,1,1,1,1]", "malformed"),
             ("{\"event\":\"MessageNew\",\"uri\":\"http://private\"}", "malformed"),
             ("{\"event\":\"MessageNew\",\"uri\":\"imap://x/user/%FFprivate\"}", "malformed"),
             ("{\"event\":\"MessageNew\",\"uri\":\"imap://x/user/\"}", "malformed"),
