@@ -19,7 +19,9 @@ case $target in
         corpora+=(fixtures/config/valid fixtures/config/invalid)
         ;;
     apns_answer | push_answer | token_answer | doveadm_answer) dictionary=json longest=400 ;;
+    intake) dictionary=json longest=1500 ;;
     deflate) dictionary=other longest=4096 ;;
+    tls_stream) dictionary=other longest=200 ;;
     *) dictionary=other longest=1500 ;;
 esac
 # mailchime forbids unsafe code: without the address sanitizer it is several times as quick. The

@@ -24,6 +24,9 @@ mod answer;
 mod cyrus;
 mod cyrus_sockets;
 mod device;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod ox;
 mod pace;
 mod refusal;

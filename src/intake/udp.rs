@@ -141,7 +141,10 @@ impl UdpEvents {
 }
 
 /// The hint of a datagram; `None` of one that is about something else than a delivery.
-fn hint(datagram: &[u8], default_domain: Option<&str>) -> Result<Option<Hint>, EventRefusal> {
+pub(super) fn hint(
+    datagram: &[u8],
+    default_domain: Option<&str>,
+) -> Result<Option<Hint>, EventRefusal> {
     let mut fields = datagram.split(|byte| *byte == 0);
     let (Some(_method), Some(class), Some(_priority), Some(user)) =
         (fields.next(), fields.next(), fields.next(), fields.next())
