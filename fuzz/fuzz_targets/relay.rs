@@ -8,7 +8,7 @@ use mailchime::imap::contract::{
     Action, DomainRoute, Output, Profile, PushOffer, ShownCapabilities,
 };
 use mailchime::imap::relay::Relay;
-use mailchime::model::Account;
+use mailchime::model::{Account, Snapshot};
 use mailchime_fuzz::drive::{BareRelay, Happened, Log, assert_same, play};
 use mailchime_fuzz::oracle::{
     Commands, Responses, announcement, contains, first_word, second_word,
@@ -123,7 +123,8 @@ fn said_in_their_places(log: &Log, client: &[u8], backend: &[u8]) {
 /// that passes edited.
 fn only_ours_is_taken(log: &Log) {
     let mut commands = Vec::new();
-    let (mut agreed, mut statuses) = (0, 0);
+    // Of the questions for mailboxes: those that were answered, by no for good, and with numbers.
+    let (mut answered, mut denied, mut statuses) = (0, 0, 0);
     let mut question: &[u8] = b"";
     // Refused without their tags, which may come yet.
     let mut refused: Vec<&[u8]> = Vec::new();
@@ -134,16 +135,15 @@ fn only_ours_is_taken(log: &Log) {
             Happened::Said(Side::Backend, bytes) => {
                 question = bytes;
                 if second_word(bytes) == Some(b"NOOP") {
-                    (agreed, statuses) = (0, 0);
+                    (answered, denied, statuses) = (0, 0, 0);
                 }
             }
             Happened::Taken(Side::Backend, line) => {
                 let tag = first_word(line);
                 if !question.is_empty() && tag == first_word(question) {
-                    let ok = second_word(line).is_some_and(|word| word.eq_ignore_ascii_case(b"OK"));
-                    let of_status = second_word(question) == Some(b"STATUS");
+                    answered += usize::from(is_status_question(question));
+                    denied += usize::from(is_denied(question, line));
                     question = b"";
-                    agreed += usize::from(ok && of_status);
                 } else if let Some(place) = refused.iter().position(|refused| *refused == tag) {
                     refused.remove(place);
                 } else if tag == b"*"
@@ -152,6 +152,7 @@ fn only_ours_is_taken(log: &Log) {
                 {
                     assert!(!question.is_empty(), "taken: {}", line.escape_ascii());
                     refused.push(first_word(question));
+                    answered += usize::from(is_status_question(question));
                     question = b"";
                     let passes = matches!(happened.peek(), Some(Happened::Said(Side::Client, said))
                         if said.starts_with(line));
@@ -167,15 +168,33 @@ fn only_ours_is_taken(log: &Log) {
                 }
             }
             Happened::Did(Action::Register(registration)) => {
-                assert!(registration.mailboxes.len() <= agreed, "a mailbox that nobody agreed to");
-                assert!(registration.mailboxes.len() <= statuses);
-                assert!(registration.mailboxes.len() <= 4);
+                let mailboxes = &registration.mailboxes;
+                assert!(mailboxes.len() <= answered - denied, "a mailbox that was denied");
+                let known = mailboxes.iter().filter(|(_, state)| *state != Snapshot::default());
+                assert!(known.count() <= statuses, "numbers that nobody told");
+                assert!(mailboxes.len() <= 4);
                 assert_eq!(registration.account.as_str(), "alice@example.org");
             }
             _ => {}
         }
     }
     whole_commands(&commands);
+}
+
+fn is_status_question(question: &[u8]) -> bool {
+    second_word(question) == Some(b"STATUS")
+}
+
+/// Whether the answer says that there is no such mailbox, or none for this user. There is always an INBOX.
+fn is_denied(question: &[u8], answer: &[u8]) -> bool {
+    let words: Vec<&[u8]> = answer.split(|b| b" \r\n".contains(b)).collect();
+    let [_, status, code, ..] = words.as_slice() else { return false };
+    is_status_question(question)
+        && !contains(question, "INBOX")
+        && [&b"NO"[..], b"BAD"].iter().any(|no| status.eq_ignore_ascii_case(no))
+        && [&b"[NONEXISTENT]"[..], b"[NOPERM]", b"[TRYCREATE]"]
+            .iter()
+            .any(|known| code.eq_ignore_ascii_case(known))
 }
 
 fn edit(line: &[u8], edited: &[u8]) {
