@@ -8,6 +8,7 @@
 //!     └──── its user logs in ◀── parked ◀── refused (see `parked`)
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -100,15 +101,12 @@ impl Watcher {
                 next = Box::pin(self.after(end)).await;
                 continue;
             }
-            let master = match self.acts_as_master() {
-                false => None,
-                true => match health.master(&backend) {
-                    None => {
-                        next = Box::pin(self.after(SessionEnd::NoMaster)).await;
-                        continue;
-                    }
-                    master => master,
-                },
+            let master = match self.master_at(&backend, &health) {
+                Ok(master) => master,
+                Err(end) => {
+                    next = Box::pin(self.after(end)).await;
+                    continue;
+                }
             };
             self.shows(WatcherState::Starting);
             let turns = Box::pin(self.turns(&health, master.as_deref(), user_is_there)).await;
@@ -369,6 +367,18 @@ impl Watcher {
     /// Whether it logs in as the master user, whom no user's login can help.
     pub(super) fn acts_as_master(&self) -> bool {
         !self.context.credentials.are_of_users()
+    }
+
+    /// The master user there; `None` where the account's user logs in.
+    fn master_at(
+        &self,
+        backend: &Backend,
+        health: &BackendHealth,
+    ) -> Result<Option<Arc<MasterLogin>>, SessionEnd> {
+        match self.acts_as_master() {
+            false => Ok(None),
+            true => health.master(backend).map(Some).ok_or(SessionEnd::NoMaster),
+        }
     }
 
     /// One connection from its login to its end. Whatever it waits for, it ends when it is to stop.
