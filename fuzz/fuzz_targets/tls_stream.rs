@@ -139,15 +139,15 @@ async fn step<C: TlsSide + Unpin>(
         5 => drop(wires[wire].carry(usize::from(size) + 1)),
         6 => drop(wires[wire].carry(usize::from(size) * 300 + 1)),
         7 => end.shutdown(&mut wires[wire]).await,
-        8 if size % 4 == 0 => {
+        8 if size.is_multiple_of(4) => {
             wires[wire].turn_at = Some(wires[wire].carried + usize::from(size) / 4)
         }
         8 => end.tls.set_limit(usize::from(size) * 300),
-        9 if size % 4 == 0 => wires[wire].cut(),
+        9 if size.is_multiple_of(4) => wires[wire].cut(),
         9 if size % 4 == 1 => wires[wire].put(&[0x14, 3, 3, 0, 1, 1]),
         9 if size % 4 == 2 => wires[wire].put(&[0x17, 3, 3, 0, size, 1]),
         9 => wires[wire].put(&[size]),
-        _ => end.tls.set_secret(size % 2 == 0),
+        _ => end.tls.set_secret(size.is_multiple_of(2)),
     }
 }
 

@@ -25,7 +25,7 @@ const KEEPALIVE: TcpKeepalive =
 thread_local! {
     /// Where bytes are read to: one for all connections of a thread, so that a connection that
     /// waits holds no buffer.
-    static READ_BUFFER: RefCell<ReadBuffer> = RefCell::new(ReadBuffer::new());
+    static READ_BUFFER: RefCell<AlignedBuffer> = RefCell::new(AlignedBuffer::new());
 }
 
 /// Of a page, in which processors look for what a load may depend on, in bytes.
@@ -38,12 +38,12 @@ const PAGE: usize = 4096;
 const IN_PAGE: usize = 96;
 
 /// [`READ_SIZE`] bytes that begin [`IN_PAGE`].
-struct ReadBuffer {
+struct AlignedBuffer {
     bytes: Vec<u8>,
     begins: usize,
 }
 
-impl ReadBuffer {
+impl AlignedBuffer {
     fn new() -> Self {
         let bytes = vec![0; READ_SIZE + PAGE + IN_PAGE];
         // It may fail by its contract. Then copies are slow, and nothing else.
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn bytes_are_read_to_a_place_from_which_they_are_copied_quickly() {
-        let mut buffer = ReadBuffer::new();
+        let mut buffer = AlignedBuffer::new();
         let room = buffer.room(usize::MAX);
         assert_eq!((room.len(), room.as_ptr().align_offset(PAGE)), (READ_SIZE, PAGE - IN_PAGE));
     }

@@ -58,10 +58,10 @@ struct State<G: Gathered> {
 /// What a caller wants, and whom to answer.
 pub(super) struct Waiting<G: Gathered> {
     pub(super) what: G,
-    reply: oneshot::Sender<Reply<G>>,
+    reply: oneshot::Sender<GatheredAnswer<G>>,
 }
 
-type Reply<G> = Result<<G as Gathered>::Answer, Arc<sqlx::Error>>;
+type GatheredAnswer<G> = Result<<G as Gathered>::Answer, Arc<sqlx::Error>>;
 
 /// The right to answer what waits.
 pub(super) struct Turn<G: Gathered> {
@@ -81,7 +81,7 @@ impl<G: Gathered> Gathering<G> {
     }
 
     /// Adds what a caller wants. Returns where its answer comes, and a turn if one is free.
-    fn add(self: &Arc<Self>, what: G) -> (oneshot::Receiver<Reply<G>>, Option<Turn<G>>) {
+    fn add(self: &Arc<Self>, what: G) -> (oneshot::Receiver<GatheredAnswer<G>>, Option<Turn<G>>) {
         let (reply, answer) = oneshot::channel();
         let mut state = self.state.lock();
         state.waiting.push(Waiting { what, reply });
