@@ -41,11 +41,8 @@ const LOOKS_PER_HEARTBEAT: u32 = 5;
 /// News that may wait to be looked into; what is more waits in the database.
 const NEWS: usize = 256;
 
-/// Each look for news is a transaction that writes. However often the bell rings, the next one begins after so many times what
-/// the last one took, so that a database with much to do is asked less often, and within these bounds.
-const REST: u32 = 3;
-const LEAST_APART: Duration = Duration::from_millis(1);
-const MOST_APART: Duration = Duration::from_millis(20);
+/// Each look for news is a transaction that writes. However often the bell rings, they begin so long one after the other.
+const APART: Duration = Duration::from_millis(20);
 
 /// Where nothing tells of news: behind some there may be more, and it is looked for after so long. After a look that
 /// found none the wait doubles, up to that between two looks at the rows.
@@ -218,13 +215,11 @@ impl Membership {
         if self.displaced || self.joined == 0 {
             return Ok(());
         }
-        let began = Instant::now();
+        self.hears_from = Instant::now() + APART;
         let news = match most {
             0 => Ok(Vec::new()),
             most => self.store.take_invalidations(&self.name, most).await,
         };
-        let rest = (began.elapsed() * REST).clamp(LEAST_APART, MOST_APART);
-        self.hears_from = Instant::now() + rest;
         // What could not be taken may be gone.
         self.joined += u64::from(news.is_err());
         let news = news?;

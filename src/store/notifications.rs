@@ -41,10 +41,8 @@ const CHECK: Duration = Duration::from_secs(30);
 /// For the answer to that.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
-/// Between two notifications there is as much time as the last one took, within these bounds. The next one tells of all that was
-/// written meanwhile.
-const LEAST_APART: Duration = Duration::from_millis(1);
-const MOST_APART: Duration = Duration::from_millis(20);
+/// Between two notifications. The next one tells of all that was written meanwhile.
+const APART: Duration = Duration::from_millis(5);
 
 const PID: &str = "select pg_backend_pid()";
 
@@ -157,7 +155,6 @@ impl Store {
     /// Notifies until there was no news since. Where that fails, each node finds the news with its next look.
     async fn notifying(self) {
         loop {
-            let began = Instant::now();
             let told = self.limited(async { self.named(self.notify_others().await) });
             if let Err(error) = told.await {
                 tracing::debug!(
@@ -165,7 +162,7 @@ impl Store {
                     %error, "could not tell the other nodes at once that there is news; they find it with their next look"
                 );
             }
-            sleep(began.elapsed().clamp(LEAST_APART, MOST_APART)).await;
+            sleep(APART).await;
             let mut under_way = self.notifier.under_way.lock();
             *under_way = under_way.filter(|again| *again).map(|_| false);
             if under_way.is_none() {
