@@ -240,28 +240,23 @@ const TWICE_IN_VAIN: (usize, Duration) = (3, Duration::from_secs(4));
 /// So many that a wait of two seconds for each would be seen.
 const AT_ONCE: (usize, Duration) = (16, Duration::ZERO);
 
+/// Each mail is told of twice, in vain.
+async fn mail_goes_on_without_an_answer(test: &str, listens: Listens) {
+    let Some((requests, log)) = mail_goes_on(test, listens, TWICE_IN_VAIN).await else { return };
+    assert_eq!(requests, 2 * TWICE_IN_VAIN.0, "{log}");
+    assert_eq!(log.matches("Request timed out ").count(), TWICE_IN_VAIN.0, "{log}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn mail_goes_on_where_mailchime_says_nothing() {
-    limited(async {
-        let test = "intake::ox::mail_goes_on_where_mailchime_says_nothing";
-        let found = mail_goes_on(test, Listens::Silent, TWICE_IN_VAIN).await;
-        let Some((requests, log)) = found else { return };
-        assert_eq!(requests, 2 * TWICE_IN_VAIN.0, "{log}");
-        assert_eq!(log.matches("Request timed out ").count(), TWICE_IN_VAIN.0, "{log}");
-    })
-    .await;
+    let test = "intake::ox::mail_goes_on_where_mailchime_says_nothing";
+    limited(mail_goes_on_without_an_answer(test, Listens::Silent)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mail_goes_on_where_mailchime_is_slow() {
-    limited(async {
-        let test = "intake::ox::mail_goes_on_where_mailchime_is_slow";
-        let found = mail_goes_on(test, Listens::Slow, TWICE_IN_VAIN).await;
-        let Some((requests, log)) = found else { return };
-        assert_eq!(requests, 2 * TWICE_IN_VAIN.0, "{log}");
-        assert_eq!(log.matches("Request timed out ").count(), TWICE_IN_VAIN.0, "{log}");
-    })
-    .await;
+    let test = "intake::ox::mail_goes_on_where_mailchime_is_slow";
+    limited(mail_goes_on_without_an_answer(test, Listens::Slow)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

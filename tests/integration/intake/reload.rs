@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mailchime::config::{Config, EventSourceConfig};
+use mailchime::config::EventSourceConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tracing::Level;
@@ -56,12 +56,6 @@ async fn secrets_domains_and_sources_count_at_once() {
 /// What mailchime logs when a sweep for events that were missed begins.
 const SWEEP: &str = "mailchime::watch::events_missed";
 
-/// Nobody asks for an account since a session of its user has ended a minute ago: that would find its mail, too.
-fn without_looks_after_sessions(config: &mut Config) {
-    config.watch.poll_interval = Duration::from_hours(1);
-    config.watch.poll_max = Duration::from_hours(1);
-}
-
 /// Refuses `event` by a configuration that `breaks`, which a reload `mends`: its mail is found.
 async fn found(
     breaks: impl FnOnce(&mut EventSourceConfig),
@@ -71,7 +65,6 @@ async fn found(
 ) {
     limited(async {
         let mut intake = IntakeWorld::with(|config| {
-            without_looks_after_sessions(config);
             breaks(&mut config.events.sources[0]);
         })
         .await;
@@ -118,7 +111,6 @@ async fn the_mail_of_an_event_for_a_name_to_which_a_reload_adds_the_domain_is_fo
 async fn the_mail_of_an_event_that_is_refused_behind_the_reload_is_found() {
     limited(async {
         let mut intake = IntakeWorld::with(|config| {
-            without_looks_after_sessions(config);
             config.events.sources[0].domains = vec!["example.com".to_owned()];
         })
         .await;

@@ -2,8 +2,10 @@
 
 use mailchime::config::CredentialsMode;
 use mailchime::model::{Account, Timestamp};
+use tracing::Level;
 
 use super::nodes::Others;
+use crate::support::log::Log;
 use crate::support::stage::{IDLE, Peer, QUIET, Stage, stop};
 use crate::support::watching::{PASSWORD, WatchWorld, Watching};
 use crate::support::{limited, until};
@@ -162,6 +164,29 @@ async fn an_entry_goes_with_the_last_device_where_the_password_is_in_memory() {
         accepts(removes, 2).await;
         until_forgotten(&stage.world).await;
         stop(watching, held).await;
+    })
+    .await;
+}
+
+/// Nobody has the password after the program was started anew.
+#[tokio::test]
+async fn an_entry_of_an_account_without_a_password_in_memory_is_removed_when_its_user_logs_in() {
+    limited(async {
+        let mut stage = Stage::new().await;
+        (stage.world.entries, stage.world.credentials) = (true, CredentialsMode::Memory);
+        let store = &stage.world.store;
+        store.note_entry(&alice(), Some(Timestamp::now())).await.unwrap();
+        stage.world.unregister("alice").await;
+        let log = Log::default();
+        let _logs = tracing::subscriber::set_default(log.subscriber(Level::DEBUG));
+        let watching = stage.world.watch();
+        until(async || log.count("watch::entry_not_removed") == 1).await;
+        watching.logged_in("alice", PASSWORD).await;
+        let mut removes = asks(&stage, "\"user=alice\"").await;
+        removes.play(&unset(2)).await;
+        accepts(removes, 2).await;
+        until_forgotten(&stage.world).await;
+        watching.stop().await;
     })
     .await;
 }
