@@ -14,7 +14,8 @@ use mailchime::demo::apns::Apns;
 use mailchime::demo::backend::{Counters, DemoBackend};
 use mailchime::demo::pki::Pki;
 use parking_lot::Mutex;
-use sqlx::{Connection, Row};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -57,7 +58,13 @@ pub(super) async fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
     let parts: &[usize] = if options.growth { &[100, 10, 1] } else { &[1] };
     let mut sizes = Vec::new();
     for part in parts {
-        sizes.extend(measure_with(options, (options.accounts / part).max(1)).await?);
+        let accounts = (options.accounts / part).max(1);
+        let store = if options.growth {
+            own_store(&options.store, accounts).await?
+        } else {
+            options.store.clone()
+        };
+        sizes.extend(measure_with(&Options { store, ..options.clone() }, accounts).await?);
     }
     if sizes.is_empty() {
         return Ok(());
@@ -69,6 +76,17 @@ pub(super) async fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
         options.row(&format!("growth-memory-{accounts}"), "bytes", memory)?;
     }
     Ok(())
+}
+
+/// A database for so many accounts alone, on the server of this one.
+async fn own_store(store: &str, accounts: usize) -> Result<String, Box<dyn Error>> {
+    if store == "sqlite" {
+        return Ok(store.to_owned());
+    }
+    let mut database = PgConnection::connect(store).await?;
+    let name = format!("accounts_{accounts}");
+    sqlx::query(AssertSqlSafe(format!("create database {name}"))).execute(&mut database).await?;
+    Ok(store.parse::<PgConnectOptions>()?.database(&name).to_url_lossy().into())
 }
 
 async fn measure_with(options: &Options, accounts: usize) -> Result<Option<Size>, Box<dyn Error>> {
@@ -273,7 +291,7 @@ async fn ready(port: u16) -> Result<(), Box<dyn Error>> {
 /// What the database takes on disk, in bytes.
 async fn disk(options: &Options, folder: &Path) -> Result<u64, Box<dyn Error>> {
     if options.store != "sqlite" {
-        let mut database = sqlx::PgConnection::connect(&options.store).await?;
+        let mut database = PgConnection::connect(&options.store).await?;
         let size = sqlx::query("select pg_database_size(current_database())");
         let size: i64 = size.fetch_one(&mut database).await?.try_get(0)?;
         return Ok(size.unsigned_abs());

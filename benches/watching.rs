@@ -44,7 +44,7 @@ const TOPIC: &str = "com.apple.mail.XServer.c171e9f9-1a7b-4a2e-9b0d-6a9f7e1d2c3b
 const TICK: f64 = 0.01;
 
 /// Measures the watching of many accounts on loopback.
-#[derive(Parser)]
+#[derive(Clone, Parser)]
 struct Options {
     /// Watched accounts, each with INBOX registered.
     #[arg(long, default_value_t = 2000)]
@@ -71,8 +71,9 @@ struct Options {
     /// Adds what an account takes, or the start with accounts on demand, to this file, as `compare.sh` does.
     #[arg(long)]
     rows: Option<PathBuf>,
-    /// With `--on-demand` or `--events`: `sqlite`, or the URL of an empty database of PostgreSQL.
-    #[arg(long, default_value = "sqlite", conflicts_with = "growth")]
+    /// With `--on-demand`, `--events` or `--growth`: `sqlite`, or the URL of an empty database of PostgreSQL, beside which
+    /// `--growth` creates others.
+    #[arg(long, default_value = "sqlite")]
     store: String,
     /// With these: programs that share a database of PostgreSQL.
     #[arg(long, default_value_t = 1)]
