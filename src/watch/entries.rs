@@ -19,7 +19,7 @@ use super::source::imap::connection::{Completion, ConnectionLost, ImapConnection
 use super::source::imap::health::ConnectionSlot;
 use crate::imap::metadata;
 use crate::imap::refusal::Refusal;
-use crate::model::{Account, Credentials, Timestamp};
+use crate::model::{AcceptedLogin, Account, Credentials, Timestamp};
 use crate::net::backend::{Backend, LoginError};
 use crate::nodes::Assignment;
 use crate::store::{CredentialsError, LeavingAccount, StoreError};
@@ -45,8 +45,8 @@ const REMEMBERED: usize = 10_000;
 /// The way to the task that writes and removes entries.
 #[derive(Debug)]
 pub(super) struct Entries {
-    context: Arc<WatchContext>,
-    accounts: mpsc::Sender<Account>,
+    writer: Arc<EntryWriter>,
+    accounts: mpsc::Sender<EntryOrder>,
 }
 
 /// Writes and removes entries.
@@ -55,6 +55,16 @@ struct EntryWriter {
     context: Arc<WatchContext>,
     /// The accounts and backends of which the log has said what is wrong.
     said: Mutex<HashSet<String>>,
+    /// The accounts of which the entry is to be removed as soon as their users log in: no password is in memory.
+    awaited: Mutex<HashSet<Account>>,
+}
+
+/// The entry of this account is to be written or removed.
+#[derive(Debug)]
+struct EntryOrder {
+    account: Account,
+    /// What the user of an account that was awaited has logged in with.
+    login: Option<AcceptedLogin>,
 }
 
 /// A connection as the user, at a backend that keeps entries.
@@ -68,6 +78,8 @@ struct EntrySession {
 enum EntryFailure {
     /// Another try may help.
     ForNow(String),
+    /// None is in memory. Another node may have it, or this one when the user logs in.
+    NoPassword,
     /// Another try with what is known does not help.
     ForGood(String),
     /// The backend keeps no entries.
@@ -81,37 +93,51 @@ impl Entries {
         assignment: cell::Receiver<Assignment>,
     ) -> (Self, impl Future<Output = ()> + use<>) {
         let (accounts, asked) = mpsc::channel(WAITING);
-        let writer = EntryWriter { context: Arc::clone(context), said: Mutex::default() };
-        let run = run(Arc::new(writer), assignment, asked);
-        (Self { context: Arc::clone(context), accounts }, run)
+        let writer = Arc::new(EntryWriter {
+            context: Arc::clone(context),
+            said: Mutex::default(),
+            awaited: Mutex::default(),
+        });
+        let run = run(Arc::clone(&writer), assignment, asked);
+        (Self { writer, accounts }, run)
     }
 
     /// A device of the account has registered, or the last one is gone. Whether that is taken in: then what is kept
     /// in memory of an account that is gone is forgotten when it is not needed any more.
     pub(super) fn look_after(&self, account: &Account) -> bool {
-        self.context.wants_entry(account) && self.accounts.try_send(account.clone()).is_ok()
+        let order = EntryOrder { account: account.clone(), login: None };
+        self.writer.context.wants_entry(account) && self.accounts.try_send(order).is_ok()
+    }
+
+    /// The user of the account has logged in. That may be what the removal of its entry waits for.
+    pub(super) fn logged_in(&self, account: &Account, login: &AcceptedLogin) {
+        if self.writer.awaited.lock().contains(account) {
+            let order = EntryOrder { account: account.clone(), login: Some(login.clone()) };
+            // If there is no room, the next login is taken.
+            let _ = self.accounts.try_send(order);
+        }
     }
 }
 
 async fn run(
     writer: Arc<EntryWriter>,
     assignment: cell::Receiver<Assignment>,
-    mut asked: mpsc::Receiver<Account>,
+    mut asked: mpsc::Receiver<EntryOrder>,
 ) {
     let (mut waiting, mut under_way) = (VecDeque::new(), JoinSet::new());
     let mut next_look = interval(LEAVING);
     next_look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         while under_way.len() < AT_ONCE
-            && let Some(account) = waiting.pop_front()
+            && let Some(order) = waiting.pop_front()
         {
             let writer = Arc::clone(&writer);
-            under_way.spawn(async move { writer.look_after(&account).await });
+            under_way.spawn(async move { writer.carry_out(order).await });
         }
         tokio::select! {
             Some(_) = under_way.join_next() => {}
-            account = asked.recv() => match account {
-                Some(account) if waiting.len() < WAITING => waiting.push_back(account),
+            order = asked.recv() => match order {
+                Some(order) if waiting.len() < WAITING => waiting.push_back(order),
                 // Its next registration asks again, and the next look finds those that leave.
                 Some(_) => {}
                 None => return,
@@ -124,13 +150,25 @@ async fn run(
                     (assignment.borrow().clone(), &writer.context.credentials);
                 let is_ours =
                     |account: &Account| assignment.is_mine(account) || credentials.holds(account);
-                waiting.extend(leaving.filter(is_ours));
+                let ours = leaving.filter(is_ours);
+                waiting.extend(ours.map(|account| EntryOrder { account, login: None }));
             }
         }
     }
 }
 
 impl EntryWriter {
+    async fn carry_out(&self, EntryOrder { account, login }: EntryOrder) {
+        if let Some(login) = login {
+            let saved = self.context.credentials.save(&account, &login, Timestamp::now()).await;
+            if saved.is_err() {
+                // The next login is taken, or the next look at those that leave says what is wrong.
+                return;
+            }
+        }
+        self.look_after(&account).await;
+    }
+
     /// Writes the account's entry or removes it, if either is to be done.
     async fn look_after(&self, account: &Account) {
         let now = Timestamp::now();
@@ -225,7 +263,11 @@ impl EntryWriter {
     async fn leave(&self, LeavingAccount { account, since }: &LeavingAccount, now: Timestamp) {
         match self.remove(account, now).await {
             Ok(()) => {}
-            Err(EntryFailure::ForNow(why)) if now < since.plus(DAY) => {
+            Err(failure) if failure.passes() && now < since.plus(DAY) => {
+                if matches!(failure, EntryFailure::NoPassword) {
+                    self.await_login(account);
+                }
+                let why = failure.why();
                 tracing::debug!(
                     target: "mailchime::watch::entry_not_removed",
                     %account, why,
@@ -246,12 +288,20 @@ impl EntryWriter {
             }
         }
         self.said.lock().remove(account.as_str());
+        self.awaited.lock().remove(account);
         match self.context.store.left(account).await {
             // Its user has come back meanwhile.
             Ok(true) => self.enter(account, now).await,
             Ok(false) => self.forget(account).await,
             // The next look finds it again.
             Err(_) => {}
+        }
+    }
+
+    fn await_login(&self, account: &Account) {
+        let mut awaited = self.awaited.lock();
+        if awaited.len() < REMEMBERED {
+            awaited.insert(account.clone());
         }
     }
 
@@ -309,8 +359,7 @@ impl EntryWriter {
         let source = &self.context.credentials;
         let none = || match source.are_shared() {
             true => EntryFailure::ForGood("no password is kept".to_owned()),
-            // Another node may have it, or this one when the user logs in.
-            false => EntryFailure::ForNow("no password is in memory".to_owned()),
+            false => EntryFailure::NoPassword,
         };
         if !source.are_of_users() {
             return Ok(backend.master().ok_or_else(none)?.acting_as(account));
@@ -376,9 +425,15 @@ impl EntrySession {
 }
 
 impl EntryFailure {
+    /// Whether another try may help.
+    fn passes(&self) -> bool {
+        matches!(self, Self::ForNow(_) | Self::NoPassword)
+    }
+
     fn why(&self) -> String {
         match self {
             Self::ForNow(why) | Self::ForGood(why) => why.clone(),
+            Self::NoPassword => "no password is in memory until the user logs in".to_owned(),
             Self::NoMetadata(backend) => {
                 format!("{} does not offer METADATA (imap_metadata in Dovecot)", backend.name())
             }

@@ -50,6 +50,7 @@ impl Supervisor {
     }
 
     pub(super) fn logged_in(&mut self, account: Account, login: AcceptedLogin) {
+        self.entries.logged_in(&account, &login);
         if self.on_demand.is_resting(&account) {
             // It takes the credentials over. What the session does is known when it has ended.
             let mut directive = Directive::default();
