@@ -29,6 +29,9 @@ use crate::store::error::{CANNOT_OPEN, sqlite_code};
 /// Reads run beside the writer and each other (WAL); few are ever in flight.
 const READERS: u32 = 4;
 
+/// The pages of the file that each connection keeps, in KiB. The kernel keeps all of them.
+const CACHE: u32 = 512;
+
 /// A larger file is not written anew at the start, in bytes: that takes some seconds.
 const MOST_WIPED: u64 = 256 * 1024 * 1024;
 
@@ -97,7 +100,7 @@ async fn pools(
     sqlx::any::install_default_drivers();
     let pragmas = format!(
         "pragma busy_timeout = {}; pragma synchronous = full; pragma foreign_keys = on; \
-         pragma secure_delete = on",
+         pragma secure_delete = on; pragma cache_size = -{CACHE}",
         busy_timeout.as_millis()
     );
     let file = Arc::new(file);
@@ -348,6 +351,7 @@ mod tests {
                 ("pragma busy_timeout", "4321"),
                 ("pragma journal_mode", "wal"),
                 ("pragma secure_delete", "1"),
+                ("pragma cache_size", "-512"),
             ] {
                 let row = query(pragma).fetch_one_in(&mut work).await.unwrap();
                 let value = row
