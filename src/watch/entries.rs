@@ -177,6 +177,7 @@ impl EntryWriter {
         match leaving {
             Ok(Some(leaving)) => self.leave(&leaving, now).await,
             Ok(None) => {
+                self.awaited.lock().remove(account);
                 self.enter(account, now).await;
                 self.forget(account).await;
             }
