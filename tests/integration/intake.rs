@@ -61,7 +61,7 @@ impl IntakeWorld {
         let backend = demo_backend(&[ALICE, CAROL]).await;
         let world = InProcess::pushing(backend.address(), |config| {
             config.watch.connection = WatchConnection::OnDemand;
-            // Nobody asks for an account since a session of its user has ended: that would find its mail, too.
+            // mailchime looks at no account because a session of its user has ended: that would find its mail, too.
             (config.watch.poll_interval, config.watch.poll_max) =
                 (Duration::from_hours(1), Duration::from_hours(1));
             config.admin.address = Some(loopback().into());

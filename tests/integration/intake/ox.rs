@@ -240,7 +240,7 @@ const TWICE_IN_VAIN: (usize, Duration) = (3, Duration::from_secs(4));
 /// So many that a wait of two seconds for each would be seen.
 const AT_ONCE: (usize, Duration) = (16, Duration::ZERO);
 
-/// Each mail is told of twice, in vain.
+/// Dovecot tells of each mail twice, in vain.
 async fn mail_goes_on_without_an_answer(test: &str, listens: Listens) {
     let Some((requests, log)) = mail_goes_on(test, listens, TWICE_IN_VAIN).await else { return };
     assert_eq!(requests, 2 * TWICE_IN_VAIN.0, "{log}");

@@ -53,6 +53,14 @@ async fn leaves(world: &WatchWorld, watching: &Watching) {
     watching.unwatched.send(alice()).await.unwrap();
 }
 
+/// The next connection removes the entry, and nothing is kept of the account.
+async fn is_removed(stage: &Stage) {
+    let mut removes = asks(stage, "\"user=alice\"").await;
+    removes.play(&unset(2)).await;
+    accepts(removes, 2).await;
+    until_forgotten(&stage.world).await;
+}
+
 async fn until_forgotten(world: &WatchWorld) {
     until(async || {
         let lacks = world.store.lacks_entry(&alice(), Timestamp(i64::MAX)).await.unwrap();
@@ -101,10 +109,7 @@ async fn an_entry_that_one_node_may_have_written_is_removed_by_another() {
         watching.stop().await;
         stage.world.unregister("alice").await;
         let watching = stage.world.watch();
-        let mut removes = asks(&stage, "\"user=alice\"").await;
-        removes.play(&unset(2)).await;
-        accepts(removes, 2).await;
-        until_forgotten(&stage.world).await;
+        is_removed(&stage).await;
         watching.stop().await;
     })
     .await;
@@ -182,10 +187,7 @@ async fn an_entry_of_an_account_without_a_password_in_memory_is_removed_when_its
         let watching = stage.world.watch();
         until(async || log.count("watch::entry_not_removed") == 1).await;
         watching.logged_in("alice", PASSWORD).await;
-        let mut removes = asks(&stage, "\"user=alice\"").await;
-        removes.play(&unset(2)).await;
-        accepts(removes, 2).await;
-        until_forgotten(&stage.world).await;
+        is_removed(&stage).await;
         watching.stop().await;
     })
     .await;
