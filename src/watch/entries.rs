@@ -78,7 +78,7 @@ struct EntrySession {
 enum EntryFailure {
     /// Another try may help.
     ForNow(String),
-    /// None is in memory. Another node may have it, or this one when the user logs in.
+    /// No password is in memory. Another node may have it, or this one when the user logs in.
     NoPassword,
     /// Another try with what is known does not help.
     ForGood(String),

@@ -29,7 +29,7 @@ use crate::store::error::{CANNOT_OPEN, sqlite_code};
 /// Reads run beside the writer and each other (WAL); few are ever in flight.
 const READERS: u32 = 4;
 
-/// The pages of the file that each connection keeps, in KiB. The kernel keeps all of them.
+/// What each connection keeps of the file, in KiB. The kernel caches the file as well.
 const CACHE: u32 = 512;
 
 /// A larger file is not written anew at the start, in bytes: that takes some seconds.
