@@ -22,12 +22,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::dovecot::Heard;
 use crate::support::in_process::InProcess;
+use crate::support::ports::connections_to;
 use crate::support::pushing::backends;
 use crate::support::servers::client::Client;
 use crate::support::servers::cyrus::{ADMIN, Cyrus};
 use crate::support::servers::{ALICE, mail};
 use crate::support::world::registration;
-use crate::support::{limited, soon};
+use crate::support::{limited, soon, until};
 
 /// As docs/events.md says, but for the names of the sockets.
 pub(super) const EVENTS: &str = "event_groups: message flags mailbox applepushservice\n\
@@ -292,13 +293,16 @@ async fn a_mail_is_a_push_while_mailchime_has_no_connection_to_cyrus() {
         let world = world.await;
         world.register(ALICE, &["INBOX"]).await;
         until_nothing_is_due(&world).await;
+        until(async || connections_to(cyrus.plain) == 0).await;
         block_in_place(|| cyrus.deliver(ALICE.0, &mail("hello")));
         soon("a push", world.push_of(&["INBOX"])).await;
+        assert_eq!(connections_to(cyrus.plain), 0);
         // Cyrus would let nobody in any more.
         cyrus.set_password((ALICE.0, "another"));
         block_in_place(|| cyrus.deliver(ALICE.0, &mail("hello again")));
         soon("a push", world.push_of(&["INBOX"])).await;
         until_nothing_is_due(&world).await;
+        assert_eq!(connections_to(cyrus.plain), 0);
     })
     .await;
 }

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::TOKEN;
 use super::waits::{HeldUp, Listens, NotTaking};
 use crate::support::in_process::{InProcess, loopback};
+use crate::support::ports::connections_to;
 use crate::support::pushing::backends;
 use crate::support::servers::client::Client;
 use crate::support::servers::dovecot::{Dovecot, Options};
@@ -461,14 +462,17 @@ async fn a_mail_is_a_push_while_mailchime_has_no_connection_to_dovecot() {
         let world = on_demand(&dovecot, &folder).await;
         world.register(ALICE, &["INBOX"]).await;
         looked_at(&world).await;
-        // Dovecot would let nobody in any more.
+        until(async || connections_to(dovecot.plain) == 0).await;
         let mut dovecot = dovecot;
         dovecot.deliver_by_lmtp(ALICE.0, &mail("hello"));
         soon("a push", world.push_of(&["INBOX"])).await;
+        assert_eq!(connections_to(dovecot.plain), 0);
+        // Dovecot would let nobody in any more.
         dovecot.set_password(ALICE.0, "another");
         dovecot.deliver_by_lmtp(ALICE.0, &mail("hello again"));
         soon("a push", world.push_of(&["INBOX"])).await;
         looked_at(&world).await;
+        assert_eq!(connections_to(dovecot.plain), 0);
     })
     .await;
 }

@@ -56,6 +56,32 @@ async fn a_delivery_that_dovecot_s_ox_driver_tells_of_is_announced_and_then_look
     .await;
 }
 
+/// It comes with its mail where it is restored, or had another name.
+#[tokio::test]
+async fn a_mailbox_that_is_created_with_mail_in_it_is_a_push() {
+    limited(async {
+        let intake = IntakeWorld::start().await;
+        intake.backend.create_mailbox(ALICE, "Team").unwrap();
+        intake.world.register((ALICE, "secret"), &["INBOX", "Team"]).await;
+        intake.resting().await;
+        let tell = async |event: &str| {
+            let change = format!(r#"{{"mailbox":"Team","events":["{event}"]}}"#);
+            let body = format!(r#"{{"user":"alice","changes":[{change}]}}"#);
+            assert_eq!(intake.post(&body).await.status, 204);
+        };
+        let mut session = intake.world.session(ALICE).await;
+        assert!(session.command("d DELETE Team").await.starts_with("d OK"));
+        session.command("e LOGOUT").await;
+        tell("MailboxDelete").await;
+        intake.resting().await;
+        intake.backend.create_mailbox(ALICE, "Team").unwrap();
+        intake.backend.deliver(ALICE, "Team", MAIL).unwrap();
+        tell("MailboxCreate").await;
+        soon("a push", intake.world.push_of(&["Team"])).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn numbers_that_lie_heal_at_the_next_look() {
     limited(async {
