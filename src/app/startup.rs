@@ -307,7 +307,10 @@ impl Built {
         let followers = watch::Followers::new(Arc::clone(&context));
         let following = followers.clone().run(tasks.stop_of(StopStage::Watching));
         tasks.start(StopStage::Watching, "connections for streams", following);
-        let (routes, stop) = (self.routes.clone(), tasks.stop_of(StopStage::Watching));
+        let (routes, store) = (self.routes.clone(), self.store.clone());
+        let stop = tasks.stop_of(StopStage::Watching);
+        let takes_events = store.is_shared()
+            && self.event_sockets.as_ref().is_some_and(|sockets| !sockets.is_empty());
         let WatchInputs { mut session_events, unwatched, cluster } = inputs;
         tasks.start(StopStage::Watching, "watching", async move {
             // Without a route nothing can be pushed, so nothing is watched either, and who logs
@@ -317,6 +320,7 @@ impl Built {
                 () = routes.first() => {}
                 () = forget(&mut session_events) => return,
                 () = stop.cancelled() => return,
+                never = watch::tell_missed_events(&store, &requests), if takes_events => match never {},
             }
             watch::run(context, session_events, unwatched, cluster, requests, stop).await;
         });

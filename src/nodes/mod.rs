@@ -30,7 +30,7 @@ use self::failure_detector::FailureDetector;
 use self::listening::NewsBell;
 use crate::metrics::Metrics;
 use crate::model::Timestamp;
-use crate::store::{Invalidation, Node, Store, StoreError};
+use crate::store::{Node, NodeNews, Store, StoreError};
 
 /// How many looks at the rows it takes to find a node dead.
 const LOOKS: u32 = 30;
@@ -53,8 +53,8 @@ const MORE: Duration = Duration::from_millis(20);
 pub struct ClusterView {
     /// Which accounts are this node's.
     pub assignment: watch::Receiver<Assignment>,
-    /// Accounts that other processes have changed.
-    pub news: mpsc::Receiver<Invalidation>,
+    /// What other processes tell.
+    pub news: mpsc::Receiver<NodeNews>,
 }
 
 /// A node that takes part.
@@ -64,7 +64,7 @@ pub struct Membership {
     store: Store,
     metrics: Arc<Metrics>,
     assignment: watch::Sender<Assignment>,
-    news: mpsc::Sender<Invalidation>,
+    news: mpsc::Sender<NodeNews>,
     /// Between two looks.
     pause: Duration,
     bell: Arc<NewsBell>,
@@ -218,7 +218,7 @@ impl Membership {
         self.hears_from = Instant::now() + APART;
         let news = match most {
             0 => Ok(Vec::new()),
-            most => self.store.take_invalidations(&self.name, most).await,
+            most => self.store.take_news(&self.name, most).await,
         };
         // What could not be taken may be gone.
         self.joined += u64::from(news.is_err());

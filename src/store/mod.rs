@@ -83,7 +83,7 @@ pub use error::StoreError;
 use gathering::Gathering;
 pub use import::{ImportOutcome, ImportedRegistration};
 pub use keeping::Kept;
-pub use nodes::{Invalidation, Node};
+pub use nodes::{Invalidation, Node, NodeNews};
 pub use notifications::NewsListener;
 use notifications::Notifier;
 use questions::Question;

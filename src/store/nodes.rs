@@ -38,6 +38,15 @@ pub struct Invalidation {
     pub event: bool,
 }
 
+/// What other processes tell a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeNews {
+    /// One has changed this account.
+    Invalidation(Invalidation),
+    /// One did not record events of mail servers. They may be of any account.
+    MissedEvents,
+}
+
 /// A node comes in the place of one that had its name.
 static JOIN: Shaped = Shaped::new(|dialect| {
     dialect.upsert(&Upsert {
@@ -63,6 +72,9 @@ static TAKE: Shaped = Shaped::new(|dialect| {
 /// What the column `login` is the sum of.
 const LOGIN: i64 = 1;
 const EVENT: i64 = 2;
+
+/// No account has this name. A row with it says that events were missed.
+const ANY_ACCOUNT: &str = "";
 
 /// One for each node but the one that tells.
 static TELL: Shaped = Shaped::new(|dialect| {
@@ -187,11 +199,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.
-    pub async fn take_invalidations(
-        &self,
-        name: &str,
-        most: usize,
-    ) -> Result<Vec<Invalidation>, StoreError> {
+    pub async fn take_news(&self, name: &str, most: usize) -> Result<Vec<NodeNews>, StoreError> {
         self.write(Call::News, || async {
             let query = sql::query(TAKE.of(self.dialect()))
                 .bind(name)
@@ -199,12 +207,29 @@ impl Store {
             let read = |row: &AnyRow| {
                 let what = row.try_get::<i64, _>("login")?;
                 let (login, event) = (what & LOGIN != 0, what & EVENT != 0);
-                Ok(Invalidation { account: account(row, "account")?, login, event })
+                let account = account(row, "account")?;
+                Ok(match account.as_str() {
+                    ANY_ACCOUNT => NodeNews::MissedEvents,
+                    _ => NodeNews::Invalidation(Invalidation { account, login, event }),
+                })
             };
             let mut transaction = self.begin().await?;
             let taken = rows::readable(&mut transaction, &self.metrics, query, read).await?.rows;
             transaction.commit().await?;
             Ok(taken)
+        })
+        .await
+    }
+
+    /// Tells all other nodes that events of mail servers were not recorded.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the database cannot be used, or does not answer in time.
+    pub async fn tell_missed_events(&self) -> Result<(), StoreError> {
+        self.write(Call::News, || async {
+            let mut transaction = self.begin().await?;
+            self.tell_of(&mut transaction, ANY_ACCOUNT, EVENT).await?;
+            transaction.commit().await
         })
         .await
     }
@@ -219,9 +244,14 @@ impl Store {
         account: &str,
         login: bool,
     ) -> sqlx::Result<()> {
+        self.tell_of(work, account, if login { LOGIN } else { 0 }).await
+    }
+
+    /// The same, with the sum of what it is.
+    async fn tell_of(&self, work: &mut Work, account: &str, what: i64) -> sqlx::Result<()> {
         let told = sql::query(TELL.of(work.dialect()))
             .bind(account)
-            .bind(i64::from(login))
+            .bind(what)
             .bind(&*self.incarnation)
             .execute_in(work)
             .await?;

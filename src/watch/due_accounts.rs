@@ -21,7 +21,7 @@ pub(super) struct DueAccounts {
 }
 
 /// Finds those of these accounts on demand that are due and this node's, the one that has been for longest first. A
-/// sweep has the others still to mark.
+/// sweep has the others of this node still to mark.
 pub(super) async fn due(
     context: &WatchContext,
     assignment: &Assignment,
@@ -30,18 +30,18 @@ pub(super) async fn due(
 ) -> Result<DueAccounts, StoreError> {
     let is_ours = |account: &Account| is_ours(context, assignment, account);
     let ours: HashSet<&Account> = all.iter().filter(|account| is_ours(account)).collect();
-    if ours.is_empty() && sweep != Sweep::Everybody {
+    if ours.is_empty() {
         return Ok(DueAccounts { accounts: Vec::new(), unmarked: Vec::new() });
     }
     let due = context.store.due_accounts().await?.into_iter().map(|(account, _)| account);
     let accounts: Vec<Account> = due.filter(|account| ours.contains(account)).collect();
-    let found: HashSet<&Account> = accounts.iter().collect();
-    let others = |account: &&Account| !ours.contains(account);
-    let more = all.iter().filter(|account| ours.contains(account) && !found.contains(account));
     let unmarked = match sweep {
         Sweep::None => Vec::new(),
-        Sweep::Ours => more.cloned().collect(),
-        Sweep::Everybody => more.chain(all.iter().filter(others)).cloned().collect(),
+        Sweep::Ours | Sweep::Everybody => {
+            let found: HashSet<&Account> = accounts.iter().collect();
+            let more = |account: &&Account| ours.contains(account) && !found.contains(account);
+            all.iter().filter(more).cloned().collect()
+        }
     };
     Ok(DueAccounts { accounts, unmarked })
 }

@@ -1,10 +1,14 @@
 //! Events that were not recorded. What they told of is found by a sweep of all accounts, which waits until none is
 //! missed any more, and comes seldom: a source that sends too much all day has the backend asked for everything now
-//! and then, and not all day.
+//! and then, and not all day. The node that has missed them tells the others, for they may be of any account.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::status::SupervisorRequests;
+use crate::store::Store;
 
 /// The sweep begins when none was missed for this time.
 const CALM: Duration = Duration::from_secs(5);
@@ -15,6 +19,17 @@ const LONGEST: Duration = Duration::from_mins(1);
 /// Between the beginnings of two such sweeps.
 const APART: Duration = Duration::from_mins(2);
 
+/// While the database does not answer.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// Who has missed events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MissedAt {
+    ThisNode,
+    /// It has told all others.
+    AnotherNode,
+}
+
 /// What was missed since the last sweep for it began.
 #[derive(Debug, Default)]
 pub(super) struct MissedEvents {
@@ -22,11 +37,49 @@ pub(super) struct MissedEvents {
     missed: Option<(Instant, Instant)>,
     /// When that sweep began.
     swept: Option<Instant>,
+    /// Some were missed at this node, and the others are not told yet.
+    untold: bool,
+}
+
+/// Of a node that watches nobody: has the other nodes ask for all accounts without a connection at its start, as events
+/// may have come while it was away, and some time after it has missed some. Cancel safe: what watches then begins
+/// with a sweep, and so do the other nodes, which this one joins.
+pub async fn tell_missed_events(store: &Store, requests: &SupervisorRequests) -> Infallible {
+    tell(store).await;
+    let mut missed = MissedEvents::default();
+    loop {
+        let due = missed.sweep_at();
+        tokio::select! {
+            () = requests.missed_events() => missed.note(Instant::now(), MissedAt::ThisNode),
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                missed.begin_sweep(Instant::now());
+                tell(store).await;
+            }
+        }
+    }
+}
+
+/// Tries until it is done.
+async fn tell(store: &Store) {
+    while let Err(error) = store.tell_missed_events().await {
+        tracing::warn!(
+            target: "mailchime::watch::missed_events_not_told",
+            %error,
+            "could not tell the other nodes that events of mail servers were not recorded; mailchime tries again"
+        );
+        sleep(RETRY).await;
+    }
+    tracing::info!(
+        target: "mailchime::watch::missed_events_told",
+        "events of mail servers were not recorded, or came while this node was away, and it watches nobody; the other \
+         nodes ask for all accounts without a connection"
+    );
 }
 
 impl MissedEvents {
     /// One was.
-    pub(super) fn note(&mut self, now: Instant) {
+    pub(super) fn note(&mut self, now: Instant, at: MissedAt) {
+        self.untold |= at == MissedAt::ThisNode;
         let first = self.missed.map_or(now, |(first, _)| first);
         self.missed = Some((first, now));
     }
@@ -46,6 +99,11 @@ impl MissedEvents {
         }
         begins
     }
+
+    /// Whether the other nodes are still to be told of what was missed. They are from now on.
+    pub(super) fn take_untold(&mut self) -> bool {
+        std::mem::take(&mut self.untold)
+    }
 }
 
 #[cfg(test)]
@@ -59,7 +117,7 @@ mod tests {
         for second in 0..until {
             let now = start + Duration::from_secs(second);
             if missed.next_if_eq(&second).is_some() {
-                events.note(now);
+                events.note(now, MissedAt::ThisNode);
             }
             if events.begin_sweep(now) {
                 sweeps.push(second);

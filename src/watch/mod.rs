@@ -49,6 +49,7 @@ use tokio::sync::mpsc;
 use self::follow::FollowedTable;
 pub use self::follow::{FollowEvent, FollowGuard, FollowListener, Followers};
 pub use self::hint_writer::HintError;
+pub use self::missed_events::tell_missed_events;
 use self::source::imap::health::BackendHealthTable;
 pub use self::source::imap::mailbox_faults::LeftOut;
 pub use self::status::{SupervisorHandle, SupervisorRequests, WatcherStatus, requests};

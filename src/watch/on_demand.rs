@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::parked::{KeptCredentials, LoginPushes, ParkedAccount};
 use super::asking::{AskingTasks, WaitingAccounts};
-use super::missed_events::MissedEvents;
+use super::missed_events::{MissedAt, MissedEvents};
 use super::parked_wait::ParkedWait;
 use super::source::imap::mailbox_faults::MailboxFaults;
 use super::status::{StatusCell, WatchMode, WatcherState, WatcherStatus};
@@ -71,7 +71,7 @@ pub(super) struct OnDemand {
     pushes: LoginPushes,
     /// Of the next sweep.
     sweep_at: Instant,
-    /// It is of the accounts of all nodes.
+    /// It is of the accounts of all nodes: the others are told.
     everybody: bool,
     missed: MissedEvents,
     /// When that of the last sweep did.
@@ -112,7 +112,7 @@ pub(super) enum Sweep {
     None,
     /// Those of this node.
     Ours,
-    /// Those of all nodes.
+    /// The same, and the other nodes are told to sweep theirs.
     Everybody,
 }
 
@@ -167,10 +167,10 @@ impl OnDemand {
         self.missed.sweep_at().map_or(self.sweep_at, |at| at.min(self.sweep_at))
     }
 
-    /// Events were missed, of accounts of any node. Those of other nodes are marked as due by the sweep, and looked
-    /// at when their nodes next read all.
-    pub(super) fn missed_events(&mut self, now: Instant) {
-        self.missed.note(now);
+    /// Events were missed, of accounts of any node. Each node sweeps its own, and the one that has missed them tells the
+    /// others.
+    pub(super) fn missed_events(&mut self, now: Instant, at: MissedAt) {
+        self.missed.note(now, at);
     }
 
     /// The next sweep is due then at the latest.
@@ -178,7 +178,7 @@ impl OnDemand {
         self.sweep_at = self.sweep_at.min(at);
     }
 
-    /// The same, and it is of the accounts of all nodes.
+    /// The same, and other nodes are told to sweep, too.
     pub(super) fn everybody_at(&mut self, at: Instant) {
         self.everybody = true;
         self.sweep_at(at);
@@ -197,7 +197,8 @@ impl OnDemand {
                 "events of mail servers were not recorded; mailchime asks for all accounts without a connection"
             );
         }
-        match std::mem::take(&mut self.everybody) || missed {
+        let untold = missed && self.missed.take_untold();
+        match std::mem::take(&mut self.everybody) || untold {
             true => Sweep::Everybody,
             false => Sweep::Ours,
         }

@@ -179,6 +179,11 @@ impl SupervisorRequests {
         self.shared.has_begun.store(true, Ordering::Release);
     }
 
+    /// Waits until events were missed. Cancel safe.
+    pub(super) async fn missed_events(&self) {
+        self.shared.missed_events.notified().await;
+    }
+
     /// The next one; `None` when nobody is left to ask. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<SupervisorRequest> {
         tokio::select! {

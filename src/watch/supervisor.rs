@@ -33,6 +33,7 @@ use super::entries::Entries;
 use super::follow::LookRequest;
 use super::hint_writer::HintWriter;
 use super::hints::Hints;
+use super::missed_events::MissedAt;
 use super::on_demand::{OnDemand, OnDemandEvent, RestingAccount, Sweep, VisitEnd};
 use super::status::{
     StatusCell, SupervisorRequest, SupervisorRequests, WatchMode, WatcherState, WatcherStatus,
@@ -170,11 +171,7 @@ pub async fn run(
                 supervisor.next_refresh = Instant::now();
             }
             Ok(()) = faults.changed() => supervisor.call_parked(),
-            Some(news) = news.recv(), if may_ask => {
-                if supervisor.is_ours(&news.account) {
-                    supervisor.look_up(news.account.clone(), Some(news));
-                }
-            }
+            Some(news) = news.recv(), if may_ask => supervisor.node_news(news),
             Some(login) = supervisor.logins.join_next() => match login {
                 Ok((account, here)) => supervisor.passed_on(account, here),
                 // It is not known whose it was.
@@ -257,7 +254,7 @@ impl Supervisor {
                 let _ = reply.send(self.statuses(account.as_ref()));
             }
             SupervisorRequest::Hints { hints, reply } => self.write(hints, Some(reply)),
-            SupervisorRequest::MissedEvents => self.missed_events(),
+            SupervisorRequest::MissedEvents => self.missed_events(MissedAt::ThisNode),
             SupervisorRequest::ReadAgain => self.next_refresh = Instant::now(),
         }
     }
@@ -300,6 +297,9 @@ impl Supervisor {
         let sweep = self.on_demand.begin_sweep(now, every);
         self.asked.spawn(async move {
             let accounts = async {
+                if sweep == Sweep::Everybody {
+                    context.store.tell_missed_events().await?;
+                }
                 let alive = context.alive();
                 if let Err(error) = context.store.expire(alive).await {
                     tracing::warn!(

@@ -8,7 +8,7 @@ use mailchime::imap::registration::xapple::{DeviceToken, XAppleRegistration};
 use mailchime::metrics::Metrics;
 use mailchime::model::{Account, Mailbox, Registration, Snapshot, Timestamp};
 use mailchime::nodes::{Assignment, ClusterView, Membership};
-use mailchime::store::{DueMark, Invalidation, Store};
+use mailchime::store::{DueMark, Invalidation, NodeNews, Store};
 use prometheus_client::registry::Registry;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use tempfile::TempDir;
@@ -70,7 +70,15 @@ impl Node {
 
     /// Takes news until that of this user.
     async fn hears_of(&mut self, user: &str) {
-        while self.cluster.news.recv().await.unwrap().account.as_str() != user {}
+        while self.hears().await.account.as_str() != user {}
+    }
+
+    /// The next account that another process has changed.
+    async fn hears(&mut self) -> Invalidation {
+        match self.cluster.news.recv().await.unwrap() {
+            NodeNews::Invalidation(news) => news,
+            NodeNews::MissedEvents => panic!("no events were missed"),
+        }
     }
 
     /// Waits until the assignment is such.
@@ -197,7 +205,7 @@ async fn a_change_by_another_session_is_announced() {
         }
         let mut told = BTreeSet::new();
         while told != users {
-            let Invalidation { account, login, .. } = a.cluster.news.recv().await.unwrap();
+            let Invalidation { account, login, .. } = a.hears().await;
             assert!(login);
             told.insert(account);
         }
@@ -395,7 +403,7 @@ async fn a_program_that_notifies_slowly_holds_up_neither_registrations_nor_event
         registers(&b.store, "user3").await;
         let mut told = BTreeSet::new();
         while told.len() < 2 {
-            told.insert(a.cluster.news.recv().await.unwrap().account);
+            told.insert(a.hears().await.account);
         }
         assert_eq!(told, BTreeSet::from(["user2", "user3"].map(Account::from_login)));
         a.stop().await;

@@ -10,7 +10,8 @@ use mailchime::model::{
     Account, BackendId, Mailbox, Registration, Snapshot, Subscription, SubscriptionKey, Timestamp,
 };
 use mailchime::store::{
-    Invalidation, LiveAccount, Node, Registrant, Sealed, Settlement, Store, StoreError, Target,
+    Invalidation, LiveAccount, Node, NodeNews, Registrant, Sealed, Settlement, Store, StoreError,
+    Target,
 };
 use prometheus_client::registry::Registry;
 use sqlx::sqlite::SqliteConnectOptions;

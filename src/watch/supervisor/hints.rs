@@ -4,8 +4,10 @@ use tokio::time::Instant;
 
 use super::Supervisor;
 use crate::model::{Account, Hint};
+use crate::store::NodeNews;
 use crate::watch::hint_writer::{HintReply, RecordedHints};
 use crate::watch::hints::Hints;
+use crate::watch::missed_events::MissedAt;
 use crate::watch::watcher::{Directive, WatcherStart};
 
 impl Supervisor {
@@ -20,7 +22,7 @@ impl Supervisor {
     /// Has hints recorded; with `reply` somebody waits for that.
     pub(super) fn write(&mut self, hints: Vec<Hint>, reply: Option<HintReply>) {
         if self.hint_writer.add(hints, reply).is_err() {
-            self.missed_events();
+            self.missed_events(MissedAt::ThisNode);
         }
     }
 
@@ -33,14 +35,25 @@ impl Supervisor {
             self.hint(hint, others_know);
         }
         if written.answer().is_err() {
-            self.missed_events();
+            self.missed_events(MissedAt::ThisNode);
+        }
+    }
+
+    /// Another node has news.
+    pub(super) fn node_news(&mut self, news: NodeNews) {
+        match news {
+            NodeNews::Invalidation(news) if self.is_ours(&news.account) => {
+                self.look_up(news.account.clone(), Some(news));
+            }
+            NodeNews::Invalidation(_) => {}
+            NodeNews::MissedEvents => self.missed_events(MissedAt::AnotherNode),
         }
     }
 
     /// Events were not recorded. Connections that are held tell of the same, and accounts without one are asked for.
-    pub(super) fn missed_events(&mut self) {
+    pub(super) fn missed_events(&mut self, at: MissedAt) {
         if self.context.knows_on_demand() {
-            self.on_demand.missed_events(Instant::now());
+            self.on_demand.missed_events(Instant::now(), at);
         }
     }
 

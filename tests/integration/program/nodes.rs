@@ -59,9 +59,20 @@ impl Cluster {
     ///
     /// `more` goes before `[log]`.
     async fn start(&self, name: &'static str, more: &str) -> Node {
+        self.start_with(name, more, self.world.config()).await
+    }
+
+    /// The same of a node that has no way to push, and so watches nobody.
+    async fn start_without_push(&self, name: &'static str, more: &str) -> Node {
+        let config = self.world.config();
+        let (before, apns) = config.split_once("[apns]").unwrap();
+        let (_, log) = apns.split_once("[log]").unwrap();
+        self.start_with(name, more, format!("{before}[log]{log}")).await
+    }
+
+    async fn start_with(&self, name: &'static str, more: &str, mut config: String) -> Node {
         let any = "[admin]\naddress = \"127.0.0.1:0\"\n";
         let node = format!("[node]\nname = \"{name}\"\ntakeover = \"8s\"\n{more}");
-        let mut config = self.world.config();
         for (old, new) in &self.other {
             config = config.replace(old, new);
         }

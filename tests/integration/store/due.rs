@@ -110,11 +110,12 @@ pub(super) async fn a_mark_of_another_node_outlives_a_look_that_did_not_see_it(s
     let other = store.clone().of_node("2".into());
     other.join("b").await.unwrap();
     register(&store, device(&bob(), 'a'), &["INBOX"], 5, 100).await;
-    other.take_invalidations("b", 10).await.unwrap();
+    other.take_news("b", 10).await.unwrap();
     let marks = [mark(&alice(), None, None, true), mark(&bob(), None, None, false)];
     marked(&store, &marks).await;
-    let news = |account| vec![Invalidation { account, login: false, event: true }];
-    assert_eq!(other.take_invalidations("b", 10).await.unwrap(), news(alice()));
+    let news =
+        |account| [NodeNews::Invalidation(Invalidation { account, login: false, event: true })];
+    assert_eq!(other.take_news("b", 10).await.unwrap(), news(alice()));
     // Nor of an account that is not there. What is not due gets no mark.
     let word = |account: &Account| DueMark { is_due: false, ..mark(account, None, None, true) };
     let word_of = [word(&bob()), word(&Account::from_login("nobody"))];
@@ -122,7 +123,7 @@ pub(super) async fn a_mark_of_another_node_outlives_a_look_that_did_not_see_it(s
         let known = store.mark_due(&[], &word_of, Timestamp(10)).await.unwrap();
         assert_eq!(known, [true, false]);
     }
-    assert_eq!(other.take_invalidations("b", 10).await.unwrap(), news(bob()));
+    assert_eq!(other.take_news("b", 10).await.unwrap(), news(bob()));
     let (_, of_bob) = store.watched_and_due(&bob(), &imap(), EVER).await.unwrap();
     assert_eq!(of_bob.len(), 1);
     let inbox_alone =

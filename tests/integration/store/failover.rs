@@ -104,7 +104,7 @@ async fn switched_over(test: &str, of_statements: &str) {
         for refused in [
             store.register(&registration, by(&imap(), None), 10, EVER).await.map(drop),
             store.targets(&alice(), EVER).await.map(drop),
-            store.take_invalidations("one", 10).await.map(drop),
+            store.take_news("one", 10).await.map(drop),
             store.ping().await,
         ] {
             let refused = refused.unwrap_err();
@@ -121,8 +121,9 @@ async fn switched_over(test: &str, of_statements: &str) {
         let other =
             Store::open(&standby.url().parse().unwrap(), BUSY).await.unwrap().of_node("two".into());
         register(&other, device(&bob(), 'c'), &["INBOX"], 5, 300).await;
-        let news = store.take_invalidations("one", 10).await.unwrap();
-        assert!(news.iter().any(|news| news.account == bob()), "{news:?}");
+        let news = store.take_news("one", 10).await.unwrap();
+        let registered = Invalidation { account: bob(), login: true, event: false };
+        assert!(news.contains(&NodeNews::Invalidation(registered)), "{news:?}");
         until(async || connections(&mut old).await == 0).await;
     })
     .await;

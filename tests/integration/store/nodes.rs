@@ -23,10 +23,13 @@ async fn rows(store: &Store) -> Vec<String> {
 
 /// What is news to a node; with a `!` where somebody has logged in, and a `?` where an event told of it.
 async fn news(store: &Store, name: &str) -> Vec<String> {
-    let news = store.take_invalidations(name, 100).await.unwrap();
-    let shown = |Invalidation { account, login, event }: Invalidation| {
-        let (login, event) = (if login { "!" } else { "" }, if event { "?" } else { "" });
-        format!("{account}{login}{event}")
+    let news = store.take_news(name, 100).await.unwrap();
+    let shown = |news: NodeNews| match news {
+        NodeNews::Invalidation(Invalidation { account, login, event }) => {
+            let (login, event) = (if login { "!" } else { "" }, if event { "?" } else { "" });
+            format!("{account}{login}{event}")
+        }
+        NodeNews::MissedEvents => "events were missed".to_owned(),
     };
     let mut news: Vec<_> = news.into_iter().map(shown).collect();
     news.sort();
@@ -116,11 +119,19 @@ pub(super) async fn a_change_is_an_invalidation_for_the_other_nodes(store: Store
     assert!(a.remove_by_id(&bob(), listed.id).await.unwrap().is_none());
     assert_eq!(news(&store, "b").await, ["bob@example.org"]);
 
+    // Of whom they are is not known.
+    news(&store, "a").await;
+    for _ in 0..2 {
+        a.tell_missed_events().await.unwrap();
+    }
+    assert_eq!(news(&store, "a").await, [""; 0]);
+    assert_eq!(news(&store, "b").await, ["events were missed"]);
+
     // As much as is asked for.
     for user in ["u1", "u2", "u3"] {
         register(&a, device(&Account::from_login(user), 'a'), &["INBOX"], 5, 100).await;
     }
-    assert_eq!(b.take_invalidations("b", 2).await.unwrap().len(), 2);
+    assert_eq!(b.take_news("b", 2).await.unwrap().len(), 2);
     assert_eq!(news(&store, "b").await, ["u3!"]);
 }
 
@@ -154,7 +165,7 @@ pub(super) async fn no_invalidation_is_lost_while_it_is_taken(store: Store) {
     let mut last = BTreeSet::new();
     loop {
         let ended = writing.iter().all(JoinHandle::is_finished);
-        if !store.take_invalidations("b", 1).await.unwrap().is_empty() {
+        if !store.take_news("b", 1).await.unwrap().is_empty() {
             let targets = store.targets(&alice(), EVER).await.unwrap();
             last = targets.iter().map(|target| target.registered_at.0).collect();
         } else if ended {

@@ -240,8 +240,9 @@ async fn holds_what_it_held(store: &Store) {
     assert_eq!(store.expire(Timestamp(1_700_000_300_000)).await.unwrap(), []);
     store.clone().of_node("1".into()).join("a").await.unwrap();
     assert!(store.remove_account(&bob).await.unwrap());
-    let news = store.take_invalidations("a", 10).await.unwrap();
-    assert_eq!(news, [Invalidation { account: bob, login: false, event: false }]);
+    let news = store.take_news("a", 10).await.unwrap();
+    let removed = Invalidation { account: bob, login: false, event: false };
+    assert_eq!(news, [NodeNews::Invalidation(removed)]);
 }
 
 // === everything that the eighth schema held ===

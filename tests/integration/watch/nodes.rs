@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mailchime::model::{Account, Hint, Mailbox, MailboxEvent, SessionEvent, Snapshot, Timestamp};
 use mailchime::nodes::{Assignment, ClusterView};
-use mailchime::store::{DueMark, Invalidation, Registrant, Sealed};
+use mailchime::store::{DueMark, Invalidation, NodeNews, Registrant, Sealed};
 use sqlx::{Connection, Executor, SqliteConnection};
 use tokio::sync::{mpsc, watch};
 
@@ -19,7 +19,7 @@ const MAIL: &str = "Subject: hello\r\n\r\nHi there\r\n";
 /// The hands of the nodes beside it.
 pub(super) struct Others {
     assignment: watch::Sender<Assignment>,
-    news: mpsc::Sender<Invalidation>,
+    news: mpsc::Sender<NodeNews>,
 }
 
 /// Everything is this node's, or nothing is.
@@ -41,12 +41,20 @@ impl Others {
 
     pub(super) async fn tell(&self, user: &str, login: bool) {
         let account = Account::from_login(user);
-        self.news.send(Invalidation { account, login, event: false }).await.unwrap();
+        self.invalidate(Invalidation { account, login, event: false }).await;
     }
 
     async fn tell_of_event(&self, user: &str) {
         let account = Account::from_login(user);
-        self.news.send(Invalidation { account, login: false, event: true }).await.unwrap();
+        self.invalidate(Invalidation { account, login: false, event: true }).await;
+    }
+
+    async fn tell_of_missed_events(&self) {
+        self.news.send(NodeNews::MissedEvents).await.unwrap();
+    }
+
+    async fn invalidate(&self, news: Invalidation) {
+        self.news.send(NodeNews::Invalidation(news)).await.unwrap();
     }
 }
 
@@ -106,15 +114,13 @@ async fn a_login_at_this_node_reaches_the_one_that_watches() {
         watching.logged_in("alice", "changed").await;
         until(async || world.stored_password("alice").await == b"changed").await;
         let news = Invalidation { account: alice.clone(), login: true, event: false };
-        assert_eq!(
-            other.take_invalidations("elsewhere", 10).await.unwrap(),
-            std::slice::from_ref(&news)
-        );
+        let news = NodeNews::Invalidation(news);
+        assert_eq!(other.take_news("elsewhere", 10).await.unwrap(), std::slice::from_ref(&news));
         // But it is for one that is parked.
         world.store.refused(&alice, &world.id(), 2, Some("no"), Timestamp(1)).await.unwrap();
         watching.logged_in("alice", "changed").await;
         world.until_parked("alice", false).await;
-        assert_eq!(other.take_invalidations("elsewhere", 10).await.unwrap(), [news]);
+        assert_eq!(other.take_news("elsewhere", 10).await.unwrap(), [news]);
         assert_eq!(backend.counters().accepted, 0);
         watching.stop().await;
     })
@@ -321,10 +327,40 @@ async fn an_event_of_an_account_that_another_node_watches_reaches_that_node() {
         hint(&watching, "bob").await;
         hint(&watching, "alice").await;
         // It is on disk when the source has its answer.
-        let news = other.take_invalidations("elsewhere", 10).await.unwrap();
+        let news = other.take_news("elsewhere", 10).await.unwrap();
         let account = Account::from_login("alice");
-        assert_eq!(news, [Invalidation { account, login: false, event: true }]);
+        let invalidation = Invalidation { account, login: false, event: true };
+        assert_eq!(news, [NodeNews::Invalidation(invalidation)]);
         assert_eq!(backend.counters().accepted, 0);
+        watching.stop().await;
+    })
+    .await;
+}
+
+/// They may be of accounts that the other nodes watch.
+#[tokio::test]
+async fn each_node_asks_for_its_accounts_when_one_has_missed_events_and_only_that_one_tells() {
+    limited(async {
+        let backend = backend().await;
+        let world = on_demand::world(&backend).await;
+        let other = world.store.clone().of_node("2".into());
+        other.join("elsewhere").await.unwrap();
+        let told = async || other.take_news("elsewhere", 10).await.unwrap();
+        let (others, cluster) = Others::new(true);
+        let mut watching = world.watch_beside(cluster);
+        on_demand::until_resting(&world, &watching).await;
+        backend.deliver("alice", "INBOX", MAIL).unwrap();
+        others.tell_of_missed_events().await;
+        watching.expect(&["INBOX: new mail, next 2 of 1 with 1 unseen"]).await;
+        on_demand::until_resting(&world, &watching).await;
+        assert_eq!(told().await, [], "the other one knows");
+        watching.stop().await;
+
+        let (_others, cluster) = Others::new(true);
+        let watching = world.watch_beside(cluster);
+        on_demand::until_resting(&world, &watching).await;
+        watching.inquirer.missed_events();
+        until(async || told().await == [NodeNews::MissedEvents]).await;
         watching.stop().await;
     })
     .await;

@@ -5,10 +5,18 @@ use std::time::Duration;
 
 use mailchime::model::Account;
 use mailchime::store::Store;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use super::*;
-use crate::intake::{TOKEN, post};
+use crate::intake::{TOKEN, post, written};
 use crate::support::until;
+
+const EVENTS: &str = "[events]\naddress = \"127.0.0.1:0\"\n\
+    [[events.source]]\nname = \"dovecot\"\nsecret_file = \"events.secret\"\n";
+
+/// What a node says that asks for its accounts since a node has missed events.
+const SWEEPS: &str = "events of mail servers were not recorded; mailchime asks for all accounts without a connection";
 
 /// A node that takes events, and where.
 struct EventNode {
@@ -37,9 +45,14 @@ impl EventCluster {
     }
 
     async fn start(&self, name: &'static str) -> EventNode {
-        let events = "[events]\naddress = \"127.0.0.1:0\"\n\
-                      [[events.source]]\nname = \"dovecot\"\nsecret_file = \"events.secret\"\n";
-        let mut node = self.cluster.start(name, events).await;
+        Self::taking_events(self.cluster.start(name, EVENTS).await).await
+    }
+
+    async fn start_without_push(&self, name: &'static str) -> EventNode {
+        Self::taking_events(self.cluster.start_without_push(name, EVENTS).await).await
+    }
+
+    async fn taking_events(mut node: Node) -> EventNode {
         let line = node.server.logged("taking events of mail servers over HTTP").await;
         node.server.process.stderr.rewind();
         EventNode { node, events: line["address"].as_str().unwrap().parse().unwrap() }
@@ -60,6 +73,15 @@ impl EventCluster {
         }
         self.rest().await;
         [a, b]
+    }
+
+    /// A user who registers at this node, which is the only one that watches, and has looked.
+    async fn user(&mut self, node: &EventNode) -> String {
+        self.cluster.register(&node.node).await;
+        let backend = &self.cluster.world.backend;
+        backend.wait_until(|c| c.commands.contains_key("STATUS") && c.connections == 0).await;
+        self.rest().await;
+        self.cluster.users[0].login.clone()
     }
 
     /// Nothing is due, and nobody is connected.
@@ -97,6 +119,15 @@ impl EventCluster {
         let reply =
             post(to.events, &format!("{{\"user\":\"{user}\",\"changes\":[{change}]}}")).await;
         assert_eq!(reply.status, 204, "{reply:?}");
+    }
+
+    /// The mail server begins to say that there is new mail for this user, and goes.
+    async fn breaks_off(&self, user: &str, to: &EventNode) {
+        let body = format!("{{\"user\":\"{user}\",\"changes\":[{{\"mailbox\":\"INBOX\"}}]}}");
+        let request = format!("POST /v1/events\nAuthorization: Bearer {TOKEN}\n\n{body}");
+        let whole = written(&request);
+        let mut stream = TcpStream::connect(to.events).await.unwrap();
+        stream.write_all(&whole.as_bytes()[..whole.len() - 1]).await.unwrap();
     }
 
     /// Waits until the device of this user has had a push since then.
@@ -218,6 +249,47 @@ async fn any_node_takes_any_event_on_mariadb() {
     let test = "program::nodes::events::any_node_takes_any_event_on_mariadb";
     let Some(database) = MariaDb::start(test) else { return };
     limited(any_node_takes_any_event(Box::new(database))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_while_a_node_was_away_that_watches_nobody_is_found() {
+    let test =
+        "program::nodes::events::what_came_while_a_node_was_away_that_watches_nobody_is_found";
+    let Some(database) = Postgres::start(test) else { return };
+    limited(async {
+        let mut nodes = EventCluster::on(Box::new(database), ON_DEMAND).await;
+        let mut a = nodes.start("a").await;
+        let user = nodes.user(&a).await;
+        let since = Instant::now();
+        nodes.cluster.world.backend.deliver(&user, "INBOX", MAIL).unwrap();
+        let b = nodes.start_without_push("b").await;
+        a.node.server.logged(SWEEPS).await;
+        nodes.told(&user, since).await;
+        nodes.rest().await;
+        // What it is told goes to the one that watches.
+        let since = Instant::now();
+        nodes.mail(&user, &b, false).await;
+        nodes.told(&user, since).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_that_watches_nobody_did_not_record_is_found() {
+    let test = "program::nodes::events::what_a_node_that_watches_nobody_did_not_record_is_found";
+    let Some(database) = Postgres::start(test) else { return };
+    limited(async {
+        let mut nodes = EventCluster::on(Box::new(database), ON_DEMAND).await;
+        let b = nodes.start_without_push("b").await;
+        let mut a = nodes.start("a").await;
+        let user = nodes.user(&a).await;
+        let since = Instant::now();
+        nodes.cluster.world.backend.deliver(&user, "INBOX", MAIL).unwrap();
+        nodes.breaks_off(&user, &b).await;
+        a.node.server.logged(SWEEPS).await;
+        nodes.told(&user, since).await;
+    })
+    .await;
 }
 
 /// Nothing of it is on disk: the next look at the mailbox finds it.
