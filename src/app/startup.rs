@@ -309,8 +309,7 @@ impl Built {
         tasks.start(StopStage::Watching, "connections for streams", following);
         let (routes, store) = (self.routes.clone(), self.store.clone());
         let stop = tasks.stop_of(StopStage::Watching);
-        let takes_events = store.is_shared()
-            && self.event_sockets.as_ref().is_some_and(|sockets| !sockets.is_empty());
+        let takes_events = store.is_shared() && config.events.is_on();
         let WatchInputs { mut session_events, unwatched, cluster } = inputs;
         tasks.start(StopStage::Watching, "watching", async move {
             // Without a route nothing can be pushed, so nothing is watched either, and who logs

@@ -146,6 +146,11 @@ impl Default for EventsConfig {
 }
 
 impl EventsConfig {
+    /// Whether there is an address or a socket for events.
+    pub fn is_on(&self) -> bool {
+        self.address.is_some() || self.udp.is_some() || self.cyrus.is_some()
+    }
+
     /// The sources that need an entry of METADATA at the backend for each account.
     pub fn with_metadata(&self) -> impl Iterator<Item = &EventSourceConfig> {
         self.sources.iter().filter(|source| source.metadata)

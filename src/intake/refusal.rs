@@ -10,7 +10,8 @@ use crate::metrics::EventRefusal;
 
 pub(super) type IntakeResponse = Response<Full<Bytes>>;
 
-/// Seconds after which a source may try again.
+/// Seconds after which a source may try again to which too much is sent for now. Where the database is away nobody is asked to:
+/// Dovecot's OX driver would hold each delivery up twice (SOURCES.md section 1).
 const PAUSE: u64 = 1;
 
 /// A request that is not taken: `{"error":code,"message":sentence}`.
@@ -125,15 +126,12 @@ impl IntakeRefusal {
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
-        match self.status {
-            StatusCode::SERVICE_UNAVAILABLE => {
-                headers.insert(RETRY_AFTER, HeaderValue::from(PAUSE));
-            }
-            StatusCode::UNAUTHORIZED => {
-                let challenge = HeaderValue::from_static("Bearer realm=\"mailchime\"");
-                headers.insert(WWW_AUTHENTICATE, challenge);
-            }
-            _ => {}
+        if let Some(EventRefusal::TooMany | EventRefusal::Waiting) = self.counted {
+            headers.insert(RETRY_AFTER, HeaderValue::from(PAUSE));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer realm=\"mailchime\"");
+            headers.insert(WWW_AUTHENTICATE, challenge);
         }
         response
     }

@@ -1,6 +1,6 @@
 //! Events that were not recorded. What they told of is found by a sweep of all accounts, which waits until none is
-//! missed any more, and comes seldom: a source that sends too much all day has the backend asked for everything now
-//! and then, and not all day. The node that has missed them tells the others, for they may be of any account.
+//! missed any more, and begins two minutes after the last one at the soonest. The node that has missed them tells the
+//! others, for they may be of any account.
 
 use std::convert::Infallible;
 use std::time::Duration;

@@ -68,6 +68,8 @@ pub struct WatchContext {
     push: config::PushConfig,
     /// Hints that may wait until they are on disk.
     most_hints: usize,
+    /// Events of mail servers come to this node.
+    takes_events: bool,
     /// Longest response of a backend, in bytes.
     response_size: usize,
     backends: Backends,
@@ -106,6 +108,7 @@ impl WatchContext {
             config: config.watch.clone(),
             push: config.push.clone(),
             most_hints: config.events.waiting,
+            takes_events: config.events.is_on(),
             response_size: config.limits.capability_size,
             backend_health: BackendHealthTable::new(&config.watch, backends.counters()),
             backends,

@@ -205,6 +205,11 @@ impl Supervisor {
         let (entries, writing) = Entries::new(&context, assignment.clone());
         let tasks = TaskTracker::new();
         tasks.spawn(writing);
+        let mut on_demand = OnDemand::new();
+        if context.takes_events {
+            // What came while this node was away may be of any account.
+            on_demand.everybody_at(Instant::now());
+        }
         Self {
             device_news: DeviceNews::new(context.events.clone()),
             hint_writer: HintWriter::new(Arc::clone(&context)),
@@ -220,7 +225,7 @@ impl Supervisor {
             passing: HashMap::new(),
             early: HashMap::new(),
             watchers: HashMap::new(),
-            on_demand: OnDemand::new(),
+            on_demand,
             entries,
             tasks,
         }
@@ -294,11 +299,13 @@ impl Supervisor {
         let (moment, joined) = (self.now(), self.assignment.borrow().joined());
         let context = Arc::clone(&self.context);
         let (now, every) = (Instant::now(), context.config.sweep);
-        let sweep = self.on_demand.begin_sweep(now, every);
+        let mut sweep = self.on_demand.begin_sweep(now, every);
         self.asked.spawn(async move {
             let accounts = async {
                 if sweep == Sweep::Everybody {
                     context.store.tell_missed_events().await?;
+                    // The others know, whatever becomes of this one's sweep.
+                    sweep = Sweep::Ours;
                 }
                 let alive = context.alive();
                 if let Err(error) = context.store.expire(alive).await {

@@ -99,7 +99,7 @@ async fn while_the_database_is_away_an_event_is_answered_503_and_counts_again_la
         let mut beside = busy(&intake.world.file("mailchime.db")).await;
         let reply = intake.post(EVENT).await;
         assert_eq!(reply.error(), (503, "unavailable".to_owned()), "{reply:?}");
-        assert!(reply.head.contains("retry-after: 1"), "{reply:?}");
+        assert!(!reply.head.contains("retry-after"), "{reply:?}");
         beside.execute("rollback").await.unwrap();
         assert_eq!(intake.post(EVENT).await.status, 204);
         let counted = intake.counted().await;
