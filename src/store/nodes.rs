@@ -43,7 +43,7 @@ pub struct Invalidation {
 pub enum NodeNews {
     /// One has changed this account.
     Invalidation(Invalidation),
-    /// One did not record events of mail servers. They may be of any account.
+    /// One has missed events of mail servers, or may have. They may be of any account.
     MissedEvents,
 }
 
@@ -221,7 +221,7 @@ impl Store {
         .await
     }
 
-    /// Tells all other nodes that events of mail servers were not recorded.
+    /// Tells all other nodes that this one may have missed events of mail servers.
     ///
     /// # Errors
     /// [`StoreError`] when the database cannot be used, or does not answer in time.

@@ -65,13 +65,13 @@ async fn tell(store: &Store) {
         tracing::warn!(
             target: "mailchime::watch::missed_events_not_told",
             %error,
-            "could not tell the other nodes that events of mail servers were not recorded; mailchime tries again"
+            "could not tell the other nodes that events of mail servers may have been missed; mailchime tries again"
         );
         sleep(RETRY).await;
     }
     tracing::info!(
         target: "mailchime::watch::missed_events_told",
-        "events of mail servers were not recorded, or came while this node was away, and it watches nobody; the other \
+        "events of mail servers may have been missed, and this node watches nobody; the other \
          nodes ask for all accounts without a connection"
     );
 }

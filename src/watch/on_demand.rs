@@ -194,7 +194,7 @@ impl OnDemand {
         if missed {
             tracing::info!(
                 target: "mailchime::watch::events_missed",
-                "events of mail servers were not recorded; mailchime asks for all accounts without a connection"
+                "events of mail servers may have been missed; mailchime asks for all accounts without a connection"
             );
         }
         let untold = missed && self.missed.take_untold();
@@ -542,7 +542,7 @@ impl OnDemand {
                 Some("it is asked for soon: a session of its user has ended, or its task broke off")
             }
             false if self.missed.sweep_at().is_some() => {
-                Some("it is asked for soon: events of mail servers were not recorded")
+                Some("it is asked for soon: events of mail servers may have been missed")
             }
             false => None,
         };

@@ -84,7 +84,7 @@ fn accounts_that_a_sweep_for_missed_events_is_to_ask_for_say_so() {
     let reason = |on_demand: &OnDemand| on_demand.statuses(None).remove(0).reason;
     assert_eq!(reason(&on_demand), None);
     on_demand.missed_events(now, MissedAt::ThisNode);
-    let soon = "it is asked for soon: events of mail servers were not recorded";
+    let soon = "it is asked for soon: events of mail servers may have been missed";
     assert_eq!(reason(&on_demand).as_deref(), Some(soon));
     let due = on_demand.next_sweep() + Duration::from_mins(1);
     assert_eq!(on_demand.begin_sweep(due, Duration::from_hours(6)), Sweep::Everybody);

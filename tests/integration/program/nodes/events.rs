@@ -16,7 +16,7 @@ const EVENTS: &str = "[events]\naddress = \"127.0.0.1:0\"\n\
     [[events.source]]\nname = \"dovecot\"\nsecret_file = \"events.secret\"\n";
 
 /// What a node says that asks for its accounts since a node has missed events.
-const SWEEPS: &str = "events of mail servers were not recorded; mailchime asks for all accounts without a connection";
+const SWEEPS: &str = "events of mail servers may have been missed; mailchime asks for all accounts without a connection";
 
 /// A node that takes events, and where.
 struct EventNode {
