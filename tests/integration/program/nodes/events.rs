@@ -114,6 +114,19 @@ impl EventCluster {
         self.event(user, to, "MessageNew", &numbers).await;
     }
 
+    /// Mail for this user, of which the mail server tells nobody; since when it is there.
+    fn mail_without_event(&self, user: &str) -> Instant {
+        let since = Instant::now();
+        self.cluster.world.backend.deliver(user, "INBOX", MAIL).unwrap();
+        since
+    }
+
+    /// Waits until this node sweeps since a node has missed events, and the user's device has a push.
+    async fn sweep_finds_mail(&self, node: &mut EventNode, user: &str, since: Instant) {
+        node.node.server.logged(SWEEPS).await;
+        self.told(user, since).await;
+    }
+
     async fn event(&self, user: &str, to: &EventNode, event: &str, numbers: &str) {
         let change = format!("{{\"mailbox\":\"INBOX\",\"events\":[\"{event}\"]{numbers}}}");
         let reply =
@@ -257,11 +270,9 @@ async fn what_came_for_a_user_of_another_node_while_a_node_started_anew_is_found
         let [a, mut b] = nodes.two().await;
         let user = nodes.user_of(&b).await;
         a.node.server.process.kill();
-        let since = Instant::now();
-        nodes.cluster.world.backend.deliver(&user, "INBOX", MAIL).unwrap();
+        let since = nodes.mail_without_event(&user);
         let _a = nodes.start("a").await;
-        b.node.server.logged(SWEEPS).await;
-        nodes.told(&user, since).await;
+        nodes.sweep_finds_mail(&mut b, &user, since).await;
     })
     .await;
 }
@@ -275,11 +286,9 @@ async fn what_a_node_did_not_record_for_a_user_of_another_is_found() {
         let mut nodes = EventCluster::on(Box::new(database), ON_DEMAND).await;
         let [a, mut b] = nodes.two().await;
         let user = nodes.user_of(&b).await;
-        let since = Instant::now();
-        nodes.cluster.world.backend.deliver(&user, "INBOX", MAIL).unwrap();
+        let since = nodes.mail_without_event(&user);
         nodes.breaks_off(&user, &a).await;
-        b.node.server.logged(SWEEPS).await;
-        nodes.told(&user, since).await;
+        nodes.sweep_finds_mail(&mut b, &user, since).await;
     })
     .await;
 }
@@ -293,13 +302,11 @@ async fn what_came_while_a_node_was_away_that_watches_nobody_is_found() {
         let mut nodes = EventCluster::on(Box::new(database), ON_DEMAND).await;
         let mut a = nodes.start("a").await;
         let user = nodes.user(&a).await;
-        let since = Instant::now();
-        nodes.cluster.world.backend.deliver(&user, "INBOX", MAIL).unwrap();
+        let since = nodes.mail_without_event(&user);
         let b = nodes.start_without_push("b").await;
-        a.node.server.logged(SWEEPS).await;
-        nodes.told(&user, since).await;
+        nodes.sweep_finds_mail(&mut a, &user, since).await;
         nodes.rest().await;
-        // What it is told goes to the one that watches.
+        // It passes an event on to the node that watches.
         let since = Instant::now();
         nodes.mail(&user, &b, false).await;
         nodes.told(&user, since).await;
@@ -316,11 +323,9 @@ async fn what_a_node_that_watches_nobody_did_not_record_is_found() {
         let b = nodes.start_without_push("b").await;
         let mut a = nodes.start("a").await;
         let user = nodes.user(&a).await;
-        let since = Instant::now();
-        nodes.cluster.world.backend.deliver(&user, "INBOX", MAIL).unwrap();
+        let since = nodes.mail_without_event(&user);
         nodes.breaks_off(&user, &b).await;
-        a.node.server.logged(SWEEPS).await;
-        nodes.told(&user, since).await;
+        nodes.sweep_finds_mail(&mut a, &user, since).await;
     })
     .await;
 }
