@@ -10,8 +10,8 @@ use crate::metrics::EventRefusal;
 
 pub(super) type IntakeResponse = Response<Full<Bytes>>;
 
-/// Seconds after which a source may try again to which too much is sent for now. Where the database is away nobody is asked to:
-/// Dovecot's OX driver would hold each delivery up twice (SOURCES.md section 1).
+/// Seconds after which a source that sends too much may try again. No other answer asks for that: while the database is
+/// away, Dovecot's OX driver would hold each delivery up twice (SOURCES.md section 1).
 const PAUSE: u64 = 1;
 
 /// A request that is not taken: `{"error":code,"message":sentence}`.

@@ -37,7 +37,7 @@ pub(super) struct MissedEvents {
     missed: Option<(Instant, Instant)>,
     /// When that sweep began.
     swept: Option<Instant>,
-    /// Some were missed at this node, and the others are not told yet.
+    /// This node has missed some, and has not told the others yet.
     untold: bool,
 }
 
@@ -100,7 +100,7 @@ impl MissedEvents {
         begins
     }
 
-    /// Whether the other nodes are still to be told of what was missed. They are from now on.
+    /// Whether this node has still to tell the others. From now on it counts as having told them.
     pub(super) fn take_untold(&mut self) -> bool {
         std::mem::take(&mut self.untold)
     }

@@ -71,7 +71,7 @@ pub(super) struct OnDemand {
     pushes: LoginPushes,
     /// Of the next sweep.
     sweep_at: Instant,
-    /// It is of the accounts of all nodes: the others are told.
+    /// This node then tells the others to sweep theirs.
     everybody: bool,
     missed: MissedEvents,
     /// When that of the last sweep did.
@@ -112,7 +112,7 @@ pub(super) enum Sweep {
     None,
     /// Those of this node.
     Ours,
-    /// The same, and the other nodes are told to sweep theirs.
+    /// The same, and this node tells the others to sweep theirs.
     Everybody,
 }
 
@@ -178,7 +178,7 @@ impl OnDemand {
         self.sweep_at = self.sweep_at.min(at);
     }
 
-    /// The same, and other nodes are told to sweep, too.
+    /// The same, and this node tells the others to sweep, too.
     pub(super) fn everybody_at(&mut self, at: Instant) {
         self.everybody = true;
         self.sweep_at(at);

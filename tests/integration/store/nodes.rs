@@ -119,7 +119,7 @@ pub(super) async fn a_change_is_an_invalidation_for_the_other_nodes(store: Store
     assert!(a.remove_by_id(&bob(), listed.id).await.unwrap().is_none());
     assert_eq!(news(&store, "b").await, ["bob@example.org"]);
 
-    // Of whom they are is not known.
+    // Missed events may be of any account.
     news(&store, "a").await;
     for _ in 0..2 {
         a.tell_missed_events().await.unwrap();
