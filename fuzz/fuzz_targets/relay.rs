@@ -17,6 +17,8 @@ use mailchime_fuzz::script::{Cut, Script, Side};
 
 const PREFIX: &str = "mc7x";
 const COMMAND_SIZE: usize = 600;
+/// Of an answer to a question of ours that is longer, the rest is taken in pieces, as it comes.
+const LONGEST_ANSWER: usize = 8 * 1024;
 const OURS: [&str; 6] =
     ["XAPPLEPUSHSERVICE", "LOGIN", "AUTHENTICATE", "STARTTLS", "UNAUTHENTICATE", "COMPRESS"];
 const OWN_CAPABILITIES: [&[u8]; 2] = [b"XAPPLEPUSHSERVICE", b"COMPRESS=DEFLATE"];
@@ -128,6 +130,8 @@ fn only_ours_is_taken(log: &Log) {
     let mut question: &[u8] = b"";
     // Refused without their tags, which may come yet.
     let mut refused: Vec<&[u8]> = Vec::new();
+    // The last answer that was taken is longer, and has not ended.
+    let mut answer_goes_on = false;
     let mut happened = log.happened.iter().peekable();
     while let Some(now) = happened.next() {
         match now {
@@ -138,9 +142,16 @@ fn only_ours_is_taken(log: &Log) {
                     (answered, denied, statuses) = (0, 0, 0);
                 }
             }
+            Happened::Taken(Side::Backend, rest) if answer_goes_on => {
+                answer_goes_on = !rest.ends_with(b"\n");
+            }
+            Happened::Forwarded(Side::Backend, bytes) => {
+                assert!(!answer_goes_on, "the rest of an answer: {}", bytes.escape_ascii());
+            }
             Happened::Taken(Side::Backend, line) => {
                 let tag = first_word(line);
                 if !question.is_empty() && tag == first_word(question) {
+                    answer_goes_on = line.len() > LONGEST_ANSWER && !line.ends_with(b"\n");
                     answered += usize::from(is_status_question(question));
                     denied += usize::from(is_denied(question, line));
                     question = b"";
