@@ -31,13 +31,17 @@ pub(in crate::store) fn connections(
     let named = url.keeps_statements();
     let scope = if named { SettingsScope::Session } else { SettingsScope::Transaction };
     let settings = settings(scope, busy_timeout, limit);
-    let (session, transaction) = match scope {
-        SettingsScope::Session => (Some(settings), String::new()),
-        SettingsScope::Transaction => (None, settings),
+    let is_writable = Dialect::Postgres.is_writable().unwrap_or("true");
+    let (session, begin) = match scope {
+        SettingsScope::Session => {
+            let prepared = format!("{settings}prepare {IS_WRITABLE} as select {is_writable}");
+            (Some(prepared), begin(&format!("execute {IS_WRITABLE}")))
+        }
+        SettingsScope::Transaction => (None, begin(&format!("{settings}select {is_writable}"))),
     };
     let (reads, writes, trust) = pools(url.as_str(), busy_timeout, session)
         .map_err(|error| unusable_server(database, error))?;
-    let begin = begin(&transaction).into();
+    let begin = begin.into();
     let listens_at = Some(Arc::new(
         PgConnectOptions::from_str(url.as_str())
             .map_err(|error| unusable_server(database, error))?,
@@ -47,6 +51,10 @@ pub(in crate::store) fn connections(
     let kind = TransactionKind::Server { dialect, begin, named, trust, fault, listens_at };
     Ok(Connections { reads, writes, kind })
 }
+
+/// What a session has prepared to ask whether its server takes writes: each transaction does, and to read the question
+/// takes the server longer than to answer it.
+const IS_WRITABLE: &str = "mailchime_is_writable";
 
 /// What the settings are made for.
 #[derive(Clone, Copy)]
@@ -74,11 +82,10 @@ fn settings(scope: SettingsScope, busy_timeout: Duration, limit: Duration) -> St
     )
 }
 
-/// Begins a transaction with these settings, on a server that takes writes. Its statements see what others have committed
-/// before each of them.
+/// Begins a transaction, with what makes its settings and fails on a server that takes no writes. Its statements see what
+/// others have committed before each of them.
 fn begin(settings: &str) -> String {
-    let is_writable = Dialect::Postgres.is_writable().unwrap_or("true");
-    format!("begin isolation level read committed; {settings}select {is_writable}")
+    format!("begin isolation level read committed; {settings}")
 }
 
 /// Tries what the schema needs, and rolls it back: to make a table, and to change those that are there, for which the user
