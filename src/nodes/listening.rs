@@ -1,13 +1,17 @@
-//! Hears that other nodes have written news, where the database carries that ([`Store::listen`]).
+//! Hears that other nodes have written news, and of which accounts they have marked mailboxes as due, where the
+//! database carries that ([`Store::listen`]).
 
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use crate::model::Account;
 use crate::net::backoff::Backoff;
-use crate::store::Store;
+use crate::store::{NodeNotification, Store};
 
 /// Between two tries to listen that failed.
 const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
@@ -15,17 +19,56 @@ const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(
 /// Between two tries where notifications do not arrive.
 const UNSUPPORTED: Duration = Duration::from_mins(10);
 
+/// Accounts that may wait for the node. Of more, it reads all.
+const NAMED: usize = 10_000;
+
 /// Whether news is heard of, and word of it.
 #[derive(Debug, Default)]
 pub(super) struct NewsBell {
     rings: Notify,
     hears: AtomicBool,
+    events: Mutex<HeardEvents>,
+    has_events: Notify,
+}
+
+/// What was heard of mailboxes that other nodes have marked as due.
+#[derive(Debug, Default)]
+pub(super) struct HeardEvents {
+    /// Their accounts.
+    pub(super) accounts: Vec<Account>,
+    /// Of others, too, or perhaps: something was not heard.
+    pub(super) missed: bool,
 }
 
 impl NewsBell {
     /// Waits until there may be news. What was heard before counts. Cancel safe.
     pub(super) async fn rung(&self) {
         self.rings.notified().await;
+    }
+
+    /// Waits until events were heard of. Cancel safe.
+    pub(super) async fn events(&self) {
+        self.has_events.notified().await;
+    }
+
+    /// The events that were heard of.
+    pub(super) fn take_events(&self) -> HeardEvents {
+        mem::take(&mut self.events.lock())
+    }
+
+    fn heard_of(&self, accounts: Vec<Account>) {
+        let mut events = self.events.lock();
+        if events.accounts.len() + accounts.len() <= NAMED {
+            events.accounts.extend(accounts);
+        } else {
+            events.missed = true;
+        }
+        self.has_events.notify_one();
+    }
+
+    fn missed(&self) {
+        self.events.lock().missed = true;
+        self.has_events.notify_one();
     }
 
     /// Whether each piece of news is heard of at once.
@@ -45,20 +88,30 @@ impl NewsBell {
                         "the database tells this node at once when another node has news"
                     );
                     self.hears.store(true, Ordering::Relaxed);
+                    self.rings.notify_one();
+                    let mut has_heard_of_events = false;
                     let error = loop {
-                        self.rings.notify_one();
-                        if let Err(error) = listener.heard().await {
-                            break error;
+                        match listener.heard().await {
+                            Ok(NodeNotification::News) => self.rings.notify_one(),
+                            Ok(NodeNotification::Events(accounts)) => {
+                                has_heard_of_events = true;
+                                self.heard_of(accounts);
+                            }
+                            Ok(NodeNotification::UnnamedEvents) => self.missed(),
+                            Err(error) => break error,
                         }
                     };
                     self.hears.store(false, Ordering::Relaxed);
+                    if has_heard_of_events {
+                        self.missed();
+                    }
                     tracing::debug!(
                         target: "mailchime::nodes::listening_ended",
                         %error, "the connection on which this node hears of news ended; mailchime makes another one"
                     );
                 }
                 Ok(None) => {
-                    if !std::mem::replace(&mut has_said, true) {
+                    if !mem::replace(&mut has_said, true) {
                         tracing::info!(
                             target: "mailchime::nodes::not_listening",
                             "the database tells this node of no news: it knows no LISTEN, or a pooler by \

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
+use super::nodes::ADDED;
 use super::records::account;
 use super::sql::statement::Statement;
 use super::sql::work::Work;
@@ -113,8 +114,8 @@ const REGISTERED: SelectBy<'_> = SelectBy {
 
 impl Store {
     /// Takes the marks of mailboxes away that were looked at, unless another node has marked them since, and
-    /// then makes marks, all in one transaction. All other nodes get word of the accounts that one of them
-    /// watches. Returns for each mark whether somebody has registered for its mailbox. A call that fails is
+    /// then makes marks, all in one transaction. Returns for each mark whether somebody has registered for its
+    /// mailbox. If so, all other nodes get word of an account that one of them watches. A call that fails is
     /// not to be repeated for what was looked at: the marks may be gone, and there may be new ones.
     ///
     /// # Errors
@@ -125,8 +126,6 @@ impl Store {
         marks: &[DueMark],
         now: Timestamp,
     ) -> Result<Vec<bool>, StoreError> {
-        let told = marks.iter().filter(|mark| mark.for_another_node);
-        let told: BTreeSet<&str> = told.map(|mark| mark.account.as_str()).collect();
         let accounts: BTreeSet<&str> = marks.iter().map(|mark| mark.account.as_str()).collect();
         let due = due_rows(marks);
         let mut looked_at: Vec<_> = looked_at.iter().collect();
@@ -136,7 +135,7 @@ impl Store {
             one.cmp(&other)
         });
         looked_at.dedup_by(|a, b| (&a.account, &a.mailbox) == (&b.account, &b.mailbox));
-        let registered = self.write(Call::News, || async {
+        self.write(Call::News, || async {
             let mut transaction = self.begin().await?;
             let at_once = self.at_once(&mut transaction, &looked_at, &due, &accounts, now).await?;
             let registered = match at_once {
@@ -147,18 +146,19 @@ impl Store {
                     self.mailboxes_of(&mut transaction, &accounts).await?
                 }
             };
+            let known = |mark: &DueMark| {
+                let mailboxes = registered.get(mark.account.as_str());
+                mailboxes.is_some_and(|mailboxes| {
+                    mark.mailbox.as_ref().is_none_or(|mailbox| mailboxes.contains(mailbox))
+                })
+            };
+            let told = marks.iter().filter(|mark| mark.for_another_node && known(mark));
+            let told: BTreeSet<&str> = told.map(|mark| mark.account.as_str()).collect();
             self.tell_all(&mut transaction, &told).await?;
             transaction.commit().await?;
-            Ok(registered)
-        });
-        let registered = registered.await?;
-        let known = |mark: &DueMark| {
-            let mailboxes = registered.get(mark.account.as_str());
-            mailboxes.is_some_and(|mailboxes| {
-                mark.mailbox.as_ref().is_none_or(|mailbox| mailboxes.contains(mailbox))
-            })
-        };
-        Ok(marks.iter().map(known).collect())
+            Ok(marks.iter().map(known).collect())
+        })
+        .await
     }
 
     /// What [`Self::mark_due`] changes and asks, in one statement, which spares trips to a server. `None` where that cannot be:
@@ -233,31 +233,30 @@ impl Store {
     /// Writes news of these accounts to all nodes but this one.
     async fn tell_all(&self, work: &mut Work, accounts: &BTreeSet<&str>) -> sqlx::Result<()> {
         let accounts: Vec<_> = accounts.iter().collect();
-        let mut told = 0;
+        let names = self.names_events(work);
+        let (what, mut told) = (Self::of_event(names), 0);
         for accounts in accounts.chunks(sql::MOST_ROWS) {
-            let names: Vec<_> = (2..accounts.len() + 2).map(|place| format!("${place}")).collect();
-            let rows = format!(
-                "select n.name, a.name, 2 from node n cross join account a \
-                 where n.incarnation <> $1 and a.name in ({}) order by n.name, a.name",
-                names.join(", ")
-            );
-            let mut query = sql::query(work.dialect().upsert(&Upsert {
-                table: "invalidation",
-                columns: "node, account, login",
-                rows: &rows,
-                key: "node, account",
-                // Word of an event; a login that is there stays.
-                set: &[("login", "case when old.login < 2 then old.login + 2 else old.login end")],
-                returning: "",
-            }))
-            .bind(&*self.incarnation);
-            for account in accounts {
-                query = query.bind(**account);
-            }
+            let text = |names: &str| {
+                let rows = format!(
+                    "select n.name, a.name, {what} from node n cross join account a \
+                     where n.incarnation <> $1 and a.name in ({names}) order by n.name, a.name"
+                );
+                work.dialect().upsert(&Upsert {
+                    table: "invalidation",
+                    columns: "node, account, login",
+                    rows: &rows,
+                    key: "node, account",
+                    set: ADDED,
+                    returning: "",
+                })
+            };
+            let query = sql::with_list(work, 1, accounts.len(), text).bind(&*self.incarnation);
+            let query = accounts.iter().fold(query, |query, account| query.bind(**account));
             told += query.execute_in(work).await?.rows_affected();
         }
-        if told > 0 {
-            self.notify_after(work);
+        if told > 0 && names {
+            let names = accounts.iter().map(|name| (**name).to_owned()).collect();
+            self.notify_events_after(work, names);
         }
         Ok(())
     }

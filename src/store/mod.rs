@@ -84,8 +84,8 @@ use gathering::Gathering;
 pub use import::{ImportOutcome, ImportedRegistration};
 pub use keeping::Kept;
 pub use nodes::{Invalidation, Node, NodeNews};
-pub use notifications::NewsListener;
 use notifications::Notifier;
+pub use notifications::{NewsListener, NodeNotification};
 use questions::Question;
 pub use registrant::{Registrant, Sealed};
 pub use removal::Removed;
@@ -191,7 +191,7 @@ impl Store {
     /// has or had.
     #[must_use]
     pub fn of_node(self, incarnation: Arc<str>) -> Self {
-        Self { incarnation, ..self.asking_alone() }
+        Self { incarnation, notifier: Arc::default(), ..self.asking_alone() }
     }
 
     /// What it is asked is asked by itself from now on: what becomes of it, or is counted, is another store's matter.

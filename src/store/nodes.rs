@@ -36,13 +36,17 @@ pub struct Invalidation {
     pub login: bool,
     /// A mail server, or another source, has told of it.
     pub event: bool,
+    /// Nothing else has happened, and a notification names it, too ([`NodeNews::Events`]).
+    pub named: bool,
 }
 
 /// What other processes tell a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeNews {
-    /// One has changed this account.
+    /// One has changed this account, or marked mailboxes of it as due.
     Invalidation(Invalidation),
+    /// One has marked mailboxes of these accounts as due, and told of them by name ([`NewsListener`](super::NewsListener)).
+    Events(Vec<Account>),
     /// One has missed events of mail servers, or may have. They may be of any account.
     MissedEvents,
 }
@@ -69,9 +73,13 @@ static TAKE: Shaped = Shaped::new(|dialect| {
     })
 });
 
-/// What the column `login` is the sum of.
+/// What the column `login` is the sum of. The last one is of what no notification names.
 const LOGIN: i64 = 1;
 const EVENT: i64 = 2;
+const UNNAMED: i64 = 4;
+
+/// News that is there already stays.
+pub(super) const ADDED: &[(&str, &str)] = &[("login", "old.login | new.login")];
 
 /// No account has this name. A row with it says that events were missed.
 const ANY_ACCOUNT: &str = "";
@@ -83,10 +91,7 @@ static TELL: Shaped = Shaped::new(|dialect| {
         columns: "node, account, login",
         rows: "select name, $1, $2 from node where incarnation <> $3 order by name",
         key: "node, account",
-        set: &[(
-            "login",
-            "case when new.login = 1 and old.login in (0, 2) then old.login + 1 else old.login end",
-        )],
+        set: ADDED,
         returning: "",
     })
 });
@@ -207,10 +212,10 @@ impl Store {
             let read = |row: &AnyRow| {
                 let what = row.try_get::<i64, _>("login")?;
                 let (login, event) = (what & LOGIN != 0, what & EVENT != 0);
-                let account = account(row, "account")?;
+                let (named, account) = (what == EVENT, account(row, "account")?);
                 Ok(match account.as_str() {
                     ANY_ACCOUNT => NodeNews::MissedEvents,
-                    _ => NodeNews::Invalidation(Invalidation { account, login, event }),
+                    _ => NodeNews::Invalidation(Invalidation { account, login, event, named }),
                 })
             };
             let mut transaction = self.begin().await?;
@@ -228,7 +233,7 @@ impl Store {
     pub async fn tell_missed_events(&self) -> Result<(), StoreError> {
         self.write(Call::News, || async {
             let mut transaction = self.begin().await?;
-            self.tell_of(&mut transaction, ANY_ACCOUNT, EVENT).await?;
+            self.tell_of(&mut transaction, ANY_ACCOUNT, EVENT | UNNAMED).await?;
             transaction.commit().await
         })
         .await
@@ -244,7 +249,12 @@ impl Store {
         account: &str,
         login: bool,
     ) -> sqlx::Result<()> {
-        self.tell_of(work, account, if login { LOGIN } else { 0 }).await
+        self.tell_of(work, account, if login { LOGIN | UNNAMED } else { UNNAMED }).await
+    }
+
+    /// The sum for an event whose account is named or not.
+    pub(super) fn of_event(named: bool) -> i64 {
+        if named { EVENT } else { EVENT | UNNAMED }
     }
 
     /// The same, with the sum of what it is.

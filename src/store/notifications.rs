@@ -1,6 +1,14 @@
 //! Word that there is news for nodes, at once: PostgreSQL's LISTEN and NOTIFY. The news itself is in rows
 //! (`nodes`), so a notification that is lost costs time and nothing else.
 //!
+//! ```text
+//!   a change of an account ──▶ "news" on the channel of all ──▶ each node looks for its rows
+//!   marks as due ──▶ the accounts, on the channel of each node ──▶ it acts, and drops the row that says no more
+//! ```
+//!
+//! Any role of the server may listen and notify, so what is told on the channel of all says nothing. That of a node
+//! is named by its incarnation, which is chance and stands in a table that other roles cannot read.
+//!
 //! NOTIFY is a transaction of its own, behind the one that has written the news and beside all calls: at its end it
 //! takes a lock that the whole server has once, so any program that notifies and ends slowly would hold up the
 //! writes. LISTEN is the session's, so it needs a connection of its own that no pooler by transaction stands before.
@@ -9,14 +17,18 @@
 //! Source: <https://www.postgresql.org/docs/current/sql-notify.html>, and `PreCommit_Notify` in PostgreSQL's
 //! `src/backend/commands/async.c`
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use serde_json::json;
 use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::time::{sleep, timeout};
+use uuid::Uuid;
 
 use super::sql;
 use super::sql::dialect::Dialect;
@@ -24,9 +36,13 @@ use super::sql::trust::ConnectionTrust;
 use super::sql::work::Work;
 use super::{Store, StoreError, error};
 use crate::metrics::Call;
+use crate::model::Account;
 
 /// All nodes of a database listen to it. What somebody else sends there makes a node look once more.
 const CHANNEL: &str = "mailchime_news";
+
+/// What the name of a node's own channel begins with; its incarnation follows.
+const OF_NODE: &str = "mailchime_events_";
 
 /// What the notification begins with by which a node finds out whether they arrive. It is word of news, too: before
 /// it the node has told the others of none.
@@ -42,7 +58,19 @@ const CHECK: Duration = Duration::from_secs(30);
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
 /// Between two notifications. The next one tells of all that was written meanwhile.
-const APART: Duration = Duration::from_millis(5);
+const APART: Duration = Duration::from_millis(2);
+
+/// The same behind one that failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Bytes of one notification. PostgreSQL refuses 8,000.
+const PAYLOAD: usize = 7_900;
+
+/// Accounts that wait to be told of by name. Of more, nodes hear that there are more.
+const NAMED: usize = 10_000;
+
+/// Events of more accounts than can be named.
+const MORE: &str = "more";
 
 const PID: &str = "select pg_backend_pid()";
 
@@ -51,19 +79,48 @@ pub struct NewsListener {
     listener: PgListener,
     database: Arc<str>,
     /// Of this process, which needs no word of its own news.
-    incarnation: Arc<str>,
+    notifier: Arc<Notifier>,
     trust: ConnectionTrust,
     connected: Instant,
     checked: Instant,
 }
 
+/// What another process has told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeNotification {
+    /// There is news in rows.
+    News,
+    /// Mailboxes of these accounts are due.
+    Events(Vec<Account>),
+    /// Mailboxes of accounts that it does not name are.
+    UnnamedEvents,
+}
+
 /// Notifies the other processes, one notification at a time.
-#[derive(Debug, Default)]
 pub(super) struct Notifier {
+    /// By what this process knows its own notifications.
+    name: String,
     /// The database knows NOTIFY, by what [`Store::listen`] has seen.
     works: AtomicBool,
-    /// A notification is under way; `true` if news was written since, which the next one tells.
-    under_way: Mutex<Option<bool>>,
+    untold: Mutex<Untold>,
+}
+
+/// What the next notification tells.
+#[derive(Default)]
+struct Untold {
+    /// One is under way.
+    under_way: bool,
+    what: Telling,
+}
+
+#[derive(Debug, Default)]
+struct Telling {
+    /// There is news in rows.
+    news: bool,
+    /// Accounts with mailboxes that are due.
+    events: BTreeSet<String>,
+    /// There are more of those.
+    more: bool,
 }
 
 impl Store {
@@ -111,9 +168,10 @@ impl Store {
         let other: i64 = row.fetch_one_in(&mut work).await?.try_get("pid")?;
         let is_pooled = other == before || pid(&mut listener).await? != before;
         if !is_pooled {
-            listener.listen(CHANNEL).await?;
+            let own = format!("{OF_NODE}{}", self.incarnation);
+            listener.listen_all([CHANNEL, &*own]).await?;
         }
-        notify(&mut work, &format!("{TRIAL}{}", self.incarnation)).await?;
+        notify(&mut work, &format!("{TRIAL}{}", self.notifier.name)).await?;
         work.commit().await?;
         // Others may hear although this process cannot.
         self.notifier.works.store(true, Ordering::Relaxed);
@@ -123,81 +181,182 @@ impl Store {
         Ok(Some(NewsListener {
             listener,
             database: Arc::clone(&self.database),
-            incarnation: Arc::clone(&self.incarnation),
+            notifier: Arc::clone(&self.notifier),
             trust,
             connected,
             checked: Instant::now(),
         }))
     }
 
-    /// Notifies the nodes that listen once this transaction has ended. The transaction neither waits for that nor
-    /// depends on it.
+    /// Notifies the nodes that listen that there is news once this transaction has ended. The transaction neither
+    /// waits for that nor depends on it.
     pub(super) fn notify_after(&self, work: &mut Work) {
+        if self.names_events(work) {
+            self.tell_after(work, |telling| telling.news = true);
+        }
+    }
+
+    /// Whether notifications can name the accounts of events to other nodes.
+    pub(super) fn names_events(&self, work: &Work) -> bool {
         // Databases that speak PostgreSQL's protocol may not know it.
-        if work.dialect() == Dialect::Postgres && self.notifier.works.load(Ordering::Relaxed) {
-            let store = self.clone();
-            work.when_ended(move || store.notify_beside());
-        }
+        work.dialect() == Dialect::Postgres && self.notifier.works.load(Ordering::Relaxed)
     }
 
-    fn notify_beside(self) {
-        let mut under_way = self.notifier.under_way.lock();
-        match &mut *under_way {
-            Some(again) => *again = true,
-            None => {
-                *under_way = Some(false);
-                drop(under_way);
-                drop(tokio::spawn(self.notifying()));
+    /// Names the accounts of events to the nodes that listen, likewise, where [`Self::names_events`].
+    pub(super) fn notify_events_after(&self, work: &mut Work, accounts: Vec<String>) {
+        self.tell_after(work, |telling| telling.add(accounts));
+    }
+
+    fn tell_after(&self, work: &mut Work, add: impl FnOnce(&mut Telling) + Send + 'static) {
+        let store = self.clone();
+        work.when_ended(move || {
+            let mut untold = store.notifier.untold.lock();
+            add(&mut untold.what);
+            let is_first = !std::mem::replace(&mut untold.under_way, true);
+            drop(untold);
+            if is_first {
+                drop(tokio::spawn(store.notifying()));
             }
-        }
+        });
     }
 
-    /// Notifies until there was no news since. Where that fails, each node finds the news with its next look.
+    /// Notifies until there is nothing to tell. What could not be told is told later: each node finds news with its
+    /// next look, but may take an event for one that it has heard of. When this process ends, the others look at
+    /// everything.
     async fn notifying(self) {
         loop {
-            let told = self.limited(async { self.named(self.notify_others().await) });
-            if let Err(error) = told.await {
-                tracing::debug!(
-                    target: "mailchime::store::news_not_told",
-                    %error, "could not tell the other nodes at once that there is news; they find it with their next look"
-                );
-            }
-            sleep(APART).await;
-            let mut under_way = self.notifier.under_way.lock();
-            *under_way = under_way.filter(|again| *again).map(|_| false);
-            if under_way.is_none() {
-                return;
+            let telling = {
+                let mut untold = self.notifier.untold.lock();
+                if untold.what.is_nothing() || self.is_stopping() {
+                    untold.under_way = false;
+                    return;
+                }
+                std::mem::take(&mut untold.what)
+            };
+            let told = self.limited(async { self.named(self.notify_others(&telling).await) });
+            let Err(error) = told.await else {
+                sleep(APART).await;
+                continue;
+            };
+            tracing::debug!(
+                target: "mailchime::store::news_not_told",
+                %error, "could not tell the other nodes at once that there is news; mailchime tries again, and they \
+                         find most of it with their next look"
+            );
+            self.notifier.untold.lock().what.also(telling);
+            sleep(RETRY).await;
+        }
+    }
+
+    async fn notify_others(&self, telling: &Telling) -> sqlx::Result<()> {
+        let payloads = telling.payloads();
+        // A statement alone needs no transaction around it, which takes two more trips.
+        if payloads.len() + usize::from(telling.news) == 1
+            && let Some(mut work) = self.connections.read_alone().await?
+        {
+            return self.notify_in(&mut work, telling.news, payloads).await;
+        }
+        let mut work = self.begin().await?;
+        self.notify_in(&mut work, telling.news, payloads).await?;
+        work.commit().await
+    }
+
+    async fn notify_in(
+        &self,
+        work: &mut Work,
+        news: bool,
+        payloads: Vec<String>,
+    ) -> sqlx::Result<()> {
+        if news {
+            notify(work, &self.notifier.name).await?;
+        }
+        for payload in payloads {
+            let query = sql::query(
+                "select set_config('lock_timeout', '1s', true) as patience, \
+                 cast(pg_notify($1 || incarnation, $2) as text) as told from node where incarnation <> $3",
+            );
+            let query = query.bind(OF_NODE).bind(payload).bind(&*self.incarnation);
+            query.execute_in(work).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Default for Notifier {
+    fn default() -> Self {
+        let name = Uuid::new_v4().simple().to_string();
+        Self { name, works: AtomicBool::default(), untold: Mutex::default() }
+    }
+}
+
+impl fmt::Debug for Notifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Notifier")
+    }
+}
+
+impl Telling {
+    fn is_nothing(&self) -> bool {
+        !self.news && self.events.is_empty() && !self.more
+    }
+
+    fn add(&mut self, accounts: impl IntoIterator<Item = String>) {
+        for account in accounts {
+            if self.events.len() < NAMED {
+                self.events.insert(account);
+            } else {
+                self.more |= !self.events.contains(&account);
             }
         }
     }
 
-    async fn notify_others(&self) -> sqlx::Result<()> {
-        let mut work = self.begin().await?;
-        notify(&mut work, &self.incarnation).await?;
-        work.commit().await
+    fn also(&mut self, other: Self) {
+        self.news |= other.news;
+        self.more |= other.more;
+        self.add(other.events);
+    }
+
+    /// Lists of names in JSON, each short enough, and one more where there are names that are not in them.
+    fn payloads(&self) -> Vec<String> {
+        let (mut payloads, mut list, mut more) = (Vec::new(), String::new(), self.more);
+        for account in &self.events {
+            let name = json!(account).to_string();
+            if name.len() + "[]".len() > PAYLOAD {
+                more = true;
+                continue;
+            }
+            if list.len() + name.len() + ",]".len() > PAYLOAD {
+                payloads.push(std::mem::take(&mut list) + "]");
+            }
+            list.push(if list.is_empty() { '[' } else { ',' });
+            list.push_str(&name);
+        }
+        payloads.extend((!list.is_empty()).then(|| list + "]"));
+        payloads.extend(more.then(|| MORE.to_owned()));
+        payloads
     }
 }
 
 impl NewsListener {
-    /// Returns when another process has written news for nodes. Not cancel safe.
+    /// The next word of another process. Not cancel safe.
     ///
     /// # Errors
     /// [`StoreError`] when the connection is lost, or does not lead to the server that takes writes any more.
-    pub async fn heard(&mut self) -> Result<(), StoreError> {
+    pub async fn heard(&mut self) -> Result<NodeNotification, StoreError> {
         self.next().await.map_err(|error| StoreError::from_sqlx(&self.database, error))
     }
 
     /// Returns when this process's trial has arrived.
     async fn hears_trial(&mut self) -> sqlx::Result<()> {
         while let Some(heard) = self.listener.try_recv().await? {
-            if heard.payload().strip_prefix(TRIAL) == Some(&*self.incarnation) {
+            if heard.payload().strip_prefix(TRIAL) == Some(&*self.notifier.name) {
                 return Ok(());
             }
         }
         Err(lost("the connection ended"))
     }
 
-    async fn next(&mut self) -> sqlx::Result<()> {
+    async fn next(&mut self) -> sqlx::Result<NodeNotification> {
         loop {
             let left = CHECK.saturating_sub(self.checked.elapsed());
             let Ok(heard) = timeout(left, self.listener.try_recv()).await else {
@@ -206,8 +365,11 @@ impl NewsListener {
             };
             let Some(heard) = heard? else { return Err(lost("the connection ended")) };
             let payload = heard.payload();
-            if payload.strip_prefix(TRIAL).unwrap_or(payload) != &*self.incarnation {
-                return Ok(());
+            if heard.channel() != CHANNEL {
+                return Ok(events(payload));
+            }
+            if payload.strip_prefix(TRIAL).unwrap_or(payload) != self.notifier.name {
+                return Ok(NodeNotification::News);
             }
         }
     }
@@ -229,9 +391,20 @@ impl NewsListener {
     }
 }
 
-impl std::fmt::Debug for NewsListener {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for NewsListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("NewsListener")
+    }
+}
+
+/// What is no list is more than it says.
+fn events(payload: &str) -> NodeNotification {
+    match serde_json::from_str::<Vec<String>>(payload) {
+        // A canonical name is its own canonical form.
+        Ok(names) => {
+            NodeNotification::Events(names.iter().map(|name| Account::from_login(name)).collect())
+        }
+        Err(_) => NodeNotification::UnnamedEvents,
     }
 }
 
@@ -240,7 +413,7 @@ async fn pid(listener: &mut PgListener) -> sqlx::Result<i64> {
     row.try_get::<i32, _>(0).map(i64::from)
 }
 
-/// The transaction then waits a second at its end for the lock, and fails.
+/// The transaction waits a second at its end for the lock then, and fails.
 async fn notify(work: &mut Work, payload: &str) -> sqlx::Result<()> {
     // What is returned has no type that the driver knows.
     let query = sql::query(
@@ -252,4 +425,47 @@ async fn notify(work: &mut Work, payload: &str) -> sqlx::Result<()> {
 
 fn lost(why: &'static str) -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heard(telling: &Telling) -> (Vec<Account>, bool) {
+        let (mut accounts, mut more) = (Vec::new(), false);
+        for payload in telling.payloads() {
+            assert!(payload.len() <= PAYLOAD, "{}", payload.len());
+            match events(&payload) {
+                NodeNotification::Events(named) => accounts.extend(named),
+                other => more |= other == NodeNotification::UnnamedEvents,
+            }
+        }
+        (accounts, more)
+    }
+
+    #[test]
+    fn every_account_is_named_once_in_notifications_that_postgresql_takes() {
+        let names = (0..2_000).map(|number| format!("user\"{number}@exämple.org"));
+        let mut telling = Telling::default();
+        assert!(telling.is_nothing());
+        telling.add(names.clone());
+        telling.add(names.clone());
+        let (mut accounts, more) = heard(&telling);
+        accounts.sort();
+        let mut named: Vec<_> = names.map(|name| Account::from_login(&name)).collect();
+        named.sort();
+        assert_eq!((accounts, more), (named, false));
+    }
+
+    #[test]
+    fn nodes_hear_that_there_are_more_accounts_than_can_be_named() {
+        let mut telling = Telling::default();
+        telling.add((0..=NAMED).map(|number| number.to_string()));
+        let (accounts, more) = heard(&telling);
+        assert_eq!((accounts.len(), more), (NAMED, true));
+        let mut telling = Telling::default();
+        telling.add(["a".repeat(PAYLOAD), "alice".to_owned()]);
+        assert_eq!(heard(&telling), (vec![Account::from_login("alice")], true));
+        assert_eq!(events("?"), NodeNotification::UnnamedEvents);
+    }
 }

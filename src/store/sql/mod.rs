@@ -16,4 +16,4 @@ mod unbroken;
 pub(super) mod work;
 
 pub(super) use dialect::{MOST_ROWS, SelectBy, Take, UpdateFrom, Upsert, values};
-pub(super) use statement::{Shaped, query, select_by, together, update_from};
+pub(super) use statement::{Shaped, query, select_by, together, update_from, with_list};

@@ -34,8 +34,8 @@ struct Rows {
 pub(in crate::store) enum StatementText {
     /// It is kept prepared, where that may be.
     Fixed(&'static str),
-    /// It is written for what there is at the time. What [`update_from`] and [`select_by`] write is kept prepared as well,
-    /// and so is each on MariaDB: to close a statement is a packet without an answer, and the driver's next one waits
+    /// It is written for what there is at the time. What is written for rows or for a list is kept prepared as well, and so
+    /// is each on MariaDB: to close a statement is a packet without an answer, and the driver's next one waits
     /// 40 ms for its acknowledgement (RFC 1122 section 4.2.3.4: the driver does not set TCP_NODELAY).
     Made(String),
 }
@@ -98,6 +98,20 @@ pub(in crate::store) fn together<'q>(
     let rows = Rows::of(work, columns, rows);
     let text = work.dialect().together(updates, select, rows.count)?;
     Some(Statement { rows, ..query(text) })
+}
+
+/// The statement of this text, which has a list of arguments behind `first` others: it gets `$n, …`, for this number of
+/// them at least.
+pub(in crate::store) fn with_list<'q>(
+    work: &Work,
+    first: usize,
+    count: usize,
+    text: impl FnOnce(&str) -> String,
+) -> Statement<'q> {
+    let rows = Rows { first, ..Rows::of(work, &["one"], count) };
+    let places = (1..=rows.count).map(|place| format!("${}", first + place));
+    let places: Vec<_> = places.collect();
+    Statement { rows, ..query(text(&places.join(", "))) }
 }
 
 impl Rows {

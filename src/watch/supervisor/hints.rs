@@ -3,8 +3,9 @@
 use tokio::time::Instant;
 
 use super::Supervisor;
+use super::handle::WatcherHandle;
 use crate::model::{Account, Hint};
-use crate::store::NodeNews;
+use crate::store::{Invalidation, NodeNews};
 use crate::watch::hint_writer::{HintReply, RecordedHints};
 use crate::watch::hints::Hints;
 use crate::watch::missed_events::MissedAt;
@@ -46,7 +47,31 @@ impl Supervisor {
                 self.look_up(news.account.clone(), Some(news));
             }
             NodeNews::Invalidation(_) => {}
+            NodeNews::Events(accounts) => {
+                accounts.into_iter().for_each(|account| self.marked_by_another_node(account));
+            }
             NodeNews::MissedEvents => self.missed_events(MissedAt::AnotherNode),
+        }
+    }
+
+    /// Another node has marked mailboxes of the account as due: whoever watches it reads which.
+    fn marked_by_another_node(&mut self, account: Account) {
+        if !self.is_ours(&account) {
+            return;
+        }
+        let is_watched = self.watchers.get(&account).is_some_and(WatcherHandle::is_live);
+        if !is_watched && self.on_demand.is_resting(&account) {
+            let news = Directive { registrations: 1, ..Directive::default() };
+            self.start(account.clone(), news, WatcherStart::AtOnce);
+        } else if let Some(handle) = self.watchers.get(&account).filter(|_| is_watched) {
+            handle.look_again(false);
+        } else {
+            let (login, event, named) = (false, true, true);
+            let news = Invalidation { account: account.clone(), login, event, named };
+            return self.look_up(account, Some(news));
+        }
+        if let Some(handle) = self.watchers.get(&account) {
+            handle.status.hint();
         }
     }
 

@@ -133,7 +133,8 @@ async fn what_is_known_here_of_refusals_is_not_replaced_by_what_was_looked_up_be
     let refused = vec![Credentials::password("alice", b"old".to_vec())];
     let known = CredentialHistory { refusals: 2, refused, ..CredentialHistory::default() };
     supervisor.on_demand.remember_credentials(&alice, Some(Box::new(known)));
-    let news = Some(Invalidation { account: alice.clone(), login: false, event: true });
+    let news =
+        Some(Invalidation { account: alice.clone(), login: false, event: true, named: false });
     let (backend, refused) = (None, Some((1, Timestamp::now())));
     let live = LiveAccount { account: alice.clone(), backend, parked: None, refused };
     let moment = supervisor.now();

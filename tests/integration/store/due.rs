@@ -113,8 +113,10 @@ pub(super) async fn a_mark_of_another_node_outlives_a_look_that_did_not_see_it(s
     other.take_news("b", 10).await.unwrap();
     let marks = [mark(&alice(), None, None, true), mark(&bob(), None, None, false)];
     marked(&store, &marks).await;
-    let news =
-        |account| [NodeNews::Invalidation(Invalidation { account, login: false, event: true })];
+    let news = |account| {
+        let (login, event, named) = (false, true, false);
+        [NodeNews::Invalidation(Invalidation { account, login, event, named })]
+    };
     assert_eq!(other.take_news("b", 10).await.unwrap(), news(alice()));
     // Nor of an account that is not there. What is not due gets no mark.
     let word = |account: &Account| DueMark { is_due: false, ..mark(account, None, None, true) };
@@ -129,6 +131,9 @@ pub(super) async fn a_mark_of_another_node_outlives_a_look_that_did_not_see_it(s
     let inbox_alone =
         [mark(&alice(), Some("INBOX"), None, false), mark(&alice(), Some("Team"), None, false)];
     assert_eq!(store.mark_due(&[], &inbox_alone, Timestamp(10)).await.unwrap(), [true, false]);
+    // Nor is anything told of a mailbox for which nobody has registered.
+    marked(&store, &[mark(&alice(), Some("Team"), None, true)]).await;
+    assert_eq!(other.take_news("b", 10).await.unwrap(), []);
 }
 
 pub(super) async fn those_that_are_due_for_longest_come_first(store: Store) {

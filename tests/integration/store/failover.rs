@@ -122,7 +122,7 @@ async fn switched_over(test: &str, of_statements: &str) {
             Store::open(&standby.url().parse().unwrap(), BUSY).await.unwrap().of_node("two".into());
         register(&other, device(&bob(), 'c'), &["INBOX"], 5, 300).await;
         let news = store.take_news("one", 10).await.unwrap();
-        let registered = Invalidation { account: bob(), login: true, event: false };
+        let registered = Invalidation { account: bob(), login: true, event: false, named: false };
         assert!(news.contains(&NodeNews::Invalidation(registered)), "{news:?}");
         until(async || connections(&mut old).await == 0).await;
     })

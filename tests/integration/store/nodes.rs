@@ -25,10 +25,11 @@ async fn rows(store: &Store) -> Vec<String> {
 async fn news(store: &Store, name: &str) -> Vec<String> {
     let news = store.take_news(name, 100).await.unwrap();
     let shown = |news: NodeNews| match news {
-        NodeNews::Invalidation(Invalidation { account, login, event }) => {
+        NodeNews::Invalidation(Invalidation { account, login, event, .. }) => {
             let (login, event) = (if login { "!" } else { "" }, if event { "?" } else { "" });
             format!("{account}{login}{event}")
         }
+        NodeNews::Events(accounts) => panic!("{accounts:?} are in no row"),
         NodeNews::MissedEvents => "events were missed".to_owned(),
     };
     let mut news: Vec<_> = news.into_iter().map(shown).collect();

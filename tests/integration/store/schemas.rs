@@ -241,7 +241,7 @@ async fn holds_what_it_held(store: &Store) {
     store.clone().of_node("1".into()).join("a").await.unwrap();
     assert!(store.remove_account(&bob).await.unwrap());
     let news = store.take_news("a", 10).await.unwrap();
-    let removed = Invalidation { account: bob, login: false, event: false };
+    let removed = Invalidation { account: bob, login: false, event: false, named: false };
     assert_eq!(news, [NodeNews::Invalidation(removed)]);
 }
 

@@ -41,12 +41,16 @@ impl Others {
 
     pub(super) async fn tell(&self, user: &str, login: bool) {
         let account = Account::from_login(user);
-        self.invalidate(Invalidation { account, login, event: false }).await;
+        self.invalidate(Invalidation { account, login, event: false, named: false }).await;
     }
 
     async fn tell_of_event(&self, user: &str) {
         let account = Account::from_login(user);
-        self.invalidate(Invalidation { account, login: false, event: true }).await;
+        self.invalidate(Invalidation { account, login: false, event: true, named: false }).await;
+    }
+
+    async fn name_event(&self, user: &str) {
+        self.news.send(NodeNews::Events(vec![Account::from_login(user)])).await.unwrap();
     }
 
     async fn tell_of_missed_events(&self) {
@@ -113,7 +117,7 @@ async fn a_login_at_this_node_reaches_the_one_that_watches() {
         watching.logged_in("bob", "secret").await;
         watching.logged_in("alice", "changed").await;
         until(async || world.stored_password("alice").await == b"changed").await;
-        let news = Invalidation { account: alice.clone(), login: true, event: false };
+        let news = Invalidation { account: alice.clone(), login: true, event: false, named: false };
         let news = NodeNews::Invalidation(news);
         assert_eq!(other.take_news("elsewhere", 10).await.unwrap(), std::slice::from_ref(&news));
         // But it is for one that is parked.
@@ -329,7 +333,7 @@ async fn an_event_of_an_account_that_another_node_watches_reaches_that_node() {
         // It is on disk when the source has its answer.
         let news = other.take_news("elsewhere", 10).await.unwrap();
         let account = Account::from_login("alice");
-        let invalidation = Invalidation { account, login: false, event: true };
+        let invalidation = Invalidation { account, login: false, event: true, named: false };
         assert_eq!(news, [NodeNews::Invalidation(invalidation)]);
         assert_eq!(backend.counters().accepted, 0);
         watching.stop().await;
@@ -366,8 +370,8 @@ async fn each_node_asks_for_its_accounts_when_one_has_missed_events_and_only_tha
     .await;
 }
 
-#[tokio::test]
-async fn an_event_of_which_another_node_was_told_is_the_last_one_of_a_connected_account_too() {
+/// Another node tells of an event, in this way.
+async fn another_node_tells_of_an_event(tells: impl AsyncFnOnce(&Others)) {
     limited(async {
         let backend = backend().await;
         let world = world(&backend).await;
@@ -378,7 +382,7 @@ async fn an_event_of_which_another_node_was_told_is_the_last_one_of_a_connected_
         others.tell("alice", false).await;
         watching.word_of_devices().await;
         assert_eq!(watching.until("watching").await.last_hint_at, None);
-        others.tell_of_event("alice").await;
+        tells(&others).await;
         until(async || watching.until("watching").await.last_hint_at.is_some()).await;
         watching.stop().await;
     })
@@ -386,7 +390,13 @@ async fn an_event_of_which_another_node_was_told_is_the_last_one_of_a_connected_
 }
 
 #[tokio::test]
-async fn a_change_of_flags_alone_of_which_another_node_was_told_spares_the_login() {
+async fn an_event_of_which_another_node_was_told_is_the_last_one_of_a_connected_account_too() {
+    another_node_tells_of_an_event(async |others| others.tell_of_event("alice").await).await;
+    another_node_tells_of_an_event(async |others| others.name_event("alice").await).await;
+}
+
+/// Another node tells of flags, in this way. All that it knows of them spares the login.
+async fn another_node_tells_of_flags(tells: impl AsyncFnOnce(&Others)) {
     limited(async {
         let backend = backend().await;
         let world = on_demand::world(&backend).await;
@@ -407,11 +417,21 @@ async fn a_change_of_flags_alone_of_which_another_node_was_told_spares_the_login
             for_another_node: true,
         };
         world.store.mark_due(&[], &[mark], Timestamp::now()).await.unwrap();
-        others.tell_of_event("alice").await;
+        tells(&others).await;
         watching.expect(&["INBOX: quiet, next 2 of 1 with 1 unseen"]).await;
         on_demand::until_resting(&world, &watching).await;
         assert_eq!(backend.counters().accepted, 1, "that of the sweep after the start");
         watching.stop().await;
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_change_of_flags_alone_of_which_another_node_was_told_spares_the_login() {
+    another_node_tells_of_flags(async |others| others.tell_of_event("alice").await).await;
+}
+
+#[tokio::test]
+async fn a_change_of_flags_alone_whose_account_another_node_names_spares_the_login() {
+    another_node_tells_of_flags(async |others| others.name_event("alice").await).await;
 }
