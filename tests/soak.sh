@@ -4,7 +4,9 @@
 # now and then. Prints what happened and what it took; fails if a change was lost, if anything grew
 # or if a session read a wrong byte.
 #
-#     tests/soak.sh MINUTES [--seed N] [--postgres]
+#     tests/soak.sh MINUTES [--seed N] [--postgres] [--events]
+#
+# --events  Dovecot tells of its mailboxes, and accounts have no connection of their own
 #
 # Needs root, and Dovecot with LMTP (and PostgreSQL), which tests/run.sh --install installs. mailchime's log
 # is in target/soak.log afterwards. Ctrl-C ends it and all that it has started.

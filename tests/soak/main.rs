@@ -67,6 +67,10 @@ struct Options {
     #[arg(long)]
     postgres: bool,
 
+    /// Dovecot tells of its mailboxes, and accounts have no connection of their own
+    #[arg(long)]
+    events: bool,
+
     /// The mailchime to run
     #[arg(long, value_name = "PATH")]
     program: PathBuf,
@@ -138,13 +142,14 @@ async fn soak(options: &Options) -> ExitCode {
     let seed = options.seed.unwrap_or_else(rand::random);
     let time = Duration::from_secs(options.minutes * 60);
     let store = if options.postgres { "PostgreSQL" } else { "SQLite" };
+    let watched = if options.events { "watched by events" } else { "watched by connections" };
     println!(
-        "soak: {} minutes, {ACCOUNTS} accounts, {store}, --seed {seed}, log in {}",
+        "soak: {} minutes, {ACCOUNTS} accounts {watched}, {store}, --seed {seed}, log in {}",
         options.minutes,
         options.log.display()
     );
     let began = Instant::now();
-    let site = Site::start(ACCOUNTS, options.program.clone(), options.postgres).await;
+    let site = Site::start(ACCOUNTS, options).await;
     let Some(site) = site else {
         eprintln!("NOT RUN: there is no server for it on this machine");
         return ExitCode::FAILURE;

@@ -2,9 +2,10 @@
 //! of what they did and what their phones were told.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -21,7 +22,6 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
-use crate::Tally;
 use crate::support::chance::Chance;
 use crate::support::listener;
 use crate::support::program::Process;
@@ -29,6 +29,7 @@ use crate::support::servers::dovecot::{Dovecot, Options};
 use crate::support::servers::postgres::Postgres;
 use crate::support::servers::{pki, try_by_lmtp};
 use crate::support::world::Server;
+use crate::{Options as SoakOptions, Tally};
 
 /// The UID of the message that is read all the while. It is never changed.
 pub(crate) const FIRST: u32 = 1;
@@ -61,6 +62,14 @@ pub(crate) struct Site {
     database: AnyPool,
     /// Dropped last: what is above lies in it or uses it.
     postgres: Option<Postgres>,
+    folder: TempDir,
+    _teller: Option<Teller>,
+}
+
+/// What Dovecot tells of its mailboxes by: the script of `contrib/dovecot`, where all users can read it.
+struct Teller {
+    /// Where mailchime takes it, after each restart too.
+    address: SocketAddr,
     folder: TempDir,
 }
 
@@ -132,19 +141,17 @@ impl User {
 
 impl Site {
     /// A phone of each user has registered. `None` where Dovecot or PostgreSQL cannot run.
-    pub(crate) async fn start(
-        accounts: usize,
-        program: PathBuf,
-        postgres: bool,
-    ) -> Option<Arc<Self>> {
+    pub(crate) async fn start(accounts: usize, soak: &SoakOptions) -> Option<Arc<Self>> {
+        let program = soak.program.clone();
+        let teller = if soak.events { Some(Teller::new().await) } else { None };
         let users: Vec<User> = (0..accounts).map(User::new).collect();
         let options = Options {
             users: users.iter().map(|user| (user.login.clone(), user.password())).collect(),
-            extra: EXTRA,
+            extra: teller.as_ref().map_or(EXTRA, Teller::dovecot),
             ..Options::default()
         };
         let dovecot = Dovecot::start("soak", &options)?;
-        let postgres = if postgres { Some(Postgres::start("soak")?) } else { None };
+        let postgres = if soak.postgres { Some(Postgres::start("soak")?) } else { None };
 
         let folder = tempfile::tempdir().unwrap();
         pki().write_to(folder.path()).unwrap();
@@ -153,7 +160,11 @@ impl Site {
             None => format!("sqlite://{}", folder.path().join("mailchime.db").display()),
             Some(postgres) => postgres.url(),
         };
-        let config = configuration(dovecot.plain, apns.address(), &store);
+        let mut config = configuration(dovecot.plain, apns.address(), &store);
+        if let Some(teller) = &teller {
+            fs::write(folder.path().join("events.secret"), SECRET).unwrap();
+            config = teller.configured(&config);
+        }
         fs::write(folder.path().join("proxy.toml"), config).unwrap();
         let server = serve(&program, folder.path()).await;
         sqlx::any::install_default_drivers();
@@ -177,6 +188,7 @@ impl Site {
             database: AnyPool::connect(&store).await.unwrap(),
             postgres,
             folder,
+            _teller: teller,
         });
         let mut registering = JoinSet::new();
         for number in 0..accounts {
@@ -432,12 +444,54 @@ impl Site {
     }
 }
 
+// === impl Teller ===
+
+impl Teller {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        let address = listener().await.local_addr().unwrap();
+        let secret = folder.path().join("mailchime.token");
+        let script = SCRIPT
+            .replace("http://127.0.0.1:8144/", &format!("http://{address}/"))
+            .replace("/etc/dovecot/mailchime.token", &secret.display().to_string());
+        fs::write(secret, SECRET).unwrap();
+        fs::write(folder.path().join("mailchime.lua"), script).unwrap();
+        Self { address, folder }
+    }
+
+    /// What Dovecot is configured with, as docs/events.md says.
+    fn dovecot(&self) -> &'static str {
+        let script = self.folder.path().join("mailchime.lua");
+        let extra = format!(
+            "{EXTRA}mail_plugins = $mail_plugins notify mail_lua push_notification push_notification_lua\n\
+             plugin {{\n  push_notification_driver = lua:file={}\n}}\n",
+            script.display()
+        );
+        Box::leak(extra.into_boxed_str())
+    }
+
+    /// The configuration of mailchime that takes what it tells. Events are lost while Dovecot or mailchime ends.
+    fn configured(&self, config: &str) -> String {
+        let watch = "[watch]\nconnection = \"on_demand\"\nsweep = \"1m\"\n";
+        let config = config.replacen("[watch]\n", watch, 1);
+        format!(
+            "{config}[events]\naddress = \"{}\"\n\
+             [[events.source]]\nname = \"dovecot\"\nsecret_file = \"events.secret\"\n",
+            self.address
+        )
+    }
+}
+
 async fn serve(program: &Path, folder: &Path) -> Server {
     let mut command = Command::new(program);
     command.args(["serve", "--config"]).arg(folder.join("proxy.toml")).stdin(Stdio::null());
     command.env_remove("RUST_LOG").env_remove("RUST_BACKTRACE");
     Server::of(Process::spawn(command)).await
 }
+
+const SCRIPT: &str = include_str!("../../contrib/dovecot/mailchime.lua");
+const SECRET: &str = "a-secret-of-many-characters\n";
 
 /// Folders are made when mail for them comes.
 const EXTRA: &str = "
