@@ -1,6 +1,7 @@
 //! Hears that other nodes have written news, and of which accounts they have marked mailboxes as due, where the
 //! database carries that ([`Store::listen`]).
 
+use std::collections::HashSet;
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,7 +20,7 @@ const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(
 /// Between two tries where notifications do not arrive.
 const UNSUPPORTED: Duration = Duration::from_mins(10);
 
-/// Accounts that may wait for the node. Of more, it reads all.
+/// Accounts that may wait for the node. The rows of more are news soon.
 const NAMED: usize = 10_000;
 
 /// Whether news is heard of, and word of it.
@@ -27,17 +28,9 @@ const NAMED: usize = 10_000;
 pub(super) struct NewsBell {
     rings: Notify,
     hears: AtomicBool,
-    events: Mutex<HeardEvents>,
+    /// Accounts of whose events it has heard.
+    events: Mutex<HashSet<Account>>,
     has_events: Notify,
-}
-
-/// What was heard of mailboxes that other nodes have marked as due.
-#[derive(Debug, Default)]
-pub(super) struct HeardEvents {
-    /// Their accounts.
-    pub(super) accounts: Vec<Account>,
-    /// Of others, too, or perhaps: something was not heard.
-    pub(super) missed: bool,
 }
 
 impl NewsBell {
@@ -51,23 +44,16 @@ impl NewsBell {
         self.has_events.notified().await;
     }
 
-    /// The events that were heard of.
-    pub(super) fn take_events(&self) -> HeardEvents {
-        mem::take(&mut self.events.lock())
+    /// Their accounts, each once.
+    pub(super) fn take_events(&self) -> Vec<Account> {
+        mem::take(&mut *self.events.lock()).into_iter().collect()
     }
 
     fn heard_of(&self, accounts: Vec<Account>) {
         let mut events = self.events.lock();
-        if events.accounts.len() + accounts.len() <= NAMED {
-            events.accounts.extend(accounts);
-        } else {
-            events.missed = true;
-        }
-        self.has_events.notify_one();
-    }
-
-    fn missed(&self) {
-        self.events.lock().missed = true;
+        let room = NAMED.saturating_sub(events.len());
+        events.extend(accounts.into_iter().take(room));
+        drop(events);
         self.has_events.notify_one();
     }
 
@@ -89,22 +75,14 @@ impl NewsBell {
                     );
                     self.hears.store(true, Ordering::Relaxed);
                     self.rings.notify_one();
-                    let mut has_heard_of_events = false;
                     let error = loop {
                         match listener.heard().await {
                             Ok(NodeNotification::News) => self.rings.notify_one(),
-                            Ok(NodeNotification::Events(accounts)) => {
-                                has_heard_of_events = true;
-                                self.heard_of(accounts);
-                            }
-                            Ok(NodeNotification::UnnamedEvents) => self.missed(),
+                            Ok(NodeNotification::Events(accounts)) => self.heard_of(accounts),
                             Err(error) => break error,
                         }
                     };
                     self.hears.store(false, Ordering::Relaxed);
-                    if has_heard_of_events {
-                        self.missed();
-                    }
                     tracing::debug!(
                         target: "mailchime::nodes::listening_ended",
                         %error, "the connection on which this node hears of news ended; mailchime makes another one"

@@ -18,9 +18,7 @@ mod assignment;
 mod failure_detector;
 mod listening;
 
-use std::collections::HashSet;
 use std::fs;
-use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,10 +28,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::assignment::Assignment;
 use self::failure_detector::FailureDetector;
-use self::listening::{HeardEvents, NewsBell};
+use self::listening::NewsBell;
 use crate::metrics::Metrics;
-use crate::model::{Account, Timestamp};
-use crate::store::{Invalidation, Node, NodeNews, Store, StoreError};
+use crate::model::Timestamp;
+use crate::store::{Node, NodeNews, Store, StoreError};
 
 /// How many looks at the rows it takes to find a node dead.
 const LOOKS: u32 = 30;
@@ -76,9 +74,6 @@ pub struct Membership {
     /// Between two looks.
     pause: Duration,
     bell: Arc<NewsBell>,
-    /// Accounts of whose events it has heard since the last look for news began. What the rows say of those events is no
-    /// news.
-    heard_of: HashSet<Account>,
     /// What the bell rings for before that is one look for news.
     hears_from: Instant,
     /// The next look for news between two looks at the rows, and what was waited for it.
@@ -114,16 +109,6 @@ pub fn incarnation() -> String {
     format!("{:016x}", rand::random::<u64>())
 }
 
-/// Whether a row says no more than what was heard of.
-fn is_heard_of(news: &NodeNews, heard_of: &HashSet<Account>) -> bool {
-    match news {
-        NodeNews::Invalidation(Invalidation { account, named: true, .. }) => {
-            heard_of.contains(account)
-        }
-        _ => false,
-    }
-}
-
 /// How long after the beginning of a look that took so long the next one may begin.
 fn apart(took: Duration) -> Duration {
     (took * APART).clamp(LEAST_APART, MOST_APART)
@@ -157,7 +142,6 @@ impl Membership {
             news,
             pause: takeover / LOOKS,
             bell: Arc::default(),
-            heard_of: HashSet::new(),
             hears_from: Instant::now(),
             next_news: None,
             failures: FailureDetector::new(LOOKS),
@@ -187,7 +171,7 @@ impl Membership {
                     _ = turns.tick() => (self.turn().await, true),
                     () = rung => (self.take_news().await, false),
                     () = bell.events() => {
-                        self.pass_on(bell.take_events());
+                        self.pass_on_events();
                         (Ok(()), false)
                     }
                     () = sleep_until(next_news.unwrap_or_else(Instant::now)), if next_news.is_some() => {
@@ -239,34 +223,25 @@ impl Membership {
         self.take_news().await
     }
 
-    /// Passes on what was heard of. Where something was not heard, all is read again.
-    fn pass_on(&mut self, events: HeardEvents) {
-        let HeardEvents { accounts, missed } = events;
-        self.joined += u64::from(missed);
-        let news = NodeNews::Events(accounts.clone());
-        // Where there is no room, the rows have it.
-        if !accounts.is_empty() && self.news.try_send(news).is_ok() {
-            self.heard_of.extend(accounts);
+    /// Passes on the accounts whose events it has heard of. Where there is no room for them, their rows are news soon.
+    fn pass_on_events(&self) {
+        let accounts = self.bell.take_events();
+        if !accounts.is_empty() {
+            let _ = self.news.try_send(NodeNews::Events(accounts));
         }
     }
 
     /// Takes what news there is room for.
     async fn take_news(&mut self) -> Result<(), StoreError> {
-        // One place is for what is heard of meanwhile.
-        let (waited, most) = (
-            self.next_news.take().map(|(_, waited)| waited),
-            self.news.capacity().saturating_sub(1),
-        );
+        let (waited, most) =
+            (self.next_news.take().map(|(_, waited)| waited), self.news.capacity());
         if self.displaced || self.joined == 0 {
             return Ok(());
         }
         let began = Instant::now();
-        let (news, mut heard_of) = match most {
-            0 => (Ok(Vec::new()), HashSet::new()),
-            most => {
-                let heard_of = mem::take(&mut self.heard_of);
-                (self.store.take_news(&self.name, most).await, heard_of)
-            }
+        let news = match most {
+            0 => Ok(Vec::new()),
+            most => self.store.take_news(&self.name, most).await,
         };
         self.hears_from = began + apart(began.elapsed());
         // What could not be taken may be gone.
@@ -280,13 +255,10 @@ impl Membership {
             _ => Some(MORE),
         };
         self.next_news = wait.map(|wait| (Instant::now() + wait, wait));
-        let events = self.bell.take_events();
-        heard_of.extend(events.accounts.iter().cloned());
-        for news in news.into_iter().filter(|news| !is_heard_of(news, &heard_of)) {
+        for news in news {
             // There is room, unless nobody reads it any more.
             let _ = self.news.try_send(news);
         }
-        self.pass_on(events);
         Ok(())
     }
 

@@ -3,11 +3,11 @@
 //!
 //! ```text
 //!   a change of an account ──▶ "news" on the channel of all ──▶ each node looks for its rows
-//!   marks as due ──▶ the accounts, on the channel of each node ──▶ it acts, and drops the row that says no more
+//!   marks as due ──▶ the accounts, on the channel of each node ──▶ it looks for what is due; the rows come later
 //! ```
 //!
 //! Any role of the server may listen and notify, so what is told on the channel of all says nothing. That of a node
-//! is named by its incarnation, which is chance and stands in a table that other roles cannot read.
+//! has its incarnation in its name, which is chance and stands in a table that other roles cannot read.
 //!
 //! NOTIFY is a transaction of its own, behind the one that has written the news and beside all calls: at its end it
 //! takes a lock that the whole server has once, so any program that notifies and ends slowly would hold up the
@@ -60,17 +60,14 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 /// Between two notifications. The next one tells of all that was written meanwhile.
 const APART: Duration = Duration::from_millis(2);
 
-/// The same behind one that failed.
-const RETRY: Duration = Duration::from_secs(1);
-
 /// Bytes of one notification. PostgreSQL refuses 8,000.
 const PAYLOAD: usize = 7_900;
 
-/// Accounts that wait to be told of by name. Of more, nodes hear that there are more.
-const NAMED: usize = 10_000;
+/// Bytes of a name in it.
+const LONGEST: usize = 2_000;
 
-/// Events of more accounts than can be named.
-const MORE: &str = "more";
+/// Accounts that wait to be told of by name. Of more, nodes find the rows.
+const NAMED: usize = 2_000;
 
 const PID: &str = "select pg_backend_pid()";
 
@@ -92,35 +89,31 @@ pub enum NodeNotification {
     News,
     /// Mailboxes of these accounts are due.
     Events(Vec<Account>),
-    /// Mailboxes of accounts that it does not name are.
-    UnnamedEvents,
 }
 
 /// Notifies the other processes, one notification at a time.
 pub(super) struct Notifier {
-    /// By what this process knows its own notifications.
+    /// This process knows its own notifications by it.
     name: String,
     /// The database knows NOTIFY, by what [`Store::listen`] has seen.
     works: AtomicBool,
-    untold: Mutex<Untold>,
+    state: Mutex<NotifierState>,
+}
+
+#[derive(Default)]
+struct NotifierState {
+    /// A notification is under way.
+    under_way: bool,
+    untold: UntoldNews,
 }
 
 /// What the next notification tells.
-#[derive(Default)]
-struct Untold {
-    /// One is under way.
-    under_way: bool,
-    what: Telling,
-}
-
 #[derive(Debug, Default)]
-struct Telling {
+struct UntoldNews {
     /// There is news in rows.
     news: bool,
     /// Accounts with mailboxes that are due.
     events: BTreeSet<String>,
-    /// There are more of those.
-    more: bool,
 }
 
 impl Store {
@@ -170,6 +163,8 @@ impl Store {
         if !is_pooled {
             let own = format!("{OF_NODE}{}", self.incarnation);
             listener.listen_all([CHANNEL, &*own]).await?;
+            // Who may see the sessions of others sees the last statement of each: it names the channel no longer.
+            pid(&mut listener).await?;
         }
         notify(&mut work, &format!("{TRIAL}{}", self.notifier.name)).await?;
         work.commit().await?;
@@ -192,7 +187,7 @@ impl Store {
     /// waits for that nor depends on it.
     pub(super) fn notify_after(&self, work: &mut Work) {
         if self.names_events(work) {
-            self.tell_after(work, |telling| telling.news = true);
+            self.tell_after(work, |untold| untold.news = true);
         }
     }
 
@@ -204,60 +199,58 @@ impl Store {
 
     /// Names the accounts of events to the nodes that listen, likewise, where [`Self::names_events`].
     pub(super) fn notify_events_after(&self, work: &mut Work, accounts: Vec<String>) {
-        self.tell_after(work, |telling| telling.add(accounts));
+        self.tell_after(work, |untold| untold.add(accounts));
     }
 
-    fn tell_after(&self, work: &mut Work, add: impl FnOnce(&mut Telling) + Send + 'static) {
+    fn tell_after(&self, work: &mut Work, add: impl FnOnce(&mut UntoldNews) + Send + 'static) {
         let store = self.clone();
         work.when_ended(move || {
-            let mut untold = store.notifier.untold.lock();
-            add(&mut untold.what);
-            let is_first = !std::mem::replace(&mut untold.under_way, true);
-            drop(untold);
+            let mut state = store.notifier.state.lock();
+            add(&mut state.untold);
+            let is_first = !std::mem::replace(&mut state.under_way, true);
+            drop(state);
             if is_first {
                 drop(tokio::spawn(store.notifying()));
             }
         });
     }
 
-    /// Notifies until there is nothing to tell. What could not be told is told later: each node finds news with its
-    /// next look, but may take an event for one that it has heard of. When this process ends, the others look at
-    /// everything.
+    /// Notifies until there is nothing to tell. Where that fails, each node finds the news with its next look.
     async fn notifying(self) {
         loop {
-            let telling = {
-                let mut untold = self.notifier.untold.lock();
-                if untold.what.is_nothing() || self.is_stopping() {
-                    untold.under_way = false;
+            let untold = {
+                let mut state = self.notifier.state.lock();
+                if state.untold.is_nothing() {
+                    state.under_way = false;
                     return;
                 }
-                std::mem::take(&mut untold.what)
+                std::mem::take(&mut state.untold)
             };
-            let told = self.limited(async { self.named(self.notify_others(&telling).await) });
-            let Err(error) = told.await else {
-                sleep(APART).await;
-                continue;
-            };
-            tracing::debug!(
-                target: "mailchime::store::news_not_told",
-                %error, "could not tell the other nodes at once that there is news; mailchime tries again, and they \
-                         find most of it with their next look"
-            );
-            self.notifier.untold.lock().what.also(telling);
-            sleep(RETRY).await;
+            let told = self.limited(async { self.named(self.notify_others(&untold).await) });
+            if let Err(error) = told.await {
+                tracing::debug!(
+                    target: "mailchime::store::news_not_told",
+                    %error, "could not tell the other nodes at once that there is news; they find it with their next look"
+                );
+            }
+            sleep(APART).await;
         }
     }
 
-    async fn notify_others(&self, telling: &Telling) -> sqlx::Result<()> {
-        let payloads = telling.payloads();
-        // A statement alone needs no transaction around it, which takes two more trips.
-        if payloads.len() + usize::from(telling.news) == 1
+    async fn notify_others(&self, untold: &UntoldNews) -> sqlx::Result<()> {
+        let payloads = untold.payloads();
+        // A statement alone needs no transaction around it, which takes two more trips. The begin of one finds out what is
+        // wrong with the server, if anything is.
+        if payloads.len() + usize::from(untold.news) == 1
             && let Some(mut work) = self.connections.read_alone().await?
         {
-            return self.notify_in(&mut work, telling.news, payloads).await;
+            let told = self.notify_in(&mut work, untold.news, &payloads);
+            if let Ok(Ok(())) = timeout(SIGN_OF_LIFE, told).await {
+                return Ok(());
+            }
         }
         let mut work = self.begin().await?;
-        self.notify_in(&mut work, telling.news, payloads).await?;
+        self.notify_in(&mut work, untold.news, &payloads).await?;
         work.commit().await
     }
 
@@ -265,7 +258,7 @@ impl Store {
         &self,
         work: &mut Work,
         news: bool,
-        payloads: Vec<String>,
+        payloads: &[String],
     ) -> sqlx::Result<()> {
         if news {
             notify(work, &self.notifier.name).await?;
@@ -275,7 +268,7 @@ impl Store {
                 "select set_config('lock_timeout', '1s', true) as patience, \
                  cast(pg_notify($1 || incarnation, $2) as text) as told from node where incarnation <> $3",
             );
-            let query = query.bind(OF_NODE).bind(payload).bind(&*self.incarnation);
+            let query = query.bind(OF_NODE).bind(&**payload).bind(&*self.incarnation);
             query.execute_in(work).await?;
         }
         Ok(())
@@ -285,7 +278,7 @@ impl Store {
 impl Default for Notifier {
     fn default() -> Self {
         let name = Uuid::new_v4().simple().to_string();
-        Self { name, works: AtomicBool::default(), untold: Mutex::default() }
+        Self { name, works: AtomicBool::default(), state: Mutex::default() }
     }
 }
 
@@ -295,36 +288,27 @@ impl fmt::Debug for Notifier {
     }
 }
 
-impl Telling {
+impl UntoldNews {
     fn is_nothing(&self) -> bool {
-        !self.news && self.events.is_empty() && !self.more
+        !self.news && self.events.is_empty()
     }
 
-    fn add(&mut self, accounts: impl IntoIterator<Item = String>) {
+    fn add(&mut self, accounts: Vec<String>) {
         for account in accounts {
-            if self.events.len() < NAMED {
+            // A name as long as that is in its row alone.
+            if self.events.len() < NAMED && json!(account).to_string().len() < LONGEST {
                 self.events.insert(account);
             } else {
-                self.more |= !self.events.contains(&account);
+                self.news = true;
             }
         }
     }
 
-    fn also(&mut self, other: Self) {
-        self.news |= other.news;
-        self.more |= other.more;
-        self.add(other.events);
-    }
-
-    /// Lists of names in JSON, each short enough, and one more where there are names that are not in them.
+    /// Lists of names in JSON, each short enough.
     fn payloads(&self) -> Vec<String> {
-        let (mut payloads, mut list, mut more) = (Vec::new(), String::new(), self.more);
+        let (mut payloads, mut list) = (Vec::new(), String::new());
         for account in &self.events {
             let name = json!(account).to_string();
-            if name.len() + "[]".len() > PAYLOAD {
-                more = true;
-                continue;
-            }
             if list.len() + name.len() + ",]".len() > PAYLOAD {
                 payloads.push(std::mem::take(&mut list) + "]");
             }
@@ -332,7 +316,6 @@ impl Telling {
             list.push_str(&name);
         }
         payloads.extend((!list.is_empty()).then(|| list + "]"));
-        payloads.extend(more.then(|| MORE.to_owned()));
         payloads
     }
 }
@@ -366,7 +349,7 @@ impl NewsListener {
             let Some(heard) = heard? else { return Err(lost("the connection ended")) };
             let payload = heard.payload();
             if heard.channel() != CHANNEL {
-                return Ok(events(payload));
+                return Ok(NodeNotification::Events(accounts(payload)));
             }
             if payload.strip_prefix(TRIAL).unwrap_or(payload) != self.notifier.name {
                 return Ok(NodeNotification::News);
@@ -397,15 +380,11 @@ impl fmt::Debug for NewsListener {
     }
 }
 
-/// What is no list is more than it says.
-fn events(payload: &str) -> NodeNotification {
-    match serde_json::from_str::<Vec<String>>(payload) {
-        // A canonical name is its own canonical form.
-        Ok(names) => {
-            NodeNotification::Events(names.iter().map(|name| Account::from_login(name)).collect())
-        }
-        Err(_) => NodeNotification::UnnamedEvents,
-    }
+/// What is no list names nobody.
+fn accounts(payload: &str) -> Vec<Account> {
+    let names: Vec<String> = serde_json::from_str(payload).unwrap_or_default();
+    // A canonical name is its own canonical form.
+    names.iter().map(|name| Account::from_login(name)).collect()
 }
 
 async fn pid(listener: &mut PgListener) -> sqlx::Result<i64> {
@@ -431,41 +410,35 @@ fn lost(why: &'static str) -> sqlx::Error {
 mod tests {
     use super::*;
 
-    fn heard(telling: &Telling) -> (Vec<Account>, bool) {
-        let (mut accounts, mut more) = (Vec::new(), false);
-        for payload in telling.payloads() {
-            assert!(payload.len() <= PAYLOAD, "{}", payload.len());
-            match events(&payload) {
-                NodeNotification::Events(named) => accounts.extend(named),
-                other => more |= other == NodeNotification::UnnamedEvents,
-            }
-        }
-        (accounts, more)
+    fn named(untold: &UntoldNews) -> Vec<Account> {
+        let payloads = untold.payloads();
+        assert!(payloads.iter().all(|payload| payload.len() <= PAYLOAD));
+        payloads.iter().flat_map(|payload| accounts(payload)).collect()
     }
 
     #[test]
     fn every_account_is_named_once_in_notifications_that_postgresql_takes() {
-        let names = (0..2_000).map(|number| format!("user\"{number}@exämple.org"));
-        let mut telling = Telling::default();
-        assert!(telling.is_nothing());
-        telling.add(names.clone());
-        telling.add(names.clone());
-        let (mut accounts, more) = heard(&telling);
-        accounts.sort();
-        let mut named: Vec<_> = names.map(|name| Account::from_login(&name)).collect();
-        named.sort();
-        assert_eq!((accounts, more), (named, false));
+        let names: Vec<_> =
+            (0..NAMED).map(|number| format!("user\"{number}@exämple.org")).collect();
+        let mut untold = UntoldNews::default();
+        assert!(untold.is_nothing());
+        untold.add(names.clone());
+        untold.add(names.clone());
+        let mut told = named(&untold);
+        told.sort();
+        let mut expected: Vec<_> = names.iter().map(|name| Account::from_login(name)).collect();
+        expected.sort();
+        assert_eq!(told, expected);
+        assert_eq!(accounts("?"), []);
     }
 
     #[test]
-    fn nodes_hear_that_there_are_more_accounts_than_can_be_named() {
-        let mut telling = Telling::default();
-        telling.add((0..=NAMED).map(|number| number.to_string()));
-        let (accounts, more) = heard(&telling);
-        assert_eq!((accounts.len(), more), (NAMED, true));
-        let mut telling = Telling::default();
-        telling.add(["a".repeat(PAYLOAD), "alice".to_owned()]);
-        assert_eq!(heard(&telling), (vec![Account::from_login("alice")], true));
-        assert_eq!(events("?"), NodeNotification::UnnamedEvents);
+    fn nodes_hear_of_rows_where_more_is_told_than_can_be_named() {
+        let mut untold = UntoldNews::default();
+        untold.add((0..=NAMED).map(|number| number.to_string()).collect());
+        assert_eq!((named(&untold).len(), untold.news), (NAMED, true));
+        let mut untold = UntoldNews::default();
+        untold.add(vec!["a".repeat(LONGEST), "alice".to_owned()]);
+        assert_eq!((named(&untold), untold.news), (vec![Account::from_login("alice")], true));
     }
 }

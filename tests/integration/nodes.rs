@@ -256,8 +256,7 @@ async fn a_database_that_stays_away_is_said_once_although_no_news_is_asked_for()
         for number in 0..=room {
             registers(&world.store, &format!("user{number}")).await;
         }
-        // One place is for events that it hears of.
-        until(async || a.cluster.news.len() == room - 1).await;
+        until(async || a.cluster.news.len() == room).await;
         world.store.close().await;
         until(async || log.count("cluster state unreadable") > 0).await;
         // Many turns, and many looks for news between them.
@@ -280,7 +279,7 @@ fn value(metrics: &Metrics, registry: &Registry, line: &str) -> f64 {
 /// Ends the connections on which nodes hear of news; how many there were.
 async fn end_listeners(beside: &mut PgConnection) -> i64 {
     let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
-               where query like 'LISTEN %' and pid <> pg_backend_pid()";
+               where query = 'select pg_backend_pid()' and state = 'idle'";
     sqlx::query(end).fetch_one(beside).await.unwrap().get(0)
 }
 

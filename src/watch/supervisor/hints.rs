@@ -43,36 +43,42 @@ impl Supervisor {
     /// Another node has news.
     pub(super) fn node_news(&mut self, news: NodeNews) {
         match news {
-            NodeNews::Invalidation(news) if self.is_ours(&news.account) => {
-                self.look_up(news.account.clone(), Some(news));
+            NodeNews::Invalidation(news) if !self.is_ours(&news.account) => {}
+            // A connection that is held finds out by itself what the name did not tell.
+            NodeNews::Invalidation(Invalidation { account, named: true, .. })
+                if !self.context.is_on_demand(&account) => {}
+            NodeNews::Invalidation(news) => {
+                if !(news.named && self.marked_by_another_node(&news.account)) {
+                    self.look_up(news.account.clone(), Some(news));
+                }
             }
-            NodeNews::Invalidation(_) => {}
+            // Rows follow, also of those that are not known here yet.
             NodeNews::Events(accounts) => {
-                accounts.into_iter().for_each(|account| self.marked_by_another_node(account));
+                for account in &accounts {
+                    if self.is_ours(account) {
+                        self.marked_by_another_node(account);
+                    }
+                }
             }
             NodeNews::MissedEvents => self.missed_events(MissedAt::AnotherNode),
         }
     }
 
-    /// Another node has marked mailboxes of the account as due: whoever watches it reads which.
-    fn marked_by_another_node(&mut self, account: Account) {
-        if !self.is_ours(&account) {
-            return;
-        }
-        let is_watched = self.watchers.get(&account).is_some_and(WatcherHandle::is_live);
-        if !is_watched && self.on_demand.is_resting(&account) {
+    /// Another node has marked mailboxes of the account as due: the one who watches it reads which. Whether the account is known.
+    fn marked_by_another_node(&mut self, account: &Account) -> bool {
+        let is_watched = self.watchers.get(account).is_some_and(WatcherHandle::is_live);
+        if !is_watched && self.on_demand.is_resting(account) {
             let news = Directive { registrations: 1, ..Directive::default() };
             self.start(account.clone(), news, WatcherStart::AtOnce);
-        } else if let Some(handle) = self.watchers.get(&account).filter(|_| is_watched) {
+        } else if let Some(handle) = self.watchers.get(account).filter(|_| is_watched) {
             handle.look_again(false);
         } else {
-            let (login, event, named) = (false, true, true);
-            let news = Invalidation { account: account.clone(), login, event, named };
-            return self.look_up(account, Some(news));
+            return false;
         }
-        if let Some(handle) = self.watchers.get(&account) {
+        if let Some(handle) = self.watchers.get(account) {
             handle.status.hint();
         }
+        true
     }
 
     /// Events were not recorded. Connections that are held tell of the same, and accounts without one are asked for.
