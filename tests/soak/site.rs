@@ -162,7 +162,9 @@ impl Site {
         };
         let mut config = configuration(dovecot.plain, apns.address(), &store);
         if let Some(teller) = &teller {
-            fs::write(folder.path().join("events.secret"), SECRET).unwrap();
+            let secret = folder.path().join("events.secret");
+            fs::write(&secret, SECRET).unwrap();
+            fs::set_permissions(secret, Permissions::from_mode(0o600)).unwrap();
             config = teller.configured(&config);
         }
         fs::write(folder.path().join("proxy.toml"), config).unwrap();
