@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
-use super::nodes::ADDED;
+use super::nodes::{NEWS, of_event};
 use super::records::account;
 use super::sql::statement::Statement;
 use super::sql::work::Work;
@@ -233,30 +233,22 @@ impl Store {
     /// Writes news of these accounts to all nodes but this one.
     async fn tell_all(&self, work: &mut Work, accounts: &BTreeSet<&str>) -> sqlx::Result<()> {
         let accounts: Vec<_> = accounts.iter().collect();
-        let names = self.names_events(work);
-        let (what, mut told) = (Self::of_event(names), 0);
+        let named = self.can_notify(work);
+        let (what, mut told) = (of_event(named), 0);
         for accounts in accounts.chunks(sql::MOST_ROWS) {
-            let text = |names: &str| {
+            let text = |places: &str| {
                 let rows = format!(
                     "select n.name, a.name, {what} from node n cross join account a \
-                     where n.incarnation <> $1 and a.name in ({names}) order by n.name, a.name"
+                     where n.incarnation <> $1 and a.name in ({places}) order by n.name, a.name"
                 );
-                work.dialect().upsert(&Upsert {
-                    table: "invalidation",
-                    columns: "node, account, login",
-                    rows: &rows,
-                    key: "node, account",
-                    set: ADDED,
-                    returning: "",
-                })
+                work.dialect().upsert(&Upsert { rows: &rows, ..NEWS })
             };
             let query = sql::with_list(work, 1, accounts.len(), text).bind(&*self.incarnation);
             let query = accounts.iter().fold(query, |query, account| query.bind(**account));
             told += query.execute_in(work).await?.rows_affected();
         }
-        if told > 0 && names {
-            let names = accounts.iter().map(|name| (**name).to_owned()).collect();
-            self.notify_events_after(work, names);
+        if told > 0 && named {
+            self.notify_events_after(work, &accounts);
         }
         Ok(())
     }

@@ -78,23 +78,29 @@ const LOGIN: i64 = 1;
 const EVENT: i64 = 2;
 const UNNAMED: i64 = 4;
 
-/// News that is there already stays.
-pub(super) const ADDED: &[(&str, &str)] = &[("login", "old.login | new.login")];
+/// News that comes to rows; what is there already stays. What is news differs.
+pub(super) const NEWS: Upsert<'_> = Upsert {
+    table: "invalidation",
+    columns: "node, account, login",
+    rows: "",
+    key: "node, account",
+    set: &[("login", "old.login | new.login")],
+    returning: "",
+};
 
 /// No account has this name. A row with it says that events were missed.
 const ANY_ACCOUNT: &str = "";
 
 /// One for each node but the one that tells.
 static TELL: Shaped = Shaped::new(|dialect| {
-    dialect.upsert(&Upsert {
-        table: "invalidation",
-        columns: "node, account, login",
-        rows: "select name, $1, $2 from node where incarnation <> $3 order by name",
-        key: "node, account",
-        set: ADDED,
-        returning: "",
-    })
+    let rows = "select name, $1, $2 from node where incarnation <> $3 order by name";
+    dialect.upsert(&Upsert { rows, ..NEWS })
 });
+
+/// The sum for an event, whose account a notification names or not.
+pub(super) fn of_event(named: bool) -> i64 {
+    if named { EVENT } else { EVENT | UNNAMED }
+}
 
 impl Store {
     /// Makes this process the node of that name, even if another had it. Until it [leaves](Store::leave),
@@ -233,7 +239,7 @@ impl Store {
     pub async fn tell_missed_events(&self) -> Result<(), StoreError> {
         self.write(Call::News, || async {
             let mut transaction = self.begin().await?;
-            self.tell_of(&mut transaction, ANY_ACCOUNT, EVENT | UNNAMED).await?;
+            self.tell_of(&mut transaction, ANY_ACCOUNT, of_event(false)).await?;
             transaction.commit().await
         })
         .await
@@ -250,11 +256,6 @@ impl Store {
         login: bool,
     ) -> sqlx::Result<()> {
         self.tell_of(work, account, if login { LOGIN | UNNAMED } else { UNNAMED }).await
-    }
-
-    /// The sum for an event whose account is named or not.
-    pub(super) fn of_event(named: bool) -> i64 {
-        if named { EVENT } else { EVENT | UNNAMED }
     }
 
     /// The same, with the sum of what it is.

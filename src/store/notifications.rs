@@ -6,8 +6,8 @@
 //!   marks as due ──▶ the accounts, on the channel of each node ──▶ it looks for what is due; the rows come later
 //! ```
 //!
-//! Any role of the server may listen and notify, so what is told on the channel of all says nothing. That of a node
-//! has its incarnation in its name, which is chance and stands in a table that other roles cannot read.
+//! Any role of the server may listen and notify, so nodes say nothing on the channel of all but that there is news. The
+//! channel of a node has its incarnation in its name, which is chance and stands in a table that other roles cannot read.
 //!
 //! NOTIFY is a transaction of its own, behind the one that has written the news and beside all calls: at its end it
 //! takes a lock that the whole server has once, so any program that notifies and ends slowly would hold up the
@@ -63,10 +63,10 @@ const APART: Duration = Duration::from_millis(2);
 /// Bytes of one notification. PostgreSQL refuses 8,000.
 const PAYLOAD: usize = 7_900;
 
-/// Bytes of a name in it.
+/// Bytes of a name in it. The nodes look for the row of an account with a longer one.
 const LONGEST: usize = 2_000;
 
-/// Accounts that wait to be told of by name. Of more, nodes find the rows.
+/// Names that may wait for the next notification. Of more accounts the nodes look for the rows.
 const NAMED: usize = 2_000;
 
 const PID: &str = "select pg_backend_pid()";
@@ -112,7 +112,7 @@ struct NotifierState {
 struct UntoldNews {
     /// There is news in rows.
     news: bool,
-    /// Accounts with mailboxes that are due.
+    /// The names of accounts with mailboxes that are due, in JSON.
     events: BTreeSet<String>,
 }
 
@@ -186,20 +186,21 @@ impl Store {
     /// Notifies the nodes that listen that there is news once this transaction has ended. The transaction neither
     /// waits for that nor depends on it.
     pub(super) fn notify_after(&self, work: &mut Work) {
-        if self.names_events(work) {
+        if self.can_notify(work) {
             self.tell_after(work, |untold| untold.news = true);
         }
     }
 
-    /// Whether notifications can name the accounts of events to other nodes.
-    pub(super) fn names_events(&self, work: &Work) -> bool {
+    /// Whether the database carries notifications to the nodes that listen.
+    pub(super) fn can_notify(&self, work: &Work) -> bool {
         // Databases that speak PostgreSQL's protocol may not know it.
         work.dialect() == Dialect::Postgres && self.notifier.works.load(Ordering::Relaxed)
     }
 
-    /// Names the accounts of events to the nodes that listen, likewise, where [`Self::names_events`].
-    pub(super) fn notify_events_after(&self, work: &mut Work, accounts: Vec<String>) {
-        self.tell_after(work, |untold| untold.add(accounts));
+    /// The same of events, by the names of their accounts. Only where [`Self::can_notify`].
+    pub(super) fn notify_events_after(&self, work: &mut Work, accounts: &[&&str]) {
+        let names: Vec<_> = accounts.iter().map(|account| json!(account).to_string()).collect();
+        self.tell_after(work, |untold| untold.add(names));
     }
 
     fn tell_after(&self, work: &mut Work, add: impl FnOnce(&mut UntoldNews) + Send + 'static) {
@@ -282,22 +283,15 @@ impl Default for Notifier {
     }
 }
 
-impl fmt::Debug for Notifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Notifier")
-    }
-}
-
 impl UntoldNews {
     fn is_nothing(&self) -> bool {
         !self.news && self.events.is_empty()
     }
 
-    fn add(&mut self, accounts: Vec<String>) {
-        for account in accounts {
-            // A name as long as that is in its row alone.
-            if self.events.len() < NAMED && json!(account).to_string().len() < LONGEST {
-                self.events.insert(account);
+    fn add(&mut self, names: Vec<String>) {
+        for name in names {
+            if self.events.len() < NAMED && name.len() < LONGEST {
+                self.events.insert(name);
             } else {
                 self.news = true;
             }
@@ -307,13 +301,12 @@ impl UntoldNews {
     /// Lists of names in JSON, each short enough.
     fn payloads(&self) -> Vec<String> {
         let (mut payloads, mut list) = (Vec::new(), String::new());
-        for account in &self.events {
-            let name = json!(account).to_string();
+        for name in &self.events {
             if list.len() + name.len() + ",]".len() > PAYLOAD {
                 payloads.push(std::mem::take(&mut list) + "]");
             }
             list.push(if list.is_empty() { '[' } else { ',' });
-            list.push_str(&name);
+            list.push_str(name);
         }
         payloads.extend((!list.is_empty()).then(|| list + "]"));
         payloads
@@ -392,7 +385,7 @@ async fn pid(listener: &mut PgListener) -> sqlx::Result<i64> {
     row.try_get::<i32, _>(0).map(i64::from)
 }
 
-/// The transaction waits a second at its end for the lock then, and fails.
+/// The transaction waits for the lock at its end, and fails after a second.
 async fn notify(work: &mut Work, payload: &str) -> sqlx::Result<()> {
     // What is returned has no type that the driver knows.
     let query = sql::query(
@@ -418,15 +411,15 @@ mod tests {
 
     #[test]
     fn every_account_is_named_once_in_notifications_that_postgresql_takes() {
-        let names: Vec<_> =
-            (0..NAMED).map(|number| format!("user\"{number}@exämple.org")).collect();
+        let logins = || (0..NAMED).map(|number| format!("user\"{number}@exämple.org"));
         let mut untold = UntoldNews::default();
         assert!(untold.is_nothing());
-        untold.add(names.clone());
-        untold.add(names.clone());
+        for _ in 0..2 {
+            untold.add(logins().map(|login| json!(login).to_string()).collect());
+        }
         let mut told = named(&untold);
         told.sort();
-        let mut expected: Vec<_> = names.iter().map(|name| Account::from_login(name)).collect();
+        let mut expected: Vec<_> = logins().map(|login| Account::from_login(&login)).collect();
         expected.sort();
         assert_eq!(told, expected);
         assert_eq!(accounts("?"), []);
@@ -435,10 +428,10 @@ mod tests {
     #[test]
     fn nodes_hear_of_rows_where_more_is_told_than_can_be_named() {
         let mut untold = UntoldNews::default();
-        untold.add((0..=NAMED).map(|number| number.to_string()).collect());
+        untold.add((0..=NAMED).map(|number| format!("\"{number}\"")).collect());
         assert_eq!((named(&untold).len(), untold.news), (NAMED, true));
         let mut untold = UntoldNews::default();
-        untold.add(vec!["a".repeat(LONGEST), "alice".to_owned()]);
+        untold.add(vec![format!("\"{}\"", "a".repeat(LONGEST)), "\"alice\"".to_owned()]);
         assert_eq!((named(&untold), untold.news), (vec![Account::from_login("alice")], true));
     }
 }

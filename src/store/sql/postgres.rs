@@ -52,8 +52,8 @@ pub(in crate::store) fn connections(
     Ok(Connections { reads, writes, kind })
 }
 
-/// What a session has prepared to ask whether its server takes writes: each transaction does, and to read the question
-/// takes the server longer than to answer it.
+/// By this name a session keeps the question prepared whether its server takes writes. Each transaction asks it, and the
+/// server takes longer to read it than to answer.
 const IS_WRITABLE: &str = "mailchime_is_writable";
 
 /// What the settings are made for.
@@ -84,8 +84,8 @@ fn settings(scope: SettingsScope, busy_timeout: Duration, limit: Duration) -> St
 
 /// Begins a transaction, with what makes its settings and fails on a server that takes no writes. Its statements see what
 /// others have committed before each of them.
-fn begin(settings: &str) -> String {
-    format!("begin isolation level read committed; {settings}")
+fn begin(first: &str) -> String {
+    format!("begin isolation level read committed; {first}")
 }
 
 /// Tries what the schema needs, and rolls it back: to make a table, and to change those that are there, for which the user

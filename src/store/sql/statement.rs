@@ -100,8 +100,8 @@ pub(in crate::store) fn together<'q>(
     Some(Statement { rows, ..query(text) })
 }
 
-/// The statement of this text, which has a list of arguments behind `first` others: it gets `$n, …`, for this number of
-/// them at least.
+/// A statement with a list of arguments behind `first` others. `text` gets the places of the list, `$n, …`: at least
+/// `count`.
 pub(in crate::store) fn with_list<'q>(
     work: &Work,
     first: usize,

@@ -64,7 +64,8 @@ impl Supervisor {
         }
     }
 
-    /// Another node has marked mailboxes of the account as due: the one who watches it reads which. Whether the account is known.
+    /// Another node has marked mailboxes of the account as due: its watcher reads which. Returns whether the account is known
+    /// here.
     fn marked_by_another_node(&mut self, account: &Account) -> bool {
         let is_watched = self.watchers.get(account).is_some_and(WatcherHandle::is_live);
         if !is_watched && self.on_demand.is_resting(account) {
