@@ -52,6 +52,9 @@ impl NodesWorld {
     }
 }
 
+/// Sessions of such a URL keep their statements prepared.
+const KEPT: &str = "?statement-cache-capacity=100";
+
 /// So long a node takes to look for news by itself that a test ends before it does.
 const SELDOM: Duration = Duration::from_hours(10);
 
@@ -397,12 +400,23 @@ impl StuckNotifier {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_notifies_slowly_holds_up_neither_registrations_nor_events() {
     let test = "nodes::a_program_that_notifies_slowly_holds_up_neither_registrations_nor_events";
+    beside_a_program_that_notifies_slowly(test, "").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_does_it_where_sessions_keep_their_statements() {
+    let test = "nodes::nor_does_it_where_sessions_keep_their_statements";
+    beside_a_program_that_notifies_slowly(test, KEPT).await;
+}
+
+async fn beside_a_program_that_notifies_slowly(test: &str, sessions: &str) {
     let Some(server) = Postgres::start(test) else { return };
+    let url = format!("{}{sessions}", server.url());
     limited(async {
         let beside = StuckNotifier::prepare(&server.url()).await;
-        let mut a = Node::start(&opened(&server.url()).await, "a", "1", SELDOM);
+        let mut a = Node::start(&opened(&url).await, "a", "1", SELDOM);
         a.sees(&["a"]).await;
-        let b = Node::start(&opened(&server.url()).await, "b", "2", SELDOM);
+        let b = Node::start(&opened(&url).await, "b", "2", SELDOM);
         registers(&b.store, "user1").await;
         a.hears_of("user1").await;
         assert!(b.store.listen().await.unwrap().is_some(), "b notifies");

@@ -26,6 +26,7 @@ use crate::support::chance::Chance;
 use crate::support::listener;
 use crate::support::program::Process;
 use crate::support::servers::dovecot::{Dovecot, Options};
+use crate::support::servers::event_script::{EventScript, TIMEOUT};
 use crate::support::servers::postgres::Postgres;
 use crate::support::servers::{pki, try_by_lmtp};
 use crate::support::world::Server;
@@ -63,14 +64,7 @@ pub(crate) struct Site {
     /// Dropped last: what is above lies in it or uses it.
     postgres: Option<Postgres>,
     folder: TempDir,
-    _teller: Option<Teller>,
-}
-
-/// What Dovecot tells of its mailboxes by: the script of `contrib/dovecot`, where all users can read it.
-struct Teller {
-    /// Where mailchime takes it, after each restart too.
-    address: SocketAddr,
-    folder: TempDir,
+    _script: Option<EventScript>,
 }
 
 pub(crate) struct User {
@@ -143,11 +137,11 @@ impl Site {
     /// A phone of each user has registered. `None` where Dovecot or PostgreSQL cannot run.
     pub(crate) async fn start(accounts: usize, soak: &SoakOptions) -> Option<Arc<Self>> {
         let program = soak.program.clone();
-        let teller = if soak.events { Some(Teller::new().await) } else { None };
+        let script = soak.events.then(|| EventScript::new(SECRET));
         let users: Vec<User> = (0..accounts).map(User::new).collect();
         let options = Options {
             users: users.iter().map(|user| (user.login.clone(), user.password())).collect(),
-            extra: teller.as_ref().map_or(EXTRA, Teller::dovecot),
+            extra: script.as_ref().map_or(EXTRA, with_script),
             ..Options::default()
         };
         let dovecot = Dovecot::start("soak", &options)?;
@@ -161,11 +155,14 @@ impl Site {
             Some(postgres) => postgres.url(),
         };
         let mut config = configuration(dovecot.plain, apns.address(), &store);
-        if let Some(teller) = &teller {
+        if let Some(script) = &script {
+            // mailchime takes events there after each restart, too.
+            let address = listener().await.local_addr().unwrap();
+            script.tell_by("http", address, TIMEOUT);
             let secret = folder.path().join("events.secret");
             fs::write(&secret, SECRET).unwrap();
             fs::set_permissions(secret, Permissions::from_mode(0o600)).unwrap();
-            config = teller.configured(&config);
+            config = taking_events(&config, address);
         }
         fs::write(folder.path().join("proxy.toml"), config).unwrap();
         let server = serve(&program, folder.path()).await;
@@ -190,7 +187,7 @@ impl Site {
             database: AnyPool::connect(&store).await.unwrap(),
             postgres,
             folder,
-            _teller: teller,
+            _script: script,
         });
         let mut registering = JoinSet::new();
         for number in 0..accounts {
@@ -446,43 +443,19 @@ impl Site {
     }
 }
 
-// === impl Teller ===
+/// What Dovecot is configured with in addition, to tell of its mailboxes.
+fn with_script(script: &EventScript) -> &'static str {
+    Box::leak(format!("{EXTRA}{}", script.lines()).into_boxed_str())
+}
 
-impl Teller {
-    async fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-        let address = listener().await.local_addr().unwrap();
-        let secret = folder.path().join("mailchime.token");
-        let script = SCRIPT
-            .replace("http://127.0.0.1:8144/", &format!("http://{address}/"))
-            .replace("/etc/dovecot/mailchime.token", &secret.display().to_string());
-        fs::write(secret, SECRET).unwrap();
-        fs::write(folder.path().join("mailchime.lua"), script).unwrap();
-        Self { address, folder }
-    }
-
-    /// What Dovecot is configured with, as docs/events.md says.
-    fn dovecot(&self) -> &'static str {
-        let script = self.folder.path().join("mailchime.lua");
-        let extra = format!(
-            "{EXTRA}mail_plugins = $mail_plugins notify mail_lua push_notification push_notification_lua\n\
-             plugin {{\n  push_notification_driver = lua:file={}\n}}\n",
-            script.display()
-        );
-        Box::leak(extra.into_boxed_str())
-    }
-
-    /// The configuration of mailchime that takes what it tells. Events are lost while Dovecot or mailchime ends.
-    fn configured(&self, config: &str) -> String {
-        let watch = "[watch]\nconnection = \"on_demand\"\nsweep = \"1m\"\n";
-        let config = config.replacen("[watch]\n", watch, 1);
-        format!(
-            "{config}[events]\naddress = \"{}\"\n\
-             [[events.source]]\nname = \"dovecot\"\nsecret_file = \"events.secret\"\n",
-            self.address
-        )
-    }
+/// The configuration of mailchime that takes events there. Some are lost while Dovecot or mailchime ends.
+fn taking_events(config: &str, address: SocketAddr) -> String {
+    let watch = "[watch]\nconnection = \"on_demand\"\nsweep = \"1m\"\n";
+    let config = config.replacen("[watch]\n", watch, 1);
+    format!(
+        "{config}[events]\naddress = \"{address}\"\n\
+         [[events.source]]\nname = \"dovecot\"\nsecret_file = \"events.secret\"\n"
+    )
 }
 
 async fn serve(program: &Path, folder: &Path) -> Server {
@@ -492,8 +465,8 @@ async fn serve(program: &Path, folder: &Path) -> Server {
     Server::of(Process::spawn(command)).await
 }
 
-const SCRIPT: &str = include_str!("../../contrib/dovecot/mailchime.lua");
-const SECRET: &str = "a-secret-of-many-characters\n";
+/// By which mailchime knows Dovecot.
+const SECRET: &str = "a-secret-of-many-characters";
 
 /// Folders are made when mail for them comes.
 const EXTRA: &str = "

@@ -1,9 +1,7 @@
 //! The real Dovecot, which tells of its mailboxes by `contrib/dovecot/mailchime.lua`.
 
-use std::fs::{self, Permissions};
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +14,6 @@ use mailchime::metrics::Metrics;
 use mailchime::model::{Account, BackendId, Hint, Timestamp};
 use mailchime::net::counters::LimitCounters;
 use mailchime::net::http::{HttpLimits, HttpServer};
-use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -27,62 +24,14 @@ use crate::support::ports::connections_to;
 use crate::support::pushing::backends;
 use crate::support::servers::client::Client;
 use crate::support::servers::dovecot::{Dovecot, Options};
-use crate::support::servers::{ALICE, mail, pki};
+use crate::support::servers::event_script::{EventScript, PATIENT, TIMEOUT};
+use crate::support::servers::{ALICE, mail};
 use crate::support::{limited, listener, soon, until};
 
-const SCRIPT: &str = include_str!("../../../contrib/dovecot/mailchime.lua");
-
-/// How long the script waits for mailchime.
-pub(super) const TIMEOUT: &str = "TIMEOUT_MSECS = 500";
-pub(super) const PATIENT: &str = "TIMEOUT_MSECS = 60000";
-
-/// A folder that all users can read, for the script and its token.
-struct ScriptFolder(TempDir);
-
-impl ScriptFolder {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-        fs::write(folder.path().join("mailchime.token"), format!("{TOKEN}\n")).unwrap();
-        Self(folder)
-    }
-
-    /// Has the script tell what listens there. It waits for an answer that comes at all: a machine under load takes
-    /// longer than a mail server should wait.
-    fn tell(&self, address: SocketAddr) {
-        self.tell_by("http", address, PATIENT);
-    }
-
-    fn tell_by(&self, scheme: &str, address: SocketAddr, timeout: &str) {
-        let token = self.0.path().join("mailchime.token").display().to_string();
-        let script = SCRIPT
-            .replace("http://127.0.0.1:8144/", &format!("{scheme}://{address}/"))
-            .replace("/etc/dovecot/mailchime.token", &token)
-            .replace(TIMEOUT, timeout);
-        for told in [&*token, &*address.to_string(), timeout] {
-            assert!(script.contains(told), "{script}");
-        }
-        fs::write(self.script(), script).unwrap();
-    }
-
-    fn script(&self) -> PathBuf {
-        self.0.path().join("mailchime.lua")
-    }
-
-    /// Dovecot with it, as docs/events.md says.
-    fn dovecot(&self, test: &str) -> Option<Dovecot> {
-        let ca = self.0.path().join("ca.pem");
-        fs::write(&ca, &pki().ca.certificate).unwrap();
-        let extra = format!(
-            "ssl_client_ca_file = {}\n\
-             mail_plugins = $mail_plugins notify mail_lua push_notification push_notification_lua\n\
-             plugin {{\n  push_notification_driver = lua:file={}\n}}\n",
-            ca.display(),
-            self.script().display()
-        );
-        let extra: &'static str = Box::leak(extra.into_boxed_str());
-        Dovecot::start(test, &Options { extra, ..Options::default() })
-    }
+/// Dovecot with the script.
+fn with_script(script: &EventScript, test: &str) -> Option<Dovecot> {
+    let extra: &'static str = Box::leak(script.lines().into_boxed_str());
+    Dovecot::start(test, &Options { extra, ..Options::default() })
 }
 
 /// Hears the hints that came with one request or some, each as a person reads it.
@@ -239,8 +188,8 @@ impl HeardSession {
 }
 
 /// mailchime in front of it, which has no connection to it while nothing happens, and which the script tells.
-async fn on_demand(dovecot: &Dovecot, folder: &ScriptFolder) -> InProcess {
-    let token = folder.0.path().join("mailchime.token");
+async fn on_demand(dovecot: &Dovecot, script: &EventScript) -> InProcess {
+    let token = script.token();
     let world = InProcess::pushing(dovecot.plain, |config| {
         config.watch.connection = WatchConnection::OnDemand;
         // Nobody is asked for after a session.
@@ -250,7 +199,7 @@ async fn on_demand(dovecot: &Dovecot, folder: &ScriptFolder) -> InProcess {
         config.events.sources = vec![EventSourceConfig::new("dovecot", token)];
     });
     let world = world.await;
-    folder.tell(world.mailchime.events.unwrap());
+    script.tell_by("http", world.mailchime.events.unwrap(), PATIENT);
     world
 }
 
@@ -276,11 +225,11 @@ pub(super) fn deliver_by_lda(dovecot: &Dovecot, mailbox: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_change_of_a_mailbox_comes_with_its_numbers() {
     limited(async {
-        let folder = ScriptFolder::new();
-        let (address, heard) = intake(folder.0.path()).await;
-        folder.tell(address);
+        let script = EventScript::new(TOKEN);
+        let (address, heard) = intake(script.folder()).await;
+        script.tell_by("http", address, PATIENT);
         let test = "intake::each_change_of_a_mailbox_comes_with_its_numbers";
-        let Some(dovecot) = folder.dovecot(test) else { return };
+        let Some(dovecot) = with_script(&script, test) else { return };
         let mut client = Client::connect(dovecot.plain);
         assert!(client.login(ALICE).starts_with("x OK"));
         let mut alice = HeardSession { client, heard };
@@ -303,10 +252,10 @@ async fn each_change_of_a_mailbox_comes_with_its_numbers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mailbox_below_one_with_another_name_is_looked_at() {
     limited(async {
-        let folder = ScriptFolder::new();
+        let script = EventScript::new(TOKEN);
         let test = "intake::a_mailbox_below_one_with_another_name_is_looked_at";
-        let Some(dovecot) = folder.dovecot(test) else { return };
-        let world = on_demand(&dovecot, &folder).await;
+        let Some(dovecot) = with_script(&script, test) else { return };
+        let world = on_demand(&dovecot, &script).await;
         let mut client = Client::connect(dovecot.plain);
         assert!(client.login(ALICE).starts_with("x OK"));
         let mut ask = |command: &str| {
@@ -341,15 +290,15 @@ const DELIVERIES: usize = 16;
 
 /// Mails come and three are read; what Dovecot's log says of it, and how many requests came.
 async fn mail_goes_on(test: &str, listens: Listens) -> Option<(String, usize)> {
-    let folder = ScriptFolder::new();
-    let mailchime = NotTaking::start(listens, folder.0.path()).await;
+    let script = EventScript::new(TOKEN);
+    let mailchime = NotTaking::start(listens, script.folder()).await;
     // An answer that comes at all is waited for.
     let (timeout, wait) = match listens {
         Listens::Silent | Listens::Slow => (TIMEOUT, Duration::from_millis(500)),
         Listens::None | Listens::Refusing | Listens::Busy => (PATIENT, Duration::ZERO),
     };
-    folder.tell_by("http", mailchime.address, timeout);
-    let dovecot = folder.dovecot(test)?;
+    script.tell_by("http", mailchime.address, timeout);
+    let dovecot = with_script(&script, test)?;
     let mut client = Client::connect(dovecot.plain);
     assert!(client.login(ALICE).starts_with("x OK"));
     let mut held_up = HeldUp::default();
@@ -433,10 +382,10 @@ async fn mail_goes_on_where_mailchime_has_too_much_to_do() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_script_trusts_the_authority_that_dovecot_trusts() {
     limited(async {
-        let folder = ScriptFolder::new();
+        let script = EventScript::new(TOKEN);
         let test = "intake::a_script_trusts_the_authority_that_dovecot_trusts";
-        let Some(dovecot) = folder.dovecot(test) else { return };
-        let token = folder.0.path().join("mailchime.token");
+        let Some(dovecot) = with_script(&script, test) else { return };
+        let token = script.token();
         let world = InProcess::pushing(dovecot.plain, |config| {
             config.watch.connection = WatchConnection::OnDemand;
             config.events.address = Some(loopback());
@@ -444,7 +393,7 @@ async fn a_script_trusts_the_authority_that_dovecot_trusts() {
             config.events.sources = vec![EventSourceConfig::new("dovecot", token)];
         });
         let world = world.await;
-        folder.tell_by("https", world.mailchime.events.unwrap(), PATIENT);
+        script.tell_by("https", world.mailchime.events.unwrap(), PATIENT);
         world.register(ALICE, &["INBOX"]).await;
         dovecot.deliver_by_lmtp(ALICE.0, &mail("hello"));
         soon("a push", world.push_of(&["INBOX"])).await;
@@ -456,10 +405,10 @@ async fn a_script_trusts_the_authority_that_dovecot_trusts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mail_is_a_push_while_mailchime_has_no_connection_to_dovecot() {
     limited(async {
-        let folder = ScriptFolder::new();
+        let script = EventScript::new(TOKEN);
         let test = "intake::a_mail_is_a_push_while_mailchime_has_no_connection_to_dovecot";
-        let Some(dovecot) = folder.dovecot(test) else { return };
-        let world = on_demand(&dovecot, &folder).await;
+        let Some(dovecot) = with_script(&script, test) else { return };
+        let world = on_demand(&dovecot, &script).await;
         world.register(ALICE, &["INBOX"]).await;
         looked_at(&world).await;
         until(async || connections_to(dovecot.plain) == 0).await;

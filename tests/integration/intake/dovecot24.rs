@@ -8,17 +8,17 @@ use mailchime::config::{EventSourceConfig, WatchConnection};
 use tempfile::TempDir;
 
 use super::TOKEN;
-use super::dovecot::{HeardSession, PATIENT, TIMEOUT, intake, looked_at};
+use super::dovecot::{HeardSession, intake, looked_at};
 use super::ox::ENTRY;
 use super::waits::{HeldUp, Listens, NotTaking};
 use crate::support::in_process::{InProcess, loopback};
 use crate::support::servers::client::Client;
 use crate::support::servers::dovecot24::{Dovecot24, PLACE};
+use crate::support::servers::event_script::{PATIENT, SCRIPT, TIMEOUT};
 use crate::support::servers::{ALICE, mail};
 use crate::support::{limited, soon, until};
 
 const DOCS: &str = include_str!("../../../docs/events.md");
-const SCRIPT: &str = include_str!("../../../contrib/dovecot/mailchime.lua");
 
 /// The block of the docs that begins with this line, behind the one for Dovecot 2.3.
 fn lines_of_docs(first: &str, has: &str) -> String {

@@ -5,10 +5,10 @@ use sqlx::postgres::PgListener;
 use super::*;
 
 /// Two nodes that hear of news, and users who have registered: of what is in their rows so far they have heard.
-async fn hearing(server: &Postgres) -> (Node, Node) {
-    let mut a = Node::start(&opened(&server.url()).await, "a", "incarnation of a", SELDOM);
+async fn hearing(url: &str) -> (Node, Node) {
+    let mut a = Node::start(&opened(url).await, "a", "incarnation of a", SELDOM);
     a.sees(&["a"]).await;
-    let b = Node::start(&opened(&server.url()).await, "b", "incarnation of b", SELDOM);
+    let b = Node::start(&opened(url).await, "b", "incarnation of b", SELDOM);
     assert!(b.store.listen().await.unwrap().is_some(), "b notifies");
     for user in ["user1", "user2"] {
         registers(&b.store, user).await;
@@ -19,11 +19,23 @@ async fn hearing(server: &Postgres) -> (Node, Node) {
 
 #[tokio::test]
 async fn a_node_hears_of_events_by_name_and_their_rows_say_that_they_were_named() {
-    let test =
-        "nodes::names::a_node_hears_of_events_by_name_and_their_rows_say_that_they_were_named";
+    names_and_rows(
+        "nodes::names::a_node_hears_of_events_by_name_and_their_rows_say_that_they_were_named",
+        "",
+    )
+    .await;
+}
+
+/// One statement notifies then, without a transaction.
+#[tokio::test]
+async fn it_does_where_sessions_keep_their_statements() {
+    names_and_rows("nodes::names::it_does_where_sessions_keep_their_statements", KEPT).await;
+}
+
+async fn names_and_rows(test: &str, sessions: &str) {
     let Some(server) = Postgres::start(test) else { return };
     limited(async {
-        let (mut a, b) = hearing(&server).await;
+        let (mut a, b) = hearing(&format!("{}{sessions}", server.url())).await;
         marks(&b.store, &["user1", "user2"]).await;
         let mut told = BTreeSet::new();
         while told.len() < 2 {
@@ -50,7 +62,7 @@ async fn what_any_role_can_hear_names_neither_an_account_nor_a_node() {
     limited(async {
         let mut foreign = PgListener::connect(&server.url()).await.unwrap();
         foreign.listen("mailchime_news").await.unwrap();
-        let (mut a, b) = hearing(&server).await;
+        let (mut a, b) = hearing(&server.url()).await;
         marks(&b.store, &["user1"]).await;
         assert_eq!(a.hears_of_events().await, [Account::from_login("user1")]);
         // Nor does the last statement of a session, which some roles may see.

@@ -27,6 +27,7 @@ pub(crate) mod courier;
 pub(crate) mod cyrus;
 pub(crate) mod dovecot;
 pub(crate) mod dovecot24;
+pub(crate) mod event_script;
 pub(crate) mod forwarder;
 pub(crate) mod imap4d;
 pub(crate) mod mariadb;
