@@ -127,7 +127,10 @@ impl Admission {
                     if let Some(over) = slowed {
                         over.hit(address, limits, counters);
                     }
-                    tokio::time::sleep_until(at).await;
+                    // A timer for a time that has come waits for the next millisecond.
+                    if at > Instant::now() {
+                        tokio::time::sleep_until(at).await;
+                    }
                     return Ok(reserved);
                 }
                 Decision::No(over) => {
@@ -293,12 +296,25 @@ impl LimitHit {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::poll;
+
     use super::*;
 
     const PEER: &str = "192.0.2.1";
 
     fn limits() -> LimitsConfig {
         LimitsConfig { login_failures_per_minute: 3, ..LimitsConfig::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_try_that_may_be_made_does_not_wait() {
+        let (admission, counters) = (Admission::default(), LimitCounters::default());
+        let (peer, limits) = (PEER.parse().unwrap(), limits());
+        // Timers count in milliseconds.
+        tokio::time::advance(Duration::from_micros(500)).await;
+        assert!(poll!(pin!(admission.try_in(peer, None, &limits, &counters))).is_ready());
     }
 
     #[tokio::test(start_paused = true)]
