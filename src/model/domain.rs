@@ -1,5 +1,7 @@
 //! Which domain an account is of, where that decides where its password goes.
 
+use std::borrow::Cow;
+
 use idna::AsciiDenyList;
 use unicode_normalization::UnicodeNormalization;
 
@@ -89,7 +91,10 @@ struct Mention {
 
 /// The parts of `name` that could be domains. Nothing is looked for in a name without any.
 fn mentions(name: &str, served: &impl Fn(&str) -> bool) -> Vec<Mention> {
-    let name: String = name.nfkc().flat_map(char::to_lowercase).collect();
+    let name: String = match name.is_ascii() {
+        true => name.to_ascii_lowercase(),
+        false => name.nfkc().flat_map(char::to_lowercase).collect(),
+    };
     let (mut found, mut rest, mut before) = (Vec::new(), name.as_str(), None);
     loop {
         let end = rest.find(|c| !is_of_domain(c)).unwrap_or(rest.len());
@@ -107,12 +112,22 @@ fn mentions(name: &str, served: &impl Fn(&str) -> bool) -> Vec<Mention> {
     }
 }
 
+/// Whether a part in lower case is as [`in_dns_form`] would have it, as nearly all are.
+fn is_in_dns_form(part: &str) -> bool {
+    part.is_ascii() && !part.contains("xn--")
+}
+
+fn in_dns_form(part: &str) -> Cow<'_, str> {
+    idna::domain_to_ascii_cow(part.as_bytes(), AsciiDenyList::EMPTY)
+        // What no domain can have, some servers leave out.
+        .unwrap_or_else(|_| part.chars().filter(char::is_ascii).collect())
+}
+
 /// The domain that is served and that `part` is, or ends with behind a `_`.
 fn domain(part: &str, served: &impl Fn(&str) -> bool) -> Option<String> {
-    let ascii = match idna::domain_to_ascii_cow(part.as_bytes(), AsciiDenyList::EMPTY) {
-        Ok(ascii) => ascii.into_owned(),
-        // What no domain can have, some servers leave out.
-        Err(_) => part.chars().filter(char::is_ascii).collect(),
+    let ascii = match is_in_dns_form(part) {
+        true => Cow::Borrowed(part),
+        false => in_dns_form(part),
     };
     let mut candidate = ascii.trim_matches('.');
     loop {
@@ -125,7 +140,23 @@ fn domain(part: &str, served: &impl Fn(&str) -> bool) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_part_in_dns_form_stays_as_it_is(part in "(xn-[a-z]|--|[a-z0-9_.-]){0,30}") {
+            prop_assume!(is_in_dns_form(&part));
+            prop_assert_eq!(in_dns_form(&part), part.as_str());
+        }
+
+        #[test]
+        fn ascii_is_folded_alike_either_way(name in "[ -~]{0,40}") {
+            let folded: String = name.nfkc().flat_map(char::to_lowercase).collect();
+            prop_assert_eq!(name.to_ascii_lowercase(), folded);
+        }
+    }
 
     fn served(domain: &str) -> bool {
         ["a.example", "b.example", "xn--mnchen-3ya.example", "c_d.example"].contains(&domain)

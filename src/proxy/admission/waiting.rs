@@ -65,7 +65,9 @@ impl WaitingRoom {
 
     /// A login began or ended. Whose login is under way goes after all others.
     pub(super) fn tries(&mut self, number: u64, trying: bool) {
-        self.change(number, |member| member.trying = trying);
+        if self.members.get(&number).is_some_and(|member| member.trying != trying) {
+            self.change(number, |member| member.trying = trying);
+        }
     }
 
     /// It is over, or its user is logged in.
