@@ -9,8 +9,8 @@
 #           are put into target/
 #
 # Figures: fetch-1 fetch-4 message-1 message-4 message-4096 message-16384 message-65536 phones append-1
-#          append-4 compress noop-1 noop-50 idle login resume start watched held held-tls dovecot-fetch
-#          dovecot-login dovecot-idle; the part before the dash stands for all with it
+#          append-4 compress noop-1 noop-50 idle login resume login-1 start watched held held-tls
+#          dovecot-fetch dovecot-login dovecot-idle; the part before the dash stands for all with it
 # Peers:   straight relay haproxy nginx stunnel dovecot-proxy perdition mailchime mailchime-tls
 #
 # See benches/README.md. Installs the peers with apt-get, as root or through sudo; one that is not
@@ -415,6 +415,7 @@ figures() {
         each login "$ours" "$round" login --sessions 64 --seconds "$seconds"
         if [ -z "$quick_run" ]; then
             each resume "$all" "$round" resume --sessions 64 --seconds "$seconds"
+            each login-1 "$all" "$round" login --seconds "$seconds"
         fi
         if [ "$round" -le "$idle_rounds" ]; then
             # What the synthetic server itself holds was not thought about.

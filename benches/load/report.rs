@@ -60,7 +60,7 @@ enum Target {
 const OURS: &str = "mailchime";
 
 #[rustfmt::skip]
-const FIGURES: [Figure; 30] = {
+const FIGURES: [Figure; 31] = {
     use Base::{Better, Figure as Other, Peer};
     use Target::{AtLeast, AtLeastTimes, AtMost, AtMostTimes, EachRound};
     const fn figure(
@@ -93,6 +93,7 @@ const FIGURES: [Figure; 30] = {
         figure("idle", "idle, a session and its share of the whole", "all", "KiB", "", HAPROXY, Target::None),
         figure("login", "connect, TLS, login, logout", "rate", "/s", "ms", HAPROXY, AtLeastTimes(1.6)),
         figure("resume", "the same with a TLS ticket", "rate", "/s", "ms", HAPROXY, AtLeastTimes(1.8)),
+        figure("login-1", "one login after the other, p50", "p50", "µs", "ms", HAPROXY, AtMostTimes(1.0)),
         figure("start", "start to listening", "ms", "ms", "", Peer(OURS), AtMost(100.0)),
         figure("start", "resident with nothing to do", "mib", "MiB", "", Peer(OURS), AtMost(30.0)),
         figure("dovecot-fetch", "Dovecot: FETCH", "rate", "MB/s", "s/GB", DOVECOT, AtLeastTimes(2.0)),
