@@ -48,6 +48,9 @@ const OF_NODE: &str = "mailchime_events_";
 /// it the node has told the others of none.
 const TRIAL: &str = "?";
 
+/// Looks for a pooler by transaction. While other clients take sessions in between, one look can miss it.
+const ROUNDS: usize = 6;
+
 /// For its arrival. PostgreSQL delivers at the end of the transaction.
 const ARRIVAL: Duration = Duration::from_secs(2);
 
@@ -153,19 +156,14 @@ impl Store {
             .connect_lazy_with(options.clone());
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
-        // Behind a pooler by transaction two clients have one session in turn, or one client has several. A
-        // LISTEN would stay in a session of others.
-        let before = pid(&mut listener).await?;
-        let mut work = self.begin().await?;
-        let row = sql::query("select cast(pg_backend_pid() as bigint) as pid");
-        let other: i64 = row.fetch_one_in(&mut work).await?.try_get("pid")?;
-        let is_pooled = other == before || pid(&mut listener).await? != before;
+        let is_pooled = self.is_pooled(&mut listener).await?;
         if !is_pooled {
             let own = format!("{OF_NODE}{}", self.incarnation);
             listener.listen_all([CHANNEL, &*own]).await?;
             // Who may see the sessions of others sees the last statement of each: it names the channel no longer.
             pid(&mut listener).await?;
         }
+        let mut work = self.begin().await?;
         notify(&mut work, &format!("{TRIAL}{}", self.notifier.name)).await?;
         work.commit().await?;
         // Others may hear although this process cannot.
@@ -181,6 +179,24 @@ impl Store {
             connected,
             checked: Instant::now(),
         }))
+    }
+
+    /// Whether a pooler by transaction stands before the server: two clients have one session in turn there, or one
+    /// client has several. A LISTEN would stay in a session of others.
+    async fn is_pooled(&self, listener: &mut PgListener) -> sqlx::Result<bool> {
+        let session = pid(listener).await?;
+        for _ in 0..ROUNDS {
+            let mut work = self.begin().await?;
+            let row = sql::query("select cast(pg_backend_pid() as bigint) as pid");
+            let other: i64 = row.fetch_one_in(&mut work).await?.try_get("pid")?;
+            let has_moved = pid(listener).await? != session;
+            work.commit().await?;
+            // The session that was used last is the one that most poolers give next.
+            if other == session || has_moved || pid(listener).await? != session {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Notifies the nodes that listen that there is news once this transaction has ended. The transaction neither

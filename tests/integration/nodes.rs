@@ -12,7 +12,7 @@ use mailchime::store::{DueMark, Invalidation, NodeNews, Store};
 use prometheus_client::registry::Registry;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::log::Log;
@@ -54,6 +54,9 @@ impl NodesWorld {
 
 /// Sessions of such a URL keep their statements prepared.
 const KEPT: &str = "?statement-cache-capacity=100";
+
+/// Tries to listen, of which one in some dozens meets sessions in turn as if they were its own.
+const TRIES: usize = 100;
 
 /// So long a node takes to look for news by itself that a test ends before it does.
 const SELDOM: Duration = Duration::from_hours(10);
@@ -502,6 +505,36 @@ async fn behind_pgbouncer_news_is_looked_for_and_no_session_listens() {
         for session in &mut sessions {
             let listening = sqlx::raw_sql("select count(*) from pg_listening_channels()");
             assert_eq!(listening.fetch_one(session).await.unwrap().get::<i64, _>(0), 0);
+        }
+    })
+    .await;
+}
+
+/// What a session of the server hears comes to each client that has it: drivers take it for a broken protocol.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_pooler_is_not_taken_for_a_server() {
+    let test = "nodes::a_busy_pooler_is_not_taken_for_a_server";
+    let Some(server) = Postgres::start(test) else { return };
+    let more = format!("{IGNORES}server_idle_timeout = 0\n");
+    let Some(bouncer) = PgBouncer::start(test, &server, "transaction", &more) else { return };
+    limited(async {
+        let url = bouncer.url(&server.url(), server.address);
+        let store = opened(&url).await.of_node("1".into());
+        let mut others = JoinSet::new();
+        for _ in 0..4 {
+            let mut session = PgConnection::connect(&url).await.unwrap();
+            others.spawn(async move {
+                loop {
+                    session.execute("select 1").await.unwrap();
+                }
+            });
+        }
+        for _ in 0..TRIES {
+            assert!(store.listen().await.unwrap().is_none());
+        }
+        others.abort_all();
+        while let Some(other) = others.join_next().await {
+            assert!(other.unwrap_err().is_cancelled(), "its session heard what was not for it");
         }
     })
     .await;
