@@ -58,7 +58,10 @@ impl LoginPacer {
         let now = Instant::now();
         let next = *self.next.lock();
         let at = next.filter(|next| *next + LATE >= now).unwrap_or(now);
-        tokio::time::sleep_until(at).await;
+        // Timers are of whole milliseconds: one of a time that has come takes up to one.
+        if at > now {
+            tokio::time::sleep_until(at).await;
+        }
         *self.next.lock() = Some(at + self.spacing);
         turn
     }
@@ -67,6 +70,8 @@ impl LoginPacer {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use futures_util::FutureExt as _;
 
     use super::*;
 
@@ -82,6 +87,15 @@ mod tests {
         let later = Instant::now();
         pacer.turn(false).await;
         assert_eq!(later.elapsed(), Duration::ZERO, "idle time is not saved up, nor waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_has_come_does_not_wait() {
+        let pacer = LoginPacer::new(10);
+        drop(pacer.turn(true).await);
+        tokio::time::advance(Duration::from_micros(100_300)).await;
+        assert!(pacer.turn(true).now_or_never().is_some());
+        assert!(pacer.turn(true).now_or_never().is_none());
     }
 
     #[tokio::test(start_paused = true)]
