@@ -45,8 +45,8 @@ const REMEMBERED: Duration = Duration::from_secs(10);
 pub(super) struct OnDemand {
     /// Those without a task.
     resting: HashMap<Account, RestingAccount>,
-    /// What those have been told that had a task lately, each with the number of that task.
-    told: HashMap<Account, (u64, Vec<WatchedMailbox>)>,
+    /// What those have been told that had a task lately.
+    told: HashMap<Account, ToldAccount>,
     /// When that is forgotten.
     forget: VecDeque<(Instant, Account, u64)>,
     /// The mailboxes that did not answer as others do, of accounts that have such ones and no task.
@@ -92,6 +92,17 @@ pub(super) struct RestingAccount {
     pub(super) inherited: bool,
 }
 
+/// What an account's task has told.
+#[derive(Debug)]
+pub(super) struct ToldAccount {
+    /// When the task began and when its end was heard of, as the supervisor counts.
+    task: u64,
+    ended: u64,
+    /// It was to look at all of the account.
+    is_of_all: bool,
+    mailboxes: Vec<WatchedMailbox>,
+}
+
 /// What happens to accounts on demand.
 #[derive(Debug)]
 pub(super) enum OnDemandEvent {
@@ -123,7 +134,7 @@ pub(super) struct VisitEnd {
     /// When the task began, as the supervisor counts.
     pub(super) began: u64,
     pub(super) taken_over: TakenOver,
-    pub(super) mailboxes: Vec<WatchedMailbox>,
+    pub(super) told: ToldAccount,
     pub(super) faults: MailboxFaults,
     pub(super) looked_at: Vec<LookedAt>,
     /// All of the account is still to be looked at.
@@ -222,8 +233,8 @@ impl OnDemand {
 
     /// Spawns the task of an account.
     pub(super) fn spawn(&mut self, mut watcher: Watcher, begin: WatcherStart, began: u64) {
-        if let Some((_, mailboxes)) = self.told.remove(&watcher.account) {
-            watcher.mailboxes = mailboxes;
+        if let Some(told) = self.told.remove(&watcher.account) {
+            watcher.mailboxes = told.mailboxes;
         }
         watcher.faults = self.faults.remove(&watcher.account).unwrap_or_default();
         if let Some(failed) = self.failed.remove(&watcher.account)
@@ -258,11 +269,13 @@ impl OnDemand {
             let credentials = (of_user && known.matters()).then(|| Box::new(known));
             let is_left = |it: &WatchedMailbox| it.due || it.is_left_out(&faults);
             let left_due = unasked.is_none() && mailboxes.iter().any(is_left);
+            let is_of_all = taken_over.looks > 0;
+            let told = ToldAccount { task: began, ended: began, is_of_all, mailboxes };
             VisitEnd {
                 account,
                 began,
                 taken_over,
-                mailboxes,
+                told,
                 faults,
                 looked_at,
                 unasked,
@@ -277,30 +290,37 @@ impl OnDemand {
         }
     }
 
-    /// What this task of an account has told is remembered for a while; with `unasked`, where new mail was announced, until
+    /// What the task of an account has told is remembered for a while; with `unasked`, where new mail was announced, until
     /// the next task looks. Which mailboxes did not answer is remembered for as long as the account is this node's.
     pub(super) fn remember(
         &mut self,
         account: &Account,
-        task: u64,
-        mailboxes: Vec<WatchedMailbox>,
+        now: u64,
+        mut told: ToldAccount,
         faults: MailboxFaults,
         unasked: bool,
     ) {
         if !faults.is_empty() {
             self.faults.insert(account.clone(), faults);
         }
-        let now = Instant::now();
-        while let Some((_, account, task)) = self.forget.pop_front_if(|(at, ..)| *at <= now) {
-            if self.told.get(&account).is_some_and(|(told, _)| *told == task) {
+        let at = Instant::now();
+        while let Some((_, account, task)) = self.forget.pop_front_if(|(until, ..)| *until <= at) {
+            if self.told.get(&account).is_some_and(|told| told.task == task) {
                 self.told.remove(&account);
             }
         }
-        let mailboxes: Vec<_> = mailboxes.into_iter().map(WatchedMailbox::rested).collect();
-        if !unasked || !mailboxes.iter().any(|it| it.ledger.has_announced()) {
-            self.forget.push_back((now + REMEMBERED, account.clone(), task));
+        told.ended = now;
+        told.mailboxes = told.mailboxes.into_iter().map(WatchedMailbox::rested).collect();
+        if !unasked || !told.mailboxes.iter().any(|it| it.ledger.has_announced()) {
+            self.forget.push_back((at + REMEMBERED, account.clone(), told.task));
         }
-        self.told.insert(account.clone(), (task, mailboxes));
+        self.told.insert(account.clone(), told);
+    }
+
+    /// Whether the account, which has no task, had one at this moment or since that has looked at all of it.
+    pub(super) fn has_told_all_since(&self, account: &Account, moment: u64) -> bool {
+        let told = self.told.get(account);
+        told.is_some_and(|told| told.is_of_all && told.ended >= moment) && !self.is_unasked(account)
     }
 
     /// A visit has left mailboxes of the account due, or none. They are asked for again after `first`, which doubles with

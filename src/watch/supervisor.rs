@@ -407,7 +407,7 @@ impl Supervisor {
 
     /// The task of an account on demand has ended. What came too late for it is for another one.
     fn visit_ended(&mut self, end: VisitEnd) {
-        let VisitEnd { account, began, taken_over, mailboxes, faults, looked_at, .. } = end;
+        let VisitEnd { account, began, taken_over, told, faults, looked_at, .. } = end;
         let VisitEnd { unasked, left_due, credentials, inherited, .. } = end;
         if self.hint_writer.looked_at(looked_at) {
             self.read_all_again();
@@ -416,7 +416,7 @@ impl Supervisor {
             return;
         }
         let Some(handle) = self.watchers.remove(&account) else { return };
-        self.on_demand.remember(&account, began, mailboxes, faults, unasked.is_some());
+        self.on_demand.remember(&account, self.moment, told, faults, unasked.is_some());
         self.on_demand.visited(&account, left_due, self.context.config.poll_interval);
         let now = handle.directive.borrow().clone();
         let mut next = Directive::default();

@@ -18,12 +18,13 @@ impl Supervisor {
         });
     }
 
-    /// These are due. Without a sweep, a task that has begun since to look at all of the account reads that itself.
+    /// These are due. Without a sweep, a task that is there to look at all of the account does so, or has since: what comes
+    /// meanwhile it hears of.
     pub(super) fn found_due(&mut self, moment: u64, sweep: Sweep, mut due: DueAccounts) {
         if sweep == Sweep::None {
-            due.accounts.retain(|account| {
-                let task = self.watchers.get(account);
-                task.is_none_or(|it| it.began <= moment || it.directive.borrow().looks == 0)
+            due.accounts.retain(|account| match self.watchers.get(account) {
+                Some(task) => task.directive.borrow().looks == 0,
+                None => !self.on_demand.has_told_all_since(account, moment),
             });
         }
         let backends = &self.context.backends;

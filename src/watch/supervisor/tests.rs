@@ -78,6 +78,32 @@ async fn a_look_up_that_began_before_a_registration_does_not_stop_the_account() 
     assert!(!supervisor.on_demand.is_resting(&alice));
 }
 
+/// What it looks at is still due on disk for a while.
+#[tokio::test]
+async fn what_a_task_looks_at_beside_a_reading_is_not_looked_at_again() {
+    let tried = [(1, true, 0), (0, true, 1), (1, false, 1)];
+    for (looks, has_asked, again) in tried {
+        let (_folder, mut supervisor, alice) = with_alice().await;
+        let found = || DueAccounts { accounts: vec![alice.clone()], unmarked: Vec::new() };
+        let directive = Directive { looks, ..Directive::default() };
+        supervisor.start(alice.clone(), directive, WatcherStart::AtOnce);
+        let beside = supervisor.now();
+        supervisor.found_due(beside, Sweep::None, found());
+        assert_eq!(supervisor.on_demand.waiting(), usize::from(looks == 0), "{looks}");
+        while supervisor.on_demand.next_waiting().is_some() {}
+        let mut end = task_end(&mut supervisor).await;
+        if has_asked {
+            end.unasked = None;
+        }
+        supervisor.visit_ended(end);
+        supervisor.found_due(beside, Sweep::None, found());
+        assert_eq!(supervisor.on_demand.waiting(), again, "{looks} {has_asked}");
+        let after = supervisor.now();
+        supervisor.found_due(after, Sweep::None, found());
+        assert_eq!(supervisor.on_demand.waiting(), 1, "{looks} {has_asked}");
+    }
+}
+
 #[tokio::test]
 async fn a_parked_account_that_a_reload_gives_another_backend_waits_for_that_one() {
     let (_folder, mut supervisor, alice) = with_alice().await;
