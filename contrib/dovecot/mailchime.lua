@@ -91,8 +91,10 @@ dovecot_lua_notify_event_message_trash = noting("MessageTrash")
 dovecot_lua_notify_event_mailbox_create = noting("MailboxCreate")
 dovecot_lua_notify_event_mailbox_delete = noting("MailboxDelete")
 
--- The mailboxes below it get other names, too, and Dovecot does not say which. So this is told of all of the user's.
-function dovecot_lua_notify_event_mailbox_rename(ctx)
+-- The mailboxes below it get other names, too, and Dovecot does not say which. So this is told of all of the user's
+-- as well.
+function dovecot_lua_notify_event_mailbox_rename(ctx, event)
+  note(ctx, event.mailbox, "MailboxRename")
   note(ctx, ANY, "MailboxRename")
 end
 

@@ -180,6 +180,7 @@ impl HeardSession {
         self.ask("SUBSCRIBE Box");
         self.hears_nothing();
         self.ask("RENAME Box Entw&APw-rfe");
+        self.hears_of("Entw\u{fc}rfe", "MailboxRename", true).await;
         self.hears_of("*", "MailboxRename", false).await;
         self.ask("DELETE Entw&APw-rfe");
         self.hears_of("Entw\u{fc}rfe", "MailboxDelete", false).await;
