@@ -164,7 +164,10 @@ impl Site {
             fs::set_permissions(secret, Permissions::from_mode(0o600)).unwrap();
             config = taking_events(&config, address);
         }
-        fs::write(folder.path().join("proxy.toml"), config).unwrap();
+        let file = folder.path().join("proxy.toml");
+        fs::write(&file, config).unwrap();
+        // The URL of the database has a password.
+        fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
         let server = serve(&program, folder.path()).await;
         sqlx::any::install_default_drivers();
         let site = Arc::new(Self {
