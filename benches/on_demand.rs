@@ -220,6 +220,10 @@ impl Site {
             registered??;
         }
         registrar.store.close().await;
+        if let Some(url) = url {
+            // PostgreSQL does so by itself within minutes; until then it plans for tables that are as good as empty.
+            sqlx::query("analyze").execute(&mut PgConnection::connect(url).await?).await?;
+        }
         Ok(())
     }
 
