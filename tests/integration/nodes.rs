@@ -485,7 +485,9 @@ async fn news_is_looked_for(url: &str) {
     until(async || log.count("the database tells this node of no news") == 1).await;
     a.stop().await;
     assert_eq!(log.count("the database tells this node of no news"), 1);
-    assert_eq!(log.count("WARN") + log.count("ERROR"), 0, "{}", log.text());
+    // A machine with more to do may take its time for a call.
+    let took_long = log.count("a database call took long");
+    assert_eq!(log.count("WARN") + log.count("ERROR"), took_long, "{}", log.text());
 }
 
 #[tokio::test]

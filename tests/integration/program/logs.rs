@@ -365,8 +365,11 @@ async fn a_client_that_just_closes_is_no_warning() {
         server.process.signal("TERM");
         server.process.end().await;
         let lines = server.process.stderr.seen.iter().map(|line| serde_json::from_str(line));
-        let warnings: Vec<Value> =
-            lines.map(Result::unwrap).filter(|line: &Value| line["level"] == "WARN").collect();
+        // A machine with more to do may take its time for a call of the database.
+        let is_warning = |line: &Value| {
+            line["level"] == "WARN" && line["message"] != "a database call took long"
+        };
+        let warnings: Vec<Value> = lines.map(Result::unwrap).filter(is_warning).collect();
         assert!(warnings.is_empty(), "{warnings:#?}");
     })
     .await;

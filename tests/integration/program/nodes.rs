@@ -316,13 +316,14 @@ async fn three_nodes_lose_no_push_when_any_of_them_is_killed_stopped_or_started(
         assert!(explained.contains("watcher: watching (idle)"), "{explained}");
 
         // Stopped, it is gone at once; started again, it has a share again.
+        let before = a.server.process.stderr.so_far().len();
         c.server.process.signal("TERM");
         c.server.process.end().await;
         assert_eq!(cluster.divided(&[&a]).await, [72]);
         let since = cluster.mail_to_all();
         cluster.all_told(since).await;
         a.sees("a").await;
-        let log = a.server.process.stderr.seen.join("\n");
+        let log = a.server.process.stderr.so_far()[before..].join("\n");
         let buried =
             "\"message\":\"a node sends no heartbeat; the live nodes take over its share\",\"node\":\"c\"";
         assert!(!log.contains(buried), "{log}");

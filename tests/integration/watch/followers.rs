@@ -289,6 +289,9 @@ async fn who_hears_a_watcher_proves_the_password_every_hour_all_the_same() {
         let watching = idling(&world, &backend).await;
         let mut follower = watching.follow("alice", &["INBOX"]);
         looked_at(&backend, 2).await;
+        // What waits for an answer when the clock goes on has waited in vain.
+        let idles = async || backend.wait_until(|c| c.idling == 1 && c.connections == 1).await;
+        idles().await;
         let hour = Duration::from_mins(61);
         later(hour).await;
         backend.wait_until(|c| c.logins["alice"] == 2 && c.connections == 1).await;
@@ -296,6 +299,7 @@ async fn who_hears_a_watcher_proves_the_password_every_hour_all_the_same() {
         backend.deliver("alice", "INBOX", MAIL).unwrap();
         follower.expect("INBOX: new mail, next 2 of 1 with 1 unseen").await;
         // Where that cannot be done, it goes on.
+        idles().await;
         backend.behave(|it| it.unavailable = true);
         later(hour).await;
         backend.wait_until(|c| c.refused.contains_key("alice")).await;
@@ -303,6 +307,7 @@ async fn who_hears_a_watcher_proves_the_password_every_hour_all_the_same() {
         backend.wait_until(|c| c.logins["alice"] == 3 && c.connections == 1).await;
         backend.deliver("alice", "INBOX", MAIL).unwrap();
         follower.expect("INBOX: new mail, next 3 of 2 with 2 unseen").await;
+        idles().await;
         backend.set_password("alice", b"other").unwrap();
         later(hour).await;
         follower.expect("refused").await;

@@ -21,9 +21,20 @@ pub(super) async fn hint(
     event: MailboxEvent,
     state: Snapshot,
 ) {
+    hints(watching, 1, mailbox, event, state).await;
+}
+
+/// So many of them that come together.
+pub(super) async fn hints(
+    watching: &Watching,
+    count: usize,
+    mailbox: Option<Mailbox>,
+    event: MailboxEvent,
+    state: Snapshot,
+) {
     let (account, seen_at) = (Account::from_login("alice"), Instant::now());
     let hint = Hint { account, mailbox, event, state, seen_at };
-    watching.inquirer.hints(vec![hint]).await.unwrap();
+    watching.inquirer.hints(vec![hint; count]).await.unwrap();
 }
 
 /// All five numbers of a state.

@@ -3,7 +3,7 @@
 use mailchime::model::{Account, Mailbox, MailboxEvent, Snapshot, Timestamp};
 use mailchime::store::DueMark;
 
-use super::hints::hint;
+use super::hints::{hint, hints};
 use super::mail::backend;
 use super::nodes::Others;
 use super::on_demand::{MAIL, resting, until_resting, world};
@@ -12,7 +12,13 @@ use crate::support::watching::Watching;
 
 /// The mail server says that there is new mail, and no number.
 async fn new_mail(watching: &Watching) {
-    hint(watching, Some(Mailbox::inbox()), MailboxEvent::MessageNew, Snapshot::default()).await;
+    new_mails(watching, 1).await;
+}
+
+/// The same so many times, all before the visit.
+async fn new_mails(watching: &Watching, count: usize) {
+    let inbox = Some(Mailbox::inbox());
+    hints(watching, count, inbox, MailboxEvent::MessageNew, Snapshot::default()).await;
 }
 
 #[tokio::test]
@@ -23,8 +29,8 @@ async fn a_hint_without_numbers_is_announced_and_makes_one_short_visit() {
         let mut watching = resting(&world, &backend).await;
         for _ in 0..3 {
             backend.deliver("alice", "INBOX", MAIL).unwrap();
-            new_mail(&watching).await;
         }
+        new_mails(&watching, 3).await;
         watching
             .expect(&["INBOX: new mail, announced", "INBOX: new mail, next 4 of 3 with 3 unseen"])
             .await;
@@ -101,11 +107,9 @@ async fn an_event_that_comes_twice_hides_no_other_mail() {
         let announced = "INBOX: new mail, announced";
         watching.expect(&[announced, "INBOX: confirmed, next 2 of 1 with 1 unseen"]).await;
         until_resting(&world, &watching).await;
-        new_mail(&watching).await;
-        watching.expect(&[announced]).await;
         backend.deliver("alice", "INBOX", MAIL).unwrap();
-        new_mail(&watching).await;
-        watching.expect(&["INBOX: new mail, next 3 of 2 with 2 unseen"]).await;
+        new_mails(&watching, 2).await;
+        watching.expect(&[announced, "INBOX: new mail, next 3 of 2 with 2 unseen"]).await;
         watching.stop().await;
     })
     .await;
