@@ -45,8 +45,9 @@ const REMEMBERED: Duration = Duration::from_secs(10);
 pub(super) struct OnDemand {
     /// Those without a task.
     resting: HashMap<Account, RestingAccount>,
-    /// What those have been told that had a task lately.
-    told: HashMap<Account, ToldAccount>,
+    /// What those have been told that had a task lately, each with when the end of that task was heard of, as the
+    /// supervisor counts.
+    told: HashMap<Account, (u64, ToldAccount)>,
     /// When that is forgotten.
     forget: VecDeque<(Instant, Account, u64)>,
     /// The mailboxes that did not answer as others do, of accounts that have such ones and no task.
@@ -95,9 +96,8 @@ pub(super) struct RestingAccount {
 /// What an account's task has told.
 #[derive(Debug)]
 pub(super) struct ToldAccount {
-    /// When the task began and when its end was heard of, as the supervisor counts.
+    /// When the task began, as the supervisor counts.
     task: u64,
-    ended: u64,
     /// It was to look at all of the account.
     is_of_all: bool,
     mailboxes: Vec<WatchedMailbox>,
@@ -233,7 +233,7 @@ impl OnDemand {
 
     /// Spawns the task of an account.
     pub(super) fn spawn(&mut self, mut watcher: Watcher, begin: WatcherStart, began: u64) {
-        if let Some(told) = self.told.remove(&watcher.account) {
+        if let Some((_, told)) = self.told.remove(&watcher.account) {
             watcher.mailboxes = told.mailboxes;
         }
         watcher.faults = self.faults.remove(&watcher.account).unwrap_or_default();
@@ -270,7 +270,7 @@ impl OnDemand {
             let is_left = |it: &WatchedMailbox| it.due || it.is_left_out(&faults);
             let left_due = unasked.is_none() && mailboxes.iter().any(is_left);
             let is_of_all = taken_over.looks > 0;
-            let told = ToldAccount { task: began, ended: began, is_of_all, mailboxes };
+            let told = ToldAccount { task: began, is_of_all, mailboxes };
             VisitEnd {
                 account,
                 began,
@@ -305,22 +305,22 @@ impl OnDemand {
         }
         let at = Instant::now();
         while let Some((_, account, task)) = self.forget.pop_front_if(|(until, ..)| *until <= at) {
-            if self.told.get(&account).is_some_and(|told| told.task == task) {
+            if self.told.get(&account).is_some_and(|(_, told)| told.task == task) {
                 self.told.remove(&account);
             }
         }
-        told.ended = now;
         told.mailboxes = told.mailboxes.into_iter().map(WatchedMailbox::rested).collect();
         if !unasked || !told.mailboxes.iter().any(|it| it.ledger.has_announced()) {
             self.forget.push_back((at + REMEMBERED, account.clone(), told.task));
         }
-        self.told.insert(account.clone(), told);
+        self.told.insert(account.clone(), (now, told));
     }
 
     /// Whether the account, which has no task, had one at this moment or since that has looked at all of it.
     pub(super) fn has_told_all_since(&self, account: &Account, moment: u64) -> bool {
         let told = self.told.get(account);
-        told.is_some_and(|told| told.is_of_all && told.ended >= moment) && !self.is_unasked(account)
+        let is_it = told.is_some_and(|(ended, told)| told.is_of_all && *ended >= moment);
+        is_it && !self.is_unasked(account)
     }
 
     /// A visit has left mailboxes of the account due, or none. They are asked for again after `first`, which doubles with
