@@ -490,13 +490,19 @@ async fn news_is_looked_for(url: &str) {
     assert_eq!(log.count("WARN") + log.count("ERROR"), took_long, "{}", log.text());
 }
 
+/// A server, a PgBouncer before it in this mode with further settings, and the URL that leads through it.
+fn pooled(test: &str, mode: &str, settings: &str) -> Option<(Postgres, PgBouncer, String)> {
+    let server = Postgres::start(test)?;
+    let bouncer = PgBouncer::start(test, &server, mode, &format!("{IGNORES}{settings}"))?;
+    let url = bouncer.url(&server.url(), server.address);
+    Some((server, bouncer, url))
+}
+
 #[tokio::test]
 async fn behind_pgbouncer_news_is_looked_for_and_no_session_listens() {
     let test = "nodes::behind_pgbouncer_news_is_looked_for_and_no_session_listens";
-    let Some(server) = Postgres::start(test) else { return };
-    let Some(bouncer) = PgBouncer::start(test, &server, "transaction", IGNORES) else { return };
+    let Some((_server, _bouncer, url)) = pooled(test, "transaction", "") else { return };
     limited(async {
-        let url = bouncer.url(&server.url(), server.address);
         news_is_looked_for(&url).await;
         let mut sessions = Vec::new();
         for _ in 0..3 {
@@ -516,11 +522,9 @@ async fn behind_pgbouncer_news_is_looked_for_and_no_session_listens() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_pooler_is_not_taken_for_a_server() {
     let test = "nodes::a_busy_pooler_is_not_taken_for_a_server";
-    let Some(server) = Postgres::start(test) else { return };
-    let more = format!("{IGNORES}server_idle_timeout = 0\n");
-    let Some(bouncer) = PgBouncer::start(test, &server, "transaction", &more) else { return };
+    let kept = "server_idle_timeout = 0\n";
+    let Some((_server, _bouncer, url)) = pooled(test, "transaction", kept) else { return };
     limited(async {
-        let url = bouncer.url(&server.url(), server.address);
         let store = opened(&url).await.of_node("1".into());
         let mut others = JoinSet::new();
         for _ in 0..4 {
@@ -545,11 +549,9 @@ async fn a_busy_pooler_is_not_taken_for_a_server() {
 #[tokio::test]
 async fn a_pooler_by_session_passes_notifications_on() {
     let test = "nodes::a_pooler_by_session_passes_notifications_on";
-    let Some(server) = Postgres::start(test) else { return };
-    let more = format!("{IGNORES}default_pool_size = 20\n");
-    let Some(bouncer) = PgBouncer::start(test, &server, "session", &more) else { return };
+    let many = "default_pool_size = 20\n";
+    let Some((server, _bouncer, url)) = pooled(test, "session", many) else { return };
     limited(async {
-        let url = bouncer.url(&server.url(), server.address);
         let mut a = Node::start(&opened(&url).await, "a", "1", SELDOM);
         a.sees(&["a"]).await;
         let other = opened(&server.url()).await.of_node("2".into());
