@@ -1,14 +1,16 @@
 //! Events without numbers, of accounts without a connection, at the demo server.
 
+use std::time::Duration;
+
 use mailchime::model::{Account, Mailbox, MailboxEvent, Snapshot, Timestamp};
 use mailchime::store::DueMark;
 
-use super::hints::{hint, hints};
+use super::hints::{hint, hints, taken_in};
 use super::mail::backend;
 use super::nodes::Others;
 use super::on_demand::{MAIL, resting, until_resting, world};
-use crate::support::limited;
 use crate::support::watching::Watching;
+use crate::support::{limited, stop_clock};
 
 /// The mail server says that there is new mail, and no number.
 async fn new_mail(watching: &Watching) {
@@ -32,8 +34,14 @@ async fn a_hint_without_numbers_is_announced_and_makes_one_short_visit() {
         }
         new_mail(&watching).await;
         watching.expect(&["INBOX: new mail, announced"]).await;
-        // It waits for these.
+        // The visit waits for what comes within a second, in which the clock stands.
+        let stopped = stop_clock();
         new_mails(&watching, 2).await;
+        taken_in(&watching).await;
+        assert_eq!(backend.counters().accepted, 1);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        drop(stopped);
+        tokio::time::resume();
         watching.expect(&["INBOX: new mail, next 4 of 3 with 3 unseen"]).await;
         let seen = backend.wait_until(|c| c.connections == 0).await;
         assert_eq!((seen.accepted, seen.commands["STATUS"], seen.commands["LOGOUT"]), (2, 2, 2));
