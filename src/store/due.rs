@@ -11,7 +11,7 @@ use super::nodes::{NEWS, of_event};
 use super::records::account;
 use super::sql::statement::Statement;
 use super::sql::work::Work;
-use super::sql::{self, SelectBy, UpdateFrom, Upsert, rows};
+use super::sql::{self, Change, SelectBy, UpdateFrom, Upsert, UpsertBy, rows};
 use super::{Store, StoreError};
 use crate::metrics::Call;
 use crate::model::{Account, Mailbox, Snapshot, Timestamp};
@@ -67,7 +67,18 @@ type DueRows<'a> = BTreeMap<NewsKey<'a>, (bool, Option<String>)>;
 type NewsKey<'a> = (&'a str, Option<&'a str>);
 
 /// By account: the mailboxes that somebody has registered for.
-type RegisteredMailboxes = HashMap<String, HashSet<Mailbox>>;
+#[derive(Default)]
+struct RegisteredMailboxes(HashMap<String, HashSet<Mailbox>>);
+
+/// What a call of [`Store::mark_due`] writes and asks.
+struct Marking<'a> {
+    /// Each mailbox once, sorted.
+    looked_at: Vec<&'a LookedAt>,
+    marks: &'a [DueMark],
+    due: DueRows<'a>,
+    accounts: BTreeSet<&'a str>,
+    now: Timestamp,
+}
 
 /// A column is set before those that it is made from: some databases see what the statement has set.
 const SET: &[(&str, &str)] = &[
@@ -105,11 +116,22 @@ const CLEAR: UpdateFrom<'_> = UpdateFrom {
     set: &[("due_state", "null"), ("due_marks", "0"), ("due_since", "null")],
 };
 
+/// The columns of what [`tell`] is told of.
+const TELL: &[&str] = &["account", "mailbox", "incarnation"];
+
+const NEWS_TOLD: Upsert<'_> = Upsert { returning: "node", ..NEWS };
+
 /// What [`Store::mailboxes_of`] asks.
 const REGISTERED: SelectBy<'_> = SelectBy {
     columns: &["account"],
     select: "a.name as account, m.name as mailbox",
     of: "join account a on a.name = v.account join mailbox m on m.account = a.id",
+};
+
+/// The same, beside [`tell`].
+const REGISTERED_AND_TOLD: SelectBy<'_> = SelectBy {
+    select: "a.name as account, m.name as mailbox, (select count(*) from told) as told",
+    ..REGISTERED
 };
 
 impl Store {
@@ -126,76 +148,74 @@ impl Store {
         marks: &[DueMark],
         now: Timestamp,
     ) -> Result<Vec<bool>, StoreError> {
-        let accounts: BTreeSet<&str> = marks.iter().map(|mark| mark.account.as_str()).collect();
-        let due = due_rows(marks);
-        let mut looked_at: Vec<_> = looked_at.iter().collect();
-        // Of two looks at a mailbox the later one has seen more marks.
-        looked_at.sort_by(|a, b| {
-            let [one, other] = [a, b].map(|it| (&it.account, &it.mailbox, Reverse(it.marks)));
-            one.cmp(&other)
-        });
-        looked_at.dedup_by(|a, b| (&a.account, &a.mailbox) == (&b.account, &b.mailbox));
+        let marking = Marking::of(looked_at, marks, now);
         self.write(Call::News, || async {
-            let mut transaction = self.begin().await?;
-            let at_once = self.at_once(&mut transaction, &looked_at, &due, &accounts, now).await?;
-            let registered = match at_once {
+            let registered = match self.mark_at_once(&marking).await? {
                 Some(registered) => registered,
-                None => {
-                    clear(&mut transaction, &looked_at).await?;
-                    mark(&mut transaction, &due, now).await?;
-                    self.mailboxes_of(&mut transaction, &accounts).await?
-                }
+                None => self.mark_in_turn(&marking).await?,
             };
-            let known = |mark: &DueMark| {
-                let mailboxes = registered.get(mark.account.as_str());
-                mailboxes.is_some_and(|mailboxes| {
-                    mark.mailbox.as_ref().is_none_or(|mailbox| mailboxes.contains(mailbox))
-                })
-            };
-            let told = marks.iter().filter(|mark| mark.for_another_node && known(mark));
-            let told: BTreeSet<&str> = told.map(|mark| mark.account.as_str()).collect();
-            self.tell_all(&mut transaction, &told).await?;
-            transaction.commit().await?;
-            Ok(marks.iter().map(known).collect())
+            Ok(marks.iter().map(|mark| registered.have(mark)).collect())
         })
         .await
     }
 
-    /// What [`Self::mark_due`] changes and asks, in one statement, which spares trips to a server. `None` where that cannot be:
-    /// where a mailbox is marked that was looked at, as no row may change twice; where there is too little or too much of
-    /// something; and where the database has no such statement.
-    async fn at_once(
+    /// Does it by one statement, which spares trips to a server. `None` where that cannot be: where a mailbox is marked that
+    /// was looked at, as no row may change twice; where there is too much of something, or nothing to mark; and where the
+    /// database has no such statement.
+    async fn mark_at_once(
         &self,
-        work: &mut Work,
-        looked_at: &[&LookedAt],
-        marks: &DueRows<'_>,
-        accounts: &BTreeSet<&str>,
-        now: Timestamp,
+        marking: &Marking<'_>,
     ) -> sqlx::Result<Option<RegisteredMailboxes>> {
-        let counts = [looked_at.len(), marks.len(), accounts.len()];
-        let is_apart = looked_at.iter().all(|looked_at| {
-            let (account, mailbox) = (looked_at.account.as_str(), looked_at.mailbox.as_str());
-            !marks.contains_key(&(account, Some(mailbox)))
-        });
-        let names_mailboxes = marks.keys().all(|(_, mailbox)| mailbox.is_some());
-        if !is_apart
-            || !names_mailboxes
-            || counts.iter().any(|it| !(1..=sql::MOST_ROWS).contains(it))
-        {
+        let Marking { looked_at, due, accounts, now, .. } = marking;
+        let told: Vec<_> = marking.for_other_nodes().collect();
+        let most = [looked_at.len(), due.len(), accounts.len(), told.len()].into_iter().max();
+        let rows = most.unwrap_or_default();
+        if rows > sql::MOST_ROWS || due.is_empty() || !marking.rows_are_apart() {
             return Ok(None);
         }
-        let rows = counts.into_iter().max().unwrap_or_default();
-        let Some(query) = sql::together(work, &[&CLEAR, &MARK], &REGISTERED, rows) else {
+        let Some(mut work) = self.connections.write_alone().await? else { return Ok(None) };
+        let named = self.can_notify(&work);
+        let text = tell(named);
+        let tell = UpsertBy { columns: TELL, upsert: Upsert { rows: &text, ..NEWS_TOLD } };
+        let mut changes = Vec::with_capacity(3);
+        changes.extend((!looked_at.is_empty()).then_some(("cleared", Change::Update(&CLEAR))));
+        changes.push(("marked", Change::Update(&MARK)));
+        changes.extend((!told.is_empty()).then_some(("told", Change::Insert(&tell))));
+        let select = if told.is_empty() { &REGISTERED } else { &REGISTERED_AND_TOLD };
+        let Some(mut query) = sql::together(&work, &changes, Some(select), rows) else {
             return Ok(None);
         };
-        let query = looked_at.iter().fold(query, |query, it| bind_cleared(query, it));
-        let query = query.then(MARK.columns);
-        let query = marks.iter().fold(query, |query, it| bind_marked(query, it, now));
-        let query = query.then(REGISTERED.columns);
-        let query = accounts.iter().fold(query, |query, account| query.bind(*account));
-        let mut registered = RegisteredMailboxes::new();
-        self.read_registered(work, query, &mut registered).await?;
+        if !looked_at.is_empty() {
+            query = looked_at.iter().fold(query, |query, it| bind_cleared(query, it));
+            query = query.then(MARK.columns);
+        }
+        query = due.iter().fold(query, |query, it| bind_marked(query, it, *now));
+        if !told.is_empty() {
+            query = query.then(TELL);
+            for (account, mailbox) in &told {
+                query = query.bind(*account).bind(*mailbox).bind(&*self.incarnation);
+            }
+        }
+        query = query.then(select.columns);
+        query = accounts.iter().fold(query, |query, account| query.bind(*account));
+        let mut registered = RegisteredMailboxes::default();
+        let has_told = self.read_registered(&mut work, query, &mut registered).await?;
+        if named && has_told {
+            self.notify_events_after(&mut work, &marking.told(&registered));
+        }
+        work.commit().await?;
         Ok(Some(registered))
+    }
+
+    /// Does it by one statement after the other.
+    async fn mark_in_turn(&self, marking: &Marking<'_>) -> sqlx::Result<RegisteredMailboxes> {
+        let mut transaction = self.begin().await?;
+        clear(&mut transaction, &marking.looked_at).await?;
+        mark(&mut transaction, &marking.due, marking.now).await?;
+        let registered = self.mailboxes_of(&mut transaction, &marking.accounts).await?;
+        self.tell_all(&mut transaction, &marking.told(&registered)).await?;
+        transaction.commit().await?;
+        Ok(registered)
     }
 
     /// The mailboxes for which somebody has registered, of those of these accounts that have any.
@@ -204,7 +224,7 @@ impl Store {
         work: &mut Work,
         accounts: &BTreeSet<&str>,
     ) -> sqlx::Result<RegisteredMailboxes> {
-        let mut registered = RegisteredMailboxes::new();
+        let mut registered = RegisteredMailboxes::default();
         let accounts: Vec<_> = accounts.iter().collect();
         for accounts in accounts.chunks(sql::MOST_ROWS) {
             let query = sql::select_by(work, &REGISTERED, accounts.len());
@@ -214,28 +234,33 @@ impl Store {
         Ok(registered)
     }
 
+    /// Returns whether nodes were told beside it.
     async fn read_registered(
         &self,
         work: &mut Work,
         query: Statement<'_>,
         registered: &mut RegisteredMailboxes,
-    ) -> sqlx::Result<()> {
+    ) -> sqlx::Result<bool> {
         let read = |row: &AnyRow| {
             let mailbox: &str = row.try_get("mailbox")?;
-            Ok((row.try_get::<String, _>("account")?, Mailbox::new(mailbox)))
+            let told = row.try_get::<i64, _>("told").is_ok_and(|told| told > 0);
+            Ok((row.try_get::<String, _>("account")?, Mailbox::new(mailbox), told))
         };
-        for (account, mailbox) in rows::readable(work, &self.metrics, query, read).await?.rows {
-            registered.entry(account).or_default().insert(mailbox);
+        let mut has_told = false;
+        for (account, mailbox, told) in rows::readable(work, &self.metrics, query, read).await?.rows
+        {
+            registered.0.entry(account).or_default().insert(mailbox);
+            has_told |= told;
         }
-        Ok(())
+        Ok(has_told)
     }
 
     /// Writes news of these accounts to all nodes but this one.
     async fn tell_all(&self, work: &mut Work, accounts: &BTreeSet<&str>) -> sqlx::Result<()> {
-        let accounts: Vec<_> = accounts.iter().collect();
         let named = self.can_notify(work);
         let (what, mut told) = (of_event(named), 0);
-        for accounts in accounts.chunks(sql::MOST_ROWS) {
+        let all: Vec<_> = accounts.iter().collect();
+        for accounts in all.chunks(sql::MOST_ROWS) {
             let text = |places: &str| {
                 let rows = format!(
                     "select n.name, a.name, {what} from node n cross join account a \
@@ -248,7 +273,7 @@ impl Store {
             told += query.execute_in(work).await?.rows_affected();
         }
         if told > 0 && named {
-            self.notify_events_after(work, &accounts);
+            self.notify_events_after(work, accounts);
         }
         Ok(())
     }
@@ -307,6 +332,60 @@ fn due_rows(marks: &[DueMark]) -> DueRows<'_> {
         }
     }
     due
+}
+
+impl<'a> Marking<'a> {
+    fn of(looked_at: &'a [LookedAt], marks: &'a [DueMark], now: Timestamp) -> Self {
+        let mut looked_at: Vec<_> = looked_at.iter().collect();
+        // Of two looks at a mailbox the later one has seen more marks.
+        looked_at.sort_by(|a, b| {
+            let [one, other] = [a, b].map(|it| (&it.account, &it.mailbox, Reverse(it.marks)));
+            one.cmp(&other)
+        });
+        looked_at.dedup_by(|a, b| (&a.account, &a.mailbox) == (&b.account, &b.mailbox));
+        let accounts = marks.iter().map(|mark| mark.account.as_str()).collect();
+        Self { looked_at, marks, due: due_rows(marks), accounts, now }
+    }
+
+    /// The mailboxes that another node gets word of where somebody has registered for them.
+    fn for_other_nodes(&self) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
+        let told = self.marks.iter().filter(|mark| mark.for_another_node);
+        let mailbox = |mark: &'a DueMark| mark.mailbox.as_ref().map(Mailbox::as_str);
+        told.map(move |mark| (mark.account.as_str(), mailbox(mark)))
+    }
+
+    /// The accounts that it has got word of.
+    fn told(&self, registered: &RegisteredMailboxes) -> BTreeSet<&'a str> {
+        let told = self.marks.iter().filter(|mark| mark.for_another_node && registered.have(mark));
+        told.map(|mark| mark.account.as_str()).collect()
+    }
+
+    /// All marks name a mailbox, and none one that was looked at: no row changes twice.
+    fn rows_are_apart(&self) -> bool {
+        self.marks.iter().all(|mark| mark.mailbox.is_some())
+            && self.looked_at.iter().all(|LookedAt { account, mailbox, .. }| {
+                !self.due.contains_key(&(account.as_str(), Some(mailbox.as_str())))
+            })
+    }
+}
+
+impl RegisteredMailboxes {
+    /// Whether somebody has registered for what is marked.
+    fn have(&self, mark: &DueMark) -> bool {
+        self.0.get(mark.account.as_str()).is_some_and(|mailboxes| {
+            mark.mailbox.as_ref().is_none_or(|mailbox| mailboxes.contains(mailbox))
+        })
+    }
+}
+
+/// The rows of news for all nodes but the one that tells, about mailboxes that somebody has registered for.
+fn tell(named: bool) -> String {
+    format!(
+        "select distinct n.name, a.name, {} from v join account a on a.name = v.account \
+         join mailbox m on m.account = a.id and m.name = v.mailbox \
+         join node n on n.incarnation <> v.incarnation order by n.name, a.name",
+        of_event(named)
+    )
 }
 
 async fn clear(work: &mut Work, looked_at: &[&LookedAt]) -> sqlx::Result<()> {

@@ -214,7 +214,7 @@ impl Store {
     }
 
     /// The same of events, by the names of their accounts. Only where [`Self::can_notify`].
-    pub(super) fn notify_events_after(&self, work: &mut Work, accounts: &[&&str]) {
+    pub(super) fn notify_events_after(&self, work: &mut Work, accounts: &BTreeSet<&str>) {
         let names: Vec<_> = accounts.iter().map(|account| json!(account).to_string()).collect();
         self.tell_after(work, |untold| untold.add(names));
     }

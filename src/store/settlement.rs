@@ -9,7 +9,7 @@ use crate::model::{Account, LastingFailure, Mailbox, Snapshot, SubscriptionKey, 
 use super::records::{ACCOUNT_MAILBOX_STATE, STATE_OF_V, bind_snapshot};
 use super::sql::statement::Statement;
 use super::sql::work::Work;
-use super::sql::{self, UpdateFrom};
+use super::sql::{self, Change, UpdateFrom};
 use super::{Store, StoreError};
 
 /// What became of a change; see [`Store::settle`].
@@ -71,11 +71,38 @@ impl Store {
         }
         let outcome = Outcome::of(settlements);
         self.write(Call::Settle, || async {
+            if self.settle_at_once(&outcome).await? {
+                return Ok(());
+            }
             let mut transaction = self.begin().await?;
             outcome.write(&mut transaction).await?;
             transaction.commit().await
         })
         .await
+    }
+}
+
+impl Store {
+    /// Writes what accepted pushes come to by one statement, which spares trips to a server. False where that cannot be:
+    /// where pushes fail as well, as no row may change twice; where there is too much or nothing of something; and where
+    /// the database has no such statement.
+    async fn settle_at_once(&self, outcome: &Outcome<'_>) -> sqlx::Result<bool> {
+        let counts = [outcome.marks.len(), outcome.pushed.len(), outcome.told.len()];
+        let fits = counts.iter().all(|count| (1..=sql::MOST_ROWS).contains(count));
+        if !fits || !outcome.failing.is_empty() {
+            return Ok(false);
+        }
+        let Some(mut work) = self.connections.write_alone().await? else { return Ok(false) };
+        let changes = [("marks", &MARKS), ("pushed", &PUSHED), ("states", &TOLD)];
+        let changes = changes.map(|(name, update)| (name, Change::Update(update)));
+        let rows = counts.into_iter().max().unwrap_or_default();
+        let Some(query) = sql::together(&work, &changes, None, rows) else { return Ok(false) };
+        let query = outcome.marks.iter().fold(query, bind_mark).then(PUSHED.columns);
+        let query = outcome.pushed.iter().fold(query, bind_pushed).then(TOLD.columns);
+        let query = outcome.told.iter().fold(query, bind_told);
+        query.execute_in(&mut work).await?;
+        work.commit().await?;
+        Ok(true)
     }
 }
 
@@ -199,21 +226,12 @@ impl<'a> Outcome<'a> {
     /// word about it cannot bring one back.
     async fn write(&self, work: &mut Work) -> sqlx::Result<()> {
         for marks in chunks(&self.marks) {
-            let mut query = sql::update_from(work, &MARKS, marks.len());
-            for ((subscription, mailbox), mark) in marks {
-                query = bind_key(query, subscription)
-                    .bind(*mailbox)
-                    .bind(i64::from(mark.cleared))
-                    .bind(mark.since.map(|since| since.0));
-            }
-            query.execute_in(work).await?;
+            let query = sql::update_from(work, &MARKS, marks.len());
+            marks.into_iter().fold(query, bind_mark).execute_in(work).await?;
         }
         for times in chunks(&self.pushed) {
-            let mut query = sql::update_from(work, &PUSHED, times.len());
-            for (subscription, at) in times {
-                query = bind_key(query, subscription).bind(at.0);
-            }
-            query.execute_in(work).await?;
+            let query = sql::update_from(work, &PUSHED, times.len());
+            times.into_iter().fold(query, bind_pushed).execute_in(work).await?;
         }
         // One that was accepted and has failed since fails since then.
         for failing in chunks(&self.failing) {
@@ -226,11 +244,8 @@ impl<'a> Outcome<'a> {
             query.execute_in(work).await?;
         }
         for told in chunks(&self.told) {
-            let mut query = sql::update_from(work, &TOLD, told.len());
-            for ((account, mailbox), snapshot) in told {
-                query = bind_snapshot(query.bind(*account), mailbox, snapshot);
-            }
-            query.execute_in(work).await?;
+            let query = sql::update_from(work, &TOLD, told.len());
+            told.into_iter().fold(query, bind_told).execute_in(work).await?;
         }
         Ok(())
     }
@@ -243,6 +258,31 @@ fn key(key: &SubscriptionKey) -> NaturalKey<'_> {
 fn bind_key<'q>(query: Statement<'q>, key: &'q NaturalKey<'_>) -> Statement<'q> {
     let (account, transport, hash, app) = key;
     query.bind(*account).bind(*transport).bind(hash.as_str()).bind(*app)
+}
+
+/// A row of [`MARKS`].
+fn bind_mark<'q>(
+    query: Statement<'q>,
+    ((subscription, mailbox), mark): (&'q (NaturalKey<'_>, &str), &Mark),
+) -> Statement<'q> {
+    let query = bind_key(query, subscription).bind(*mailbox).bind(i64::from(mark.cleared));
+    query.bind(mark.since.map(|since| since.0))
+}
+
+/// A row of [`PUSHED`].
+fn bind_pushed<'q>(
+    query: Statement<'q>,
+    (subscription, at): (&'q NaturalKey<'_>, &Timestamp),
+) -> Statement<'q> {
+    bind_key(query, subscription).bind(at.0)
+}
+
+/// A row of [`TOLD`].
+fn bind_told<'q>(
+    query: Statement<'q>,
+    ((account, mailbox), snapshot): (&'q (&str, &str), &&Snapshot),
+) -> Statement<'q> {
+    bind_snapshot(query.bind(*account), mailbox, snapshot)
 }
 
 /// What is written by one statement at a time.

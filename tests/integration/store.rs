@@ -233,6 +233,19 @@ macro_rules! contract {
             )+
         }
 
+        mod postgres_with_kept_statements_keeps_the_contract {
+            $(
+                #[tokio::test]
+                async fn $case() {
+                    let test = concat!(
+                        "store::postgres_with_kept_statements_keeps_the_contract::", stringify!($case)
+                    );
+                    let Some(database) = super::postgres::Database::make(test).await else { return };
+                    crate::support::limited(async { super::$case(database.kept().await).await }).await;
+                }
+            )+
+        }
+
         mod mariadb_keeps_the_contract {
             $(
                 #[tokio::test]

@@ -52,6 +52,22 @@ pub(in crate::store) struct UpdateFrom<'a> {
     pub(in crate::store) set: &'a [(&'a str, &'a str)],
 }
 
+/// An insert of rows that come from rows of arguments, which are called `v`. A row of nulls must lead to no row.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct UpsertBy<'a> {
+    /// The columns of `v`.
+    pub(in crate::store) columns: &'a [&'a str],
+    /// Its rows are a `select … from v …`.
+    pub(in crate::store) upsert: Upsert<'a>,
+}
+
+/// A part of a statement that changes several tables.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) enum Change<'a> {
+    Update(&'a UpdateFrom<'a>),
+    Insert(&'a UpsertBy<'a>),
+}
+
 /// A query that asks for several things at once, by a row of arguments for each; the rows are called `v`. A row of nulls
 /// must have no answer.
 #[derive(Clone, Copy, Debug)]
@@ -278,28 +294,39 @@ impl Dialect {
         }
     }
 
-    /// One statement for these updates and the query, each with this number of rows, and with the arguments of one behind
-    /// those of the other. No two updates may meet a row, and the query sees nothing of them. `None` where the database has
-    /// no such statement.
+    /// One statement for these changes and the query, each with this number of rows, and with the arguments of one behind
+    /// those of the other. The names of changes are those by which the query counts the rows that they return. No two
+    /// changes may meet a row, and the query sees nothing of them. `None` where the database has no such statement.
     pub(in crate::store) fn together(
         self,
-        updates: &[&UpdateFrom<'_>],
-        query: &SelectBy<'_>,
+        changes: &[(&str, Change<'_>)],
+        query: Option<&SelectBy<'_>>,
         rows: usize,
     ) -> Option<String> {
         if self != Self::Postgres {
             return None;
         }
-        let (mut text, mut first) = ("with ".to_owned(), 1);
-        for (number, update) in updates.iter().enumerate() {
-            let update_from = self.update_from_at(first, update, rows);
-            // Writing to a string does not fail.
-            let _ = write!(text, "u{number} as ({update_from}), ");
-            first += update.columns.len() * rows;
+        let mut first = 1;
+        let mut parts = Vec::with_capacity(changes.len() + 1);
+        for (name, change) in changes {
+            let text = match change {
+                Change::Update(update) => self.update_from_at(first, update, rows),
+                Change::Insert(UpsertBy { columns, upsert }) => {
+                    let v = with_rows(columns, first, rows);
+                    format!("with {v} {}", self.upsert(upsert))
+                }
+            };
+            parts.push(format!("{name} as ({text})"));
+            first += change.columns().len() * rows;
         }
-        let SelectBy { columns, select, of } = *query;
-        let (names, values) = (columns.join(", "), values(first, columns.len(), rows));
-        Some(text + &format!("v ({names}) as (values {values}) select {select} from v {of}"))
+        let selected = match query {
+            None => "select 1".to_owned(),
+            Some(SelectBy { columns, select, of }) => {
+                parts.push(with_rows(columns, first, rows));
+                format!("select {select} from v {of}")
+            }
+        };
+        Some(format!("with {} {selected}", parts.join(", ")))
     }
 
     /// The statement of a [`Take`].
@@ -321,6 +348,21 @@ impl Dialect {
     pub(super) fn counts_arguments(self) -> bool {
         self == Self::MariaDb
     }
+}
+
+impl<'a> Change<'a> {
+    /// The columns of its rows of arguments.
+    pub(super) fn columns(self) -> &'a [&'a str] {
+        match self {
+            Self::Update(update) => update.columns,
+            Self::Insert(insert) => insert.columns,
+        }
+    }
+}
+
+/// `v (a, b) as (values ($first, $first+1), …)`
+fn with_rows(columns: &[&str], first: usize, rows: usize) -> String {
+    format!("v ({}) as (values {})", columns.join(", "), values(first, columns.len(), rows))
 }
 
 /// `prefix` with the name behind it becomes `before`, the name, `after`.
@@ -438,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn updates_and_a_query_are_one_statement_where_the_database_has_such() {
+    fn changes_and_a_query_are_one_statement_where_the_database_has_such() {
         let update = UpdateFrom {
             table: "mailbox",
             columns: &["mailbox"],
@@ -447,16 +489,29 @@ mod tests {
             on: "mailbox.name = v.mailbox",
             set: &[("due_since", "null")],
         };
+        let insert = UpsertBy {
+            columns: &["n"],
+            upsert: Upsert {
+                table: "note",
+                columns: "n",
+                rows: "select v.n from v",
+                key: "n",
+                set: &[("n", "new.n")],
+                returning: "n",
+            },
+        };
+        let changes = [("one", Change::Update(&update)), ("other", Change::Insert(&insert))];
         let query = SelectBy { columns: &["n"], select: "v.n", of: "" };
         assert_eq!(
-            Dialect::Postgres.together(&[&update, &update], &query, 1).unwrap(),
-            "with u0 as (with v (mailbox) as (values ($1)) \
+            Dialect::Postgres.together(&changes, Some(&query), 1).unwrap(),
+            "with one as (with v (mailbox) as (values ($1)) \
              update mailbox set due_since = null from v where mailbox.name = v.mailbox), \
-             u1 as (with v (mailbox) as (values ($2)) \
-             update mailbox set due_since = null from v where mailbox.name = v.mailbox), \
+             other as (with v (n) as (values ($2)) insert into note (n) select v.n from v \
+             on conflict (n) do update set n = excluded.n returning n), \
              v (n) as (values ($3)) select v.n from v "
         );
-        assert_eq!(Dialect::Sqlite.together(&[&update], &query, 1), None);
+        assert!(Dialect::Postgres.together(&changes, None, 1).unwrap().ends_with(") select 1"));
+        assert_eq!(Dialect::Sqlite.together(&changes, Some(&query), 1), None);
     }
 
     #[test]

@@ -24,6 +24,9 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_mins(30);
 const LONGEST_IDLE: Duration = Duration::from_mins(10);
 
+/// A connection to a server that has answered so lately is there.
+const JUST_NOW: Duration = Duration::from_secs(1);
+
 /// The connections of a pool, which makes and closes them.
 pub(in crate::store) struct KeptConnections {
     pool: AnyPool,
@@ -49,6 +52,8 @@ pub(super) struct KeptConnection {
     /// `None` when it goes back.
     connection: Option<PoolConnection<Any>>,
     made: Instant,
+    /// When it had nothing to do any more; `None` of a new one.
+    since: Option<Instant>,
     /// A transaction may be open.
     in_transaction: bool,
     /// A statement runs, or has failed.
@@ -98,19 +103,21 @@ impl KeptConnections {
         let acquired = timeout(self.patience, async {
             let turn = Arc::clone(&self.turns).acquire_owned().await;
             let turn = turn.map_err(|_| sqlx::Error::PoolClosed)?;
-            let (connection, made) = match self.take_idle() {
-                Some(idle) => (idle.connection, idle.made),
+            let (connection, made, since) = match self.take_idle() {
+                Some(idle) => (idle.connection, idle.made, Some(idle.since)),
                 None => {
                     let made = Instant::now();
-                    (self.pool.acquire().await?, made)
+                    (self.pool.acquire().await?, made, None)
                 }
             };
-            Ok::<_, sqlx::Error>((connection, made, turn))
+            Ok::<_, sqlx::Error>((connection, made, since, turn))
         });
-        let (connection, made, turn) = acquired.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        let (connection, made, since, turn) =
+            acquired.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
         Ok(KeptConnection {
             connection: Some(connection),
             made,
+            since,
             in_transaction: false,
             unsure: false,
             alone: false,
@@ -219,6 +226,11 @@ impl KeptConnection {
     pub(super) fn get(&mut self) -> &mut AnyConnection {
         self.unsure = true;
         self.connection.as_deref_mut().expect("the connection is here")
+    }
+
+    /// Its server has answered just before this call got it.
+    pub(super) fn has_just_answered(&self) -> bool {
+        self.since.is_some_and(|since| since.elapsed() < JUST_NOW)
     }
 
     /// The last statement has ended well.

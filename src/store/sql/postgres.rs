@@ -34,7 +34,10 @@ pub(in crate::store) fn connections(
     let is_writable = Dialect::Postgres.is_writable().unwrap_or("true");
     let (session, begin) = match scope {
         SettingsScope::Session => {
-            let prepared = format!("{settings}prepare {IS_WRITABLE} as select {is_writable}");
+            let prepared = format!(
+                "{settings}set default_transaction_isolation = 'read committed'; \
+                 prepare {IS_WRITABLE} as select {is_writable}"
+            );
             (Some(prepared), begin(&format!("execute {IS_WRITABLE}")))
         }
         SettingsScope::Transaction => (None, begin(&format!("{settings}select {is_writable}"))),

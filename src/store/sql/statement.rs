@@ -10,7 +10,7 @@ use sqlx::any::{AnyArguments, AnyQueryResult, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, AssertSqlSafe, SqlSafeStr};
 
-use super::dialect::{DIALECTS, Dialect, MOST_ROWS, SelectBy, UpdateFrom};
+use super::dialect::{Change, DIALECTS, Dialect, MOST_ROWS, SelectBy, UpdateFrom};
 use super::work::Work;
 
 /// A statement with its arguments.
@@ -86,17 +86,17 @@ pub(in crate::store) fn select_by<'q>(
     Statement { rows, ..query(work.dialect().select_by(select, rows.count, only_if)) }
 }
 
-/// The statement of these updates and the query together, for this number of rows of arguments of each at least: those of
-/// the first update, and of the others behind [`Statement::then`]. `None` where they are to be run one after the other.
+/// The statement of these changes and the query together, for this number of rows of arguments of each at least: those of
+/// the first change, and of the others behind [`Statement::then`]. `None` where they are to be run one after the other.
 pub(in crate::store) fn together<'q>(
     work: &Work,
-    updates: &[&UpdateFrom<'_>],
-    select: &SelectBy<'_>,
+    changes: &[(&str, Change<'_>)],
+    select: Option<&SelectBy<'_>>,
     rows: usize,
 ) -> Option<Statement<'q>> {
-    let columns = updates.first().map_or(select.columns, |update| update.columns);
-    let rows = Rows::of(work, columns, rows);
-    let text = work.dialect().together(updates, select, rows.count)?;
+    let (_, first) = changes.first()?;
+    let rows = Rows::of(work, first.columns(), rows);
+    let text = work.dialect().together(changes, select, rows.count)?;
     Some(Statement { rows, ..query(text) })
 }
 

@@ -101,6 +101,22 @@ impl Connections {
         }
     }
 
+    /// For one statement that writes to PostgreSQL, with what [`together`](super::together) makes of several. It stands
+    /// alone on a connection that has answered just now: a begin and a commit would take two more trips. Elsewhere it has
+    /// a transaction, whose begin finds out what is wrong with the server, if anything is. `None` of another database.
+    pub(in crate::store) async fn write_alone(&self) -> sqlx::Result<Option<Work>> {
+        let TransactionKind::Server { dialect: Dialect::Postgres, named, trust, .. } = &self.kind
+        else {
+            return Ok(None);
+        };
+        let connection = self.acquire(&self.writes).await?;
+        if *named && connection.has_just_answered() {
+            let (dialect, named) = (Dialect::Postgres, true);
+            return Ok(Some(Work { connection, dialect, named, asks: false, then: None }));
+        }
+        self.begin_on(connection, &self.writes, trust).await.map(Some)
+    }
+
     /// Begins a transaction that reads.
     pub(in crate::store) async fn begin_read(&self) -> sqlx::Result<Work> {
         match &self.kind {
@@ -168,7 +184,17 @@ impl Connections {
         kept: &Arc<KeptConnections>,
         trust: &ConnectionTrust,
     ) -> sqlx::Result<Work> {
-        let first = self.begun(self.acquire(kept).await?);
+        self.begin_on(self.acquire(kept).await?, kept, trust).await
+    }
+
+    /// Begins a transaction on this connection, or on another one if it does not answer.
+    async fn begin_on(
+        &self,
+        connection: KeptConnection,
+        kept: &Arc<KeptConnections>,
+        trust: &ConnectionTrust,
+    ) -> sqlx::Result<Work> {
+        let first = self.begun(connection);
         match timeout(SIGN_OF_LIFE, first).await {
             Ok(Ok(work)) => {
                 trust.is_read_only(false);

@@ -11,7 +11,7 @@ async fn hearing(url: &str) -> (Node, Node) {
     let mut a = Node::start(&opened(url).await, "a", "incarnation of a", SELDOM);
     a.sees(&["a"]).await;
     let b = Node::start(&opened(url).await, "b", "incarnation of b", SELDOM);
-    assert!(b.store.listen().await.unwrap().is_some(), "b notifies");
+    is_heard_by_name(&b, &mut a).await;
     for user in ["user1", "user2"] {
         registers(&b.store, user).await;
         a.hears_of(user).await;
@@ -39,27 +39,48 @@ async fn names_and_rows(test: &str, sessions: &str) {
     limited(async {
         let (mut a, b) = hearing(&format!("{}{sessions}", server.url())).await;
         marks(&b.store, &["user1", "user2"]).await;
-        let mut told = BTreeSet::new();
-        while told.len() < 2 {
-            told.extend(a.hears_of_events().await);
+        let mut heard = Heard::default();
+        while heard.told.len() < 2 {
+            heard.takes(a.cluster.news.recv().await.unwrap());
         }
-        assert_eq!(told, BTreeSet::from(["user1", "user2"].map(Account::from_login)));
+        assert_eq!(heard.told, BTreeSet::from(["user1", "user2"].map(Account::from_login)));
         // What else happens is no less news for that, and has the node look for all of it.
         registers(&b.store, "user2").await;
-        let (mut shown, mut logged_in) = (BTreeMap::new(), false);
-        while shown.len() < 2 || !logged_in {
-            // The node may look before, and take the row of the event by itself.
-            let Invalidation { account, login, event, named } = a.hears().await;
-            logged_in |= login;
-            let before = shown.entry(account).or_insert((false, false, true));
-            *before = (before.0 | login, before.1 | event, before.2 & named);
+        while heard.shown.len() < 2 || !heard.has_logged_in {
+            heard.takes(a.cluster.news.recv().await.unwrap());
         }
+        let shown = heard.shown;
         let shown: Vec<_> = shown.iter().map(|(account, news)| (account.as_str(), *news)).collect();
         assert_eq!(shown, [("user1", (false, true, true)), ("user2", (true, true, false))]);
         a.stop().await;
         b.stop().await;
     })
     .await;
+}
+
+/// What a node hears of users but that of the trial.
+#[derive(Default)]
+struct Heard {
+    /// By name.
+    told: BTreeSet<Account>,
+    /// By rows: each with a login, with an event, and with nothing that no name has told.
+    shown: BTreeMap<Account, (bool, bool, bool)>,
+    has_logged_in: bool,
+}
+
+impl Heard {
+    /// A row may come before the name, and more than one of an account.
+    fn takes(&mut self, news: NodeNews) {
+        if let NodeNews::Invalidation(Invalidation { account, login, event, named }) = &news {
+            if account.as_str() != TRIAL {
+                self.has_logged_in |= login;
+                let before = self.shown.entry(account.clone()).or_insert((false, false, true));
+                *before = (before.0 | login, before.1 | event, before.2 & named);
+            }
+        } else {
+            self.told.extend(named(news).unwrap_or_default());
+        }
+    }
 }
 
 /// Any role of the server may listen to what all nodes hear.

@@ -5,15 +5,13 @@ use std::time::Instant;
 
 use sqlx::{Connection, Executor, PgConnection, Row};
 
+use super::postgres::KEPT;
 use super::*;
 use crate::support::servers::forwarder::Forwarder;
 use crate::support::servers::postgres::Postgres;
 use crate::support::{limited, until};
 
 const BUSY: Duration = Duration::from_secs(15);
-
-/// What says in a URL that no pooler stands before the server.
-const KEPT: &str = "?statement-cache-capacity=100";
 
 async fn beside(server: &Postgres) -> PgConnection {
     PgConnection::connect(&server.url()).await.unwrap()
@@ -93,18 +91,30 @@ async fn switched_over(test: &str, of_statements: &str) {
         store.join("one").await.unwrap();
         register(&store, device(&alice(), 'a'), &["INBOX"], 5, 100).await;
         busy(&store).await;
+        let pushed = [
+            Settlement::Accepted {
+                subscription: key(&alice(), 'a'),
+                mailboxes: vec![Mailbox::inbox()],
+                at: Timestamp(150),
+            },
+            Settlement::Told { account: alice(), mailbox: Mailbox::inbox(), snapshot: state(6) },
+        ];
         let (mut old, mut new) = (beside(&primary).await, beside(&standby).await);
         assert!(connections(&mut old).await >= 4);
         caught_up(&mut old, &mut new).await;
+        // It stands alone, where statements do, on a connection that has answered just before.
+        store.settle(&pushed).await.unwrap();
         fence(&mut old).await;
         standby.promote();
 
         // The address has not moved yet. What is read there may be out of date, and is not read.
         let registration = registration(device(&bob(), 'b'), &["INBOX"], 5);
         for refused in [
+            store.settle(&pushed).await,
             store.register(&registration, by(&imap(), None), 10, EVER).await.map(drop),
             store.targets(&alice(), EVER).await.map(drop),
             store.take_news("one", 10).await.map(drop),
+            store.settle(&pushed).await,
             store.ping().await,
         ] {
             let refused = refused.unwrap_err();
@@ -113,6 +123,7 @@ async fn switched_over(test: &str, of_statements: &str) {
         }
 
         address.move_to(standby.address);
+        store.settle(&pushed).await.unwrap();
         store.register(&registration, by(&imap(), None), 10, Timestamp(200)).await.unwrap();
         store.ping().await.unwrap();
         only_target(&store, &alice()).await;

@@ -10,6 +10,7 @@ use sqlx::{Executor, Row};
 use tracing::subscriber::DefaultGuard;
 use tracing::{Dispatch, Event, Metadata, span};
 
+use super::postgres::KEPT;
 use super::*;
 use crate::support::{limited, until};
 
@@ -101,8 +102,7 @@ async fn a_second_of_changes_is_one_transaction_of_few_statements() {
     let Some(database) = postgres::Database::make(test).await else { return };
     limited(async {
         // No pooler stands between, so statements may be kept prepared.
-        let url = format!("{}?statement-cache-capacity=100", database.url);
-        let store = Store::open(&url.parse().unwrap(), Duration::from_secs(5)).await.unwrap();
+        let store = database.kept().await;
         filled(&store).await;
         let (statements, _guard) = Statements::count();
         store.ping().await.unwrap();
@@ -122,6 +122,33 @@ async fn a_second_of_changes_is_one_transaction_of_few_statements() {
         register(&store, device(&alice(), 'a'), &names, 5, 100).await;
         let counted = statements.take();
         assert!(counted <= 13, "{counted}");
+    })
+    .await;
+}
+
+/// On connections that have answered just before.
+#[tokio::test]
+async fn an_event_and_its_push_are_written_by_a_statement_each() {
+    let test = "store::load::an_event_and_its_push_are_written_by_a_statement_each";
+    let Some(database) = postgres::Database::make(test).await else { return };
+    limited(async {
+        let (statements, _guard) = Statements::count();
+        let store = database.kept().await;
+        filled(&store).await;
+        until(async || {
+            statements.take();
+            mark(&store).await;
+            statements.take() == 1
+        })
+        .await;
+        let of_one = &batch(7)[..2];
+        until(async || {
+            statements.take();
+            store.settle(of_one).await.unwrap();
+            statements.take() == 1
+        })
+        .await;
+        assert_eq!(told(&store, &account(0), "INBOX").await, Some(state(7)));
     })
     .await;
 }
@@ -182,7 +209,7 @@ async fn statements_meet_the_rows_of_their_accounts_where_the_server_has_no_stat
         }
         filled(&store).await;
         let mut before = looks(store, &mut beside).await;
-        for of_statements in ["", "?statement-cache-capacity=100"] {
+        for of_statements in ["", KEPT] {
             let url = format!("{}{of_statements}", database.url).parse().unwrap();
             let store = Store::open(&url, Duration::from_secs(30)).await.unwrap();
             mark(&store).await;

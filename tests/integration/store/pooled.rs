@@ -98,7 +98,8 @@ async fn sessions_of_the_server_are_left_as_they_were() {
             }
             let prepared = "select count(*) from pg_prepared_statements";
             assert_eq!(found(other, prepared).await, "0");
-            let locks = "select count(*) from pg_locks where locktype = 'advisory'";
+            let locks = "select count(*) from pg_locks \
+                         where locktype = 'advisory' and pid = pg_backend_pid()";
             assert_eq!(found(other, locks).await, "0");
         }
     })

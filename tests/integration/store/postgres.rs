@@ -12,6 +12,9 @@ use super::*;
 use crate::support::limited;
 use crate::support::servers::postgres::Postgres;
 
+/// What says in a URL that no pooler stands before the server.
+pub(super) const KEPT: &str = "?statement-cache-capacity=100";
+
 /// A database of its own for one test, on a server that the tests share.
 pub(super) struct Database {
     pub(super) url: String,
@@ -39,6 +42,12 @@ impl Database {
         self.try_open(Duration::from_secs(30)).await.unwrap()
     }
 
+    /// With statements that sessions keep prepared, and that stand alone where they can.
+    pub(super) async fn kept(&self) -> Store {
+        let url = format!("{}{KEPT}", self.url);
+        Store::open(&url.parse().unwrap(), Duration::from_secs(30)).await.unwrap()
+    }
+
     pub(super) async fn try_open(&self, busy_timeout: Duration) -> Result<Store, StoreError> {
         Store::open(&self.url.parse().unwrap(), busy_timeout).await
     }
@@ -56,10 +65,12 @@ async fn every_connection_is_durable_and_waits_with_an_end() {
     limited(async {
         let mut beside = database.beside().await;
         let careless = "do $$ begin execute format('alter database %I set synchronous_commit = \
-                        off', current_database()); end $$";
+                        off', current_database()); \
+                        execute format('alter database %I set default_transaction_isolation = \
+                        serializable', current_database()); end $$";
         beside.execute(careless).await.unwrap();
         // Where statements are kept, the session has the settings, else each transaction.
-        for (device_of, of_statements) in [('a', ""), ('b', "?statement-cache-capacity=100")] {
+        for (device_of, of_statements) in [('a', ""), ('b', KEPT)] {
             let url = format!("{}{of_statements}", database.url).parse().unwrap();
             let store = Store::open(&url, Duration::from_millis(4321)).await.unwrap();
             // A trigger that looks at the connection that writes.
@@ -81,6 +92,11 @@ async fn every_connection_is_durable_and_waits_with_an_end() {
                 ("statement_timeout", "9321"),
                 ("idle_in_transaction_session_timeout", "9321"),
                 ("transaction_isolation", "read committed"),
+                // Of a statement that stands alone.
+                (
+                    "default_transaction_isolation",
+                    if of_statements == KEPT { "read committed" } else { "serializable" },
+                ),
                 ("application_name", "mailchime"),
             ] {
                 let row = sqlx::query("select value from seen where name = $1").bind(name);
