@@ -160,8 +160,8 @@ impl Store {
     }
 
     /// Does it by one statement, which spares trips to a server. `None` where that cannot be: where a mailbox is marked that
-    /// was looked at, as no row may change twice; where there is too much of something, or nothing to mark; and where the
-    /// database has no such statement.
+    /// was looked at, as no row may change twice; where there is too much of something; and where the database has no such
+    /// statement.
     async fn mark_at_once(
         &self,
         marking: &Marking<'_>,
@@ -170,38 +170,48 @@ impl Store {
         let told: Vec<_> = marking.for_other_nodes().collect();
         let most = [looked_at.len(), due.len(), accounts.len(), told.len()].into_iter().max();
         let rows = most.unwrap_or_default();
-        if rows > sql::MOST_ROWS || due.is_empty() || !marking.rows_are_apart() {
+        let writes = !(looked_at.is_empty() && due.is_empty() && told.is_empty());
+        if !writes || rows > sql::MOST_ROWS || !marking.rows_are_apart() {
             return Ok(None);
         }
         let Some(mut work) = self.connections.write_alone().await? else { return Ok(None) };
         let named = self.can_notify(&work);
         let text = tell(named);
         let tell = UpsertBy { columns: TELL, upsert: Upsert { rows: &text, ..NEWS_TOLD } };
-        let mut changes = Vec::with_capacity(3);
-        changes.extend((!looked_at.is_empty()).then_some(("cleared", Change::Update(&CLEAR))));
-        changes.push(("marked", Change::Update(&MARK)));
-        changes.extend((!told.is_empty()).then_some(("told", Change::Insert(&tell))));
+        let changes = [
+            (!looked_at.is_empty()).then_some(("cleared", Change::Update(&CLEAR))),
+            (!due.is_empty()).then_some(("marked", Change::Update(&MARK))),
+            (!told.is_empty()).then_some(("told", Change::Insert(&tell))),
+        ];
+        let changes: Vec<_> = changes.into_iter().flatten().collect();
         let select = if told.is_empty() { &REGISTERED } else { &REGISTERED_AND_TOLD };
-        let Some(mut query) = sql::together(&work, &changes, Some(select), rows) else {
+        let select = (!accounts.is_empty()).then_some(select);
+        let Some(mut query) = sql::together(&work, &changes, select, rows) else {
             return Ok(None);
         };
         if !looked_at.is_empty() {
-            query = looked_at.iter().fold(query, |query, it| bind_cleared(query, it));
-            query = query.then(MARK.columns);
+            query =
+                looked_at.iter().fold(query.then(CLEAR.columns), |it, row| bind_cleared(it, row));
         }
-        query = due.iter().fold(query, |query, it| bind_marked(query, it, *now));
+        if !due.is_empty() {
+            query = due.iter().fold(query.then(MARK.columns), |it, row| bind_marked(it, row, *now));
+        }
         if !told.is_empty() {
             query = query.then(TELL);
             for (account, mailbox) in &told {
                 query = query.bind(*account).bind(*mailbox).bind(&*self.incarnation);
             }
         }
-        query = query.then(select.columns);
-        query = accounts.iter().fold(query, |query, account| query.bind(*account));
         let mut registered = RegisteredMailboxes::default();
-        let has_told = self.read_registered(&mut work, query, &mut registered).await?;
-        if named && has_told {
-            self.notify_events_after(&mut work, &marking.told(&registered));
+        if let Some(select) = select {
+            let asked = query.then(select.columns);
+            let asked = accounts.iter().fold(asked, |query, account| query.bind(*account));
+            let has_told = self.read_registered(&mut work, asked, &mut registered).await?;
+            if named && has_told {
+                self.notify_events_after(&mut work, &marking.told(&registered));
+            }
+        } else {
+            query.execute_in(&mut work).await?;
         }
         work.commit().await?;
         Ok(Some(registered))

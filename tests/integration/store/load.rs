@@ -141,6 +141,14 @@ async fn an_event_and_its_push_are_written_by_a_statement_each() {
             statements.take() == 1
         })
         .await;
+        let looked_at = LookedAt { account: account(100), mailbox: Mailbox::inbox(), marks: 0 };
+        until(async || {
+            statements.take();
+            let looked_at = std::slice::from_ref(&looked_at);
+            store.mark_due(looked_at, &[], Timestamp(300)).await.unwrap();
+            statements.take() == 1
+        })
+        .await;
         let of_one = &batch(7)[..2];
         until(async || {
             statements.take();
