@@ -173,6 +173,9 @@ impl ImportTarget {
             };
             reports.entry(user).or_default().push(ReportedDevice { token, outcome });
         }
+        if !self.dry_run {
+            store.take_statistics().await;
+        }
         store.close().await;
         Ok(reports)
     }

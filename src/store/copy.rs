@@ -195,7 +195,9 @@ async fn copy_from(
     let target = Store::open(to, busy_timeout).await?;
     let copied = async {
         target.ping().await?;
-        fill(source, &target).await
+        let copied = fill(source, &target).await?;
+        target.take_statistics().await;
+        Ok(copied)
     };
     let copied = copied.await;
     target.close().await;

@@ -3,6 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use sqlx::SqlSafeStr;
+
 use super::sql::sqlite;
 use super::{Store, StoreError, records};
 use crate::metrics::Call;
@@ -77,6 +79,23 @@ impl Store {
         self.connections.close_writes().await;
         if let Some(file) = &self.file {
             file.release();
+        }
+    }
+
+    /// Has the database count what its tables hold, once many rows were written at once. PostgreSQL does so by itself within
+    /// minutes, and until then plans each statement as if the tables were empty. Where it fails, those minutes pass.
+    pub async fn take_statistics(&self) {
+        let Some(statement) = self.dialect().take_statistics() else { return };
+        let counted = async {
+            let mut work = self.begin().await?;
+            work.run(statement.into_sql_str()).await?;
+            work.commit().await
+        };
+        if let Err(error) = self.limited(async { self.named(counted.await) }).await {
+            tracing::debug!(
+                target: "mailchime::store::statistics_not_taken",
+                %error, "could not have the database count what its tables hold; it does so later"
+            );
         }
     }
 

@@ -153,6 +153,14 @@ impl Dialect {
         }
     }
 
+    /// Counts what the tables hold by which statements are planned; `None` where the database does so when they are filled.
+    pub(in crate::store) fn take_statistics(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some("analyze account, mailbox, subscription, subscription_mailbox"),
+            Self::Sqlite | Self::MariaDb => None,
+        }
+    }
+
     /// The statement of an [`Upsert`].
     pub(in crate::store) fn upsert(self, upsert: &Upsert<'_>) -> String {
         let Upsert { table, columns, rows, key, set, returning } = *upsert;
