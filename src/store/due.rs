@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sqlx::Row;
 use sqlx::any::AnyRow;
+use tokio::time::timeout;
 
 use super::nodes::{NEWS, of_event};
 use super::records::account;
 use super::sql::statement::Statement;
-use super::sql::work::Work;
-use super::sql::{self, Change, SelectBy, UpdateFrom, Upsert, UpsertBy, rows};
-use super::{Store, StoreError};
+use super::sql::work::{SIGN_OF_LIFE, Work};
+use super::sql::{self, SelectBy, TableChange, UpdateFrom, Upsert, UpsertBy, rows};
+use super::{Store, StoreError, error};
 use crate::metrics::Call;
 use crate::model::{Account, Mailbox, Snapshot, Timestamp};
 
@@ -119,19 +120,11 @@ const CLEAR: UpdateFrom<'_> = UpdateFrom {
 /// The columns of what [`tell`] is told of.
 const TELL: &[&str] = &["account", "mailbox", "incarnation"];
 
-const NEWS_TOLD: Upsert<'_> = Upsert { returning: "node", ..NEWS };
-
 /// What [`Store::mailboxes_of`] asks.
 const REGISTERED: SelectBy<'_> = SelectBy {
     columns: &["account"],
     select: "a.name as account, m.name as mailbox",
     of: "join account a on a.name = v.account join mailbox m on m.account = a.id",
-};
-
-/// The same, beside [`tell`].
-const REGISTERED_AND_TOLD: SelectBy<'_> = SelectBy {
-    select: "a.name as account, m.name as mailbox, (select count(*) from told) as told",
-    ..REGISTERED
 };
 
 impl Store {
@@ -150,43 +143,81 @@ impl Store {
     ) -> Result<Vec<bool>, StoreError> {
         let marking = Marking::of(looked_at, marks, now);
         self.write(Call::News, || async {
-            let registered = match self.mark_at_once(&marking).await? {
+            let registered = match self.mark_alone(&marking).await? {
                 Some(registered) => registered,
-                None => self.mark_in_turn(&marking).await?,
+                None => self.mark_in_transaction(&marking).await?,
             };
             Ok(marks.iter().map(|mark| registered.have(mark)).collect())
         })
         .await
     }
 
-    /// Does it by one statement, which spares trips to a server. `None` where that cannot be: where a mailbox is marked that
-    /// was looked at, as no row may change twice; where there is too much of something; and where the database has no such
-    /// statement.
+    /// Marks by a statement without a transaction. Marks may be made twice, and late; what was looked at may not. `None` where
+    /// it cannot be, or has failed in a way that the begin of a transaction finds out about.
+    async fn mark_alone(&self, marking: &Marking<'_>) -> sqlx::Result<Option<RegisteredMailboxes>> {
+        if !marking.looked_at.is_empty() || !marking.fits_in_one_statement() {
+            return Ok(None);
+        }
+        let Some(mut work) = self.connections.write_alone() else { return Ok(None) };
+        let marked = async {
+            let registered = self.mark_at_once(&mut work, marking).await?;
+            work.commit().await?;
+            Ok(registered)
+        };
+        match timeout(SIGN_OF_LIFE, marked).await {
+            Ok(Err(error)) if error::is_temporary(&error) && !error::is_conflict(&error) => {
+                self.connections.distrust();
+                Ok(None)
+            }
+            Ok(marked) => marked,
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn mark_in_transaction(
+        &self,
+        marking: &Marking<'_>,
+    ) -> sqlx::Result<RegisteredMailboxes> {
+        let Marking { looked_at, due, accounts, now, .. } = marking;
+        let mut transaction = self.begin().await?;
+        let at_once = match marking.fits_in_one_statement() {
+            true => self.mark_at_once(&mut transaction, marking).await?,
+            false => None,
+        };
+        let registered = match at_once {
+            Some(registered) => registered,
+            None => {
+                clear(&mut transaction, looked_at).await?;
+                mark(&mut transaction, due, *now).await?;
+                let registered = self.mailboxes_of(&mut transaction, accounts).await?;
+                self.tell_all(&mut transaction, &marking.told(&registered)).await?;
+                registered
+            }
+        };
+        transaction.commit().await?;
+        Ok(registered)
+    }
+
+    /// Changes and asks all by one statement, which spares trips to a server. `None` where the database has no such statement.
     async fn mark_at_once(
         &self,
+        work: &mut Work,
         marking: &Marking<'_>,
     ) -> sqlx::Result<Option<RegisteredMailboxes>> {
         let Marking { looked_at, due, accounts, now, .. } = marking;
         let told: Vec<_> = marking.for_other_nodes().collect();
-        let most = [looked_at.len(), due.len(), accounts.len(), told.len()].into_iter().max();
-        let rows = most.unwrap_or_default();
-        let writes = !(looked_at.is_empty() && due.is_empty() && told.is_empty());
-        if !writes || rows > sql::MOST_ROWS || !marking.rows_are_apart() {
-            return Ok(None);
-        }
-        let Some(mut work) = self.connections.write_alone().await? else { return Ok(None) };
-        let named = self.can_notify(&work);
+        let named = self.can_notify(work);
         let text = tell(named);
-        let tell = UpsertBy { columns: TELL, upsert: Upsert { rows: &text, ..NEWS_TOLD } };
+        let upsert = Upsert { rows: &text, ..NEWS };
+        let tell = UpsertBy { columns: TELL, account: "account", upsert };
         let changes = [
-            (!looked_at.is_empty()).then_some(("cleared", Change::Update(&CLEAR))),
-            (!due.is_empty()).then_some(("marked", Change::Update(&MARK))),
-            (!told.is_empty()).then_some(("told", Change::Insert(&tell))),
+            (!looked_at.is_empty()).then_some(TableChange::Update(&CLEAR)),
+            (!due.is_empty()).then_some(TableChange::Update(&MARK)),
+            (!told.is_empty()).then_some(TableChange::Insert(&tell)),
         ];
         let changes: Vec<_> = changes.into_iter().flatten().collect();
-        let select = if told.is_empty() { &REGISTERED } else { &REGISTERED_AND_TOLD };
-        let select = (!accounts.is_empty()).then_some(select);
-        let Some(mut query) = sql::together(&work, &changes, select, rows) else {
+        let select = (!accounts.is_empty()).then_some(&REGISTERED);
+        let Some(mut query) = sql::together(work, &changes, select, marking.most_rows()) else {
             return Ok(None);
         };
         if !looked_at.is_empty() {
@@ -203,29 +234,18 @@ impl Store {
             }
         }
         let mut registered = RegisteredMailboxes::default();
-        if let Some(select) = select {
-            let asked = query.then(select.columns);
-            let asked = accounts.iter().fold(asked, |query, account| query.bind(*account));
-            let has_told = self.read_registered(&mut work, asked, &mut registered).await?;
-            if named && has_told {
-                self.notify_events_after(&mut work, &marking.told(&registered));
-            }
-        } else {
-            query.execute_in(&mut work).await?;
+        if accounts.is_empty() {
+            query.execute_in(work).await?;
+            return Ok(Some(registered));
         }
-        work.commit().await?;
+        query = query.then(REGISTERED.columns);
+        query = accounts.iter().fold(query, |query, account| query.bind(*account));
+        self.read_registered(work, query, &mut registered).await?;
+        let told = marking.told(&registered);
+        if named && !told.is_empty() {
+            self.notify_events_after(work, &told);
+        }
         Ok(Some(registered))
-    }
-
-    /// Does it by one statement after the other.
-    async fn mark_in_turn(&self, marking: &Marking<'_>) -> sqlx::Result<RegisteredMailboxes> {
-        let mut transaction = self.begin().await?;
-        clear(&mut transaction, &marking.looked_at).await?;
-        mark(&mut transaction, &marking.due, marking.now).await?;
-        let registered = self.mailboxes_of(&mut transaction, &marking.accounts).await?;
-        self.tell_all(&mut transaction, &marking.told(&registered)).await?;
-        transaction.commit().await?;
-        Ok(registered)
     }
 
     /// The mailboxes for which somebody has registered, of those of these accounts that have any.
@@ -244,25 +264,20 @@ impl Store {
         Ok(registered)
     }
 
-    /// Returns whether nodes were told beside it.
     async fn read_registered(
         &self,
         work: &mut Work,
         query: Statement<'_>,
         registered: &mut RegisteredMailboxes,
-    ) -> sqlx::Result<bool> {
+    ) -> sqlx::Result<()> {
         let read = |row: &AnyRow| {
             let mailbox: &str = row.try_get("mailbox")?;
-            let told = row.try_get::<i64, _>("told").is_ok_and(|told| told > 0);
-            Ok((row.try_get::<String, _>("account")?, Mailbox::new(mailbox), told))
+            Ok((row.try_get::<String, _>("account")?, Mailbox::new(mailbox)))
         };
-        let mut has_told = false;
-        for (account, mailbox, told) in rows::readable(work, &self.metrics, query, read).await?.rows
-        {
+        for (account, mailbox) in rows::readable(work, &self.metrics, query, read).await?.rows {
             registered.0.entry(account).or_default().insert(mailbox);
-            has_told |= told;
         }
-        Ok(has_told)
+        Ok(())
     }
 
     /// Writes news of these accounts to all nodes but this one.
@@ -370,9 +385,21 @@ impl<'a> Marking<'a> {
         told.map(|mark| mark.account.as_str()).collect()
     }
 
-    /// All marks name a mailbox, and none one that was looked at: no row changes twice.
-    fn rows_are_apart(&self) -> bool {
-        self.marks.iter().all(|mark| mark.mailbox.is_some())
+    /// The rows of the longest part of its statement.
+    fn most_rows(&self) -> usize {
+        let told = self.marks.iter().filter(|mark| mark.for_another_node).count();
+        let counts = [self.looked_at.len(), self.due.len(), self.accounts.len(), told];
+        counts.into_iter().max().unwrap_or_default()
+    }
+
+    /// There is something to write and not too much of anything, and all marks name a mailbox, none one that was looked at:
+    /// no row changes twice.
+    fn fits_in_one_statement(&self) -> bool {
+        let is_written = |mark: &DueMark| mark.is_due || mark.for_another_node;
+        let writes = !self.looked_at.is_empty() || self.marks.iter().any(is_written);
+        writes
+            && self.most_rows() <= sql::MOST_ROWS
+            && self.marks.iter().all(|mark| mark.mailbox.is_some())
             && self.looked_at.iter().all(|LookedAt { account, mailbox, .. }| {
                 !self.due.contains_key(&(account.as_str(), Some(mailbox.as_str())))
             })
@@ -391,9 +418,9 @@ impl RegisteredMailboxes {
 /// The rows of news for all nodes but the one that tells, about mailboxes that somebody has registered for.
 fn tell(named: bool) -> String {
     format!(
-        "select distinct n.name, a.name, {} from v join account a on a.name = v.account \
-         join mailbox m on m.account = a.id and m.name = v.mailbox \
-         join node n on n.incarnation <> v.incarnation order by n.name, a.name",
+        "select distinct n.name, v.account, {} from v \
+         join mailbox m on m.account = v.a_id and m.name = v.mailbox \
+         join node n on n.incarnation <> v.incarnation order by n.name, v.account",
         of_event(named)
     )
 }

@@ -9,7 +9,7 @@ use crate::model::{Account, LastingFailure, Mailbox, Snapshot, SubscriptionKey, 
 use super::records::{ACCOUNT_MAILBOX_STATE, STATE_OF_V, bind_snapshot};
 use super::sql::statement::Statement;
 use super::sql::work::Work;
-use super::sql::{self, Change, UpdateFrom};
+use super::sql::{self, TableChange, UpdateFrom};
 use super::{Store, StoreError};
 
 /// What became of a change; see [`Store::settle`].
@@ -71,38 +71,11 @@ impl Store {
         }
         let outcome = Outcome::of(settlements);
         self.write(Call::Settle, || async {
-            if self.settle_at_once(&outcome).await? {
-                return Ok(());
-            }
             let mut transaction = self.begin().await?;
             outcome.write(&mut transaction).await?;
             transaction.commit().await
         })
         .await
-    }
-}
-
-impl Store {
-    /// Writes what accepted pushes come to by one statement, which spares trips to a server. False where that cannot be:
-    /// where pushes fail as well, as no row may change twice; where there is too much or nothing of something; and where
-    /// the database has no such statement.
-    async fn settle_at_once(&self, outcome: &Outcome<'_>) -> sqlx::Result<bool> {
-        let counts = [outcome.marks.len(), outcome.pushed.len(), outcome.told.len()];
-        let fits = counts.iter().all(|count| (1..=sql::MOST_ROWS).contains(count));
-        if !fits || !outcome.failing.is_empty() {
-            return Ok(false);
-        }
-        let Some(mut work) = self.connections.write_alone().await? else { return Ok(false) };
-        let changes = [("marks", &MARKS), ("pushed", &PUSHED), ("states", &TOLD)];
-        let changes = changes.map(|(name, update)| (name, Change::Update(update)));
-        let rows = counts.into_iter().max().unwrap_or_default();
-        let Some(query) = sql::together(&work, &changes, None, rows) else { return Ok(false) };
-        let query = outcome.marks.iter().fold(query, bind_mark).then(PUSHED.columns);
-        let query = outcome.pushed.iter().fold(query, bind_pushed).then(TOLD.columns);
-        let query = outcome.told.iter().fold(query, bind_told);
-        query.execute_in(&mut work).await?;
-        work.commit().await?;
-        Ok(true)
     }
 }
 
@@ -222,12 +195,26 @@ impl<'a> Outcome<'a> {
         outcome
     }
 
+    /// One statement for what accepted pushes come to, which spares trips to a server. `None` where pushes fail as well, as no
+    /// row may change twice; where there is too much or nothing of something; and where the database has no such statement.
+    fn at_once(&self, work: &Work) -> Option<Statement<'_>> {
+        let counts = [self.pushed.len(), self.marks.len(), self.told.len()];
+        let fits = counts.iter().all(|count| (1..=sql::MOST_ROWS).contains(count));
+        if !fits || !self.failing.is_empty() {
+            return None;
+        }
+        let changes = [&PUSHED, &MARKS, &TOLD].map(TableChange::Update);
+        let query = sql::together(work, &changes, None, counts.into_iter().max()?)?;
+        let query = self.pushed.iter().fold(query, bind_pushed).then(MARKS.columns);
+        let query = self.marks.iter().fold(query, bind_mark).then(TOLD.columns);
+        Some(self.told.iter().fold(query, bind_told))
+    }
+
     /// Rows that are not there stay so: a mailbox that nobody is registered for has none, and a late
     /// word about it cannot bring one back.
     async fn write(&self, work: &mut Work) -> sqlx::Result<()> {
-        for marks in chunks(&self.marks) {
-            let query = sql::update_from(work, &MARKS, marks.len());
-            marks.into_iter().fold(query, bind_mark).execute_in(work).await?;
+        if let Some(query) = self.at_once(work) {
+            return query.execute_in(work).await.map(drop);
         }
         for times in chunks(&self.pushed) {
             let query = sql::update_from(work, &PUSHED, times.len());
@@ -242,6 +229,10 @@ impl<'a> Outcome<'a> {
                 query = query.bind(&*failure.kind).bind(own_fault).bind(registered_at.0);
             }
             query.execute_in(work).await?;
+        }
+        for marks in chunks(&self.marks) {
+            let query = sql::update_from(work, &MARKS, marks.len());
+            marks.into_iter().fold(query, bind_mark).execute_in(work).await?;
         }
         for told in chunks(&self.told) {
             let query = sql::update_from(work, &TOLD, told.len());

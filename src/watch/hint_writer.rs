@@ -2,7 +2,7 @@
 //! the database, many in one transaction, before the source has an answer. The same transactions take the marks
 //! of mailboxes away that were looked at. The supervisor does not wait for that.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +22,11 @@ const LOOKED_AT: usize = 10_000;
 /// Hints that are written in one transaction, but for the last call's, and marks that are taken away.
 const BATCH: usize = 500;
 
-/// Marks wait for so long for hints, whose transaction takes them away. A look more is all that a stop meanwhile costs. They
-/// do not wait where other nodes read them.
+/// Marks wait for so long for hints, whose transaction takes them away. A look more is all that a stop meanwhile costs.
 const WITH_HINTS: Duration = Duration::from_millis(50);
+
+/// Where other nodes read them they wait for each other: a hint alone is written by fewer trips to the server.
+const TOGETHER: Duration = Duration::from_millis(20);
 
 /// Why a hint was not taken. Its source may send it again.
 #[derive(Clone, Debug)]
@@ -112,7 +114,7 @@ impl HintWriter {
         if self.looked_at.len() < LOOKED_AT {
             self.looked_at.extend(looked_at);
             if !self.looked_at.is_empty() {
-                let wait = if self.context.store.is_shared() { Duration::ZERO } else { WITH_HINTS };
+                let wait = if self.context.store.is_shared() { TOGETHER } else { WITH_HINTS };
                 self.alone_at.get_or_insert_with(|| Instant::now() + wait);
             }
             return false;
@@ -143,7 +145,10 @@ impl HintWriter {
             }));
         }
         self.written = hints.len();
-        let most = self.looked_at.len().min(BATCH);
+        let most = match alone || !self.context.store.is_shared() || self.names_looked_at(&hints) {
+            true => self.looked_at.len().min(BATCH),
+            false => 0,
+        };
         let looked_at: Vec<_> = self.looked_at.drain(..most).collect();
         self.alone_at = self.alone_at.filter(|_| !self.looked_at.is_empty());
         let on_demand = |hint: &Hint| self.context.is_on_demand(&hint.account);
@@ -174,6 +179,12 @@ impl HintWriter {
             let marks_left = known.is_err() && !looked_at.is_empty();
             RecordedHints { hints, replies, known, marks_left }
         });
+    }
+
+    /// Whether a mark would be made of what waits to be taken away: that has to go first.
+    fn names_looked_at(&self, hints: &[(Hint, bool)]) -> bool {
+        let hinted: HashSet<&Account> = hints.iter().map(|(hint, _)| &hint.account).collect();
+        self.looked_at.iter().any(|looked_at| hinted.contains(&looked_at.account))
     }
 
     /// A batch is written; `None`: the next one is to be. Cancel safe.

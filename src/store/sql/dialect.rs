@@ -57,13 +57,15 @@ pub(in crate::store) struct UpdateFrom<'a> {
 pub(in crate::store) struct UpsertBy<'a> {
     /// The columns of `v`.
     pub(in crate::store) columns: &'a [&'a str],
+    /// The one of them that names an account, whose id is `v.a_id` then.
+    pub(in crate::store) account: &'a str,
     /// Its rows are a `select … from v …`.
     pub(in crate::store) upsert: Upsert<'a>,
 }
 
 /// A part of a statement that changes several tables.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::store) enum Change<'a> {
+pub(in crate::store) enum TableChange<'a> {
     Update(&'a UpdateFrom<'a>),
     Insert(&'a UpsertBy<'a>),
 }
@@ -238,13 +240,8 @@ impl Dialect {
         let joins: String = joins.iter().map(|join| format!(" join {join}")).collect();
         let (names, rows_of) = (columns.join(", "), values(first, columns.len(), rows));
         if self == Self::Postgres && !account.is_empty() {
-            // Accounts come first. Without statistics, as tables are that were filled just now, PostgreSQL would join all
-            // mailboxes of one name with each row that has that name.
-            return format!(
-                "with r ({names}) as (values {rows_of}), v as materialized \
-                 (select r.*, a.id as a_id from r join account a on a.name = r.{account}) \
-                 update {table} set {set} from v{joins} where {on}"
-            );
+            let v = rows_of_accounts(columns, account, first, rows);
+            return format!("with {v} update {table} set {set} from v{joins} where {on}");
         }
         let to_account = match account {
             "" => String::new(),
@@ -303,11 +300,11 @@ impl Dialect {
     }
 
     /// One statement for these changes and the query, each with this number of rows, and with the arguments of one behind
-    /// those of the other. The names of changes are those by which the query counts the rows that they return. No two
-    /// changes may meet a row, and the query sees nothing of them. `None` where the database has no such statement.
+    /// those of the other. No two changes may meet a row, and the query sees nothing of them. `None` where the database has
+    /// no such statement.
     pub(in crate::store) fn together(
         self,
-        changes: &[(&str, Change<'_>)],
+        changes: &[TableChange<'_>],
         query: Option<&SelectBy<'_>>,
         rows: usize,
     ) -> Option<String> {
@@ -316,21 +313,25 @@ impl Dialect {
         }
         let mut first = 1;
         let mut parts = Vec::with_capacity(changes.len() + 1);
-        for (name, change) in changes {
+        for (number, change) in changes.iter().enumerate() {
             let text = match change {
-                Change::Update(update) => self.update_from_at(first, update, rows),
-                Change::Insert(UpsertBy { columns, upsert }) => {
-                    let v = with_rows(columns, first, rows);
+                TableChange::Update(update) => self.update_from_at(first, update, rows),
+                TableChange::Insert(UpsertBy { columns, account, upsert }) => {
+                    let v = rows_of_accounts(columns, account, first, rows);
                     format!("with {v} {}", self.upsert(upsert))
                 }
             };
-            parts.push(format!("{name} as ({text})"));
+            parts.push(format!("c{number} as ({text})"));
             first += change.columns().len() * rows;
         }
+        // PostgreSQL runs the last of them first (`ExecInitModifyTable` in its `nodeModifyTable.c`). Run in the order given, they
+        // take their locks as other transactions do.
+        parts.reverse();
         let selected = match query {
             None => "select 1".to_owned(),
             Some(SelectBy { columns, select, of }) => {
-                parts.push(with_rows(columns, first, rows));
+                let (names, values) = (columns.join(", "), values(first, columns.len(), rows));
+                parts.push(format!("v ({names}) as (values {values})"));
                 format!("select {select} from v {of}")
             }
         };
@@ -358,7 +359,7 @@ impl Dialect {
     }
 }
 
-impl<'a> Change<'a> {
+impl<'a> TableChange<'a> {
     /// The columns of its rows of arguments.
     pub(super) fn columns(self) -> &'a [&'a str] {
         match self {
@@ -368,9 +369,14 @@ impl<'a> Change<'a> {
     }
 }
 
-/// `v (a, b) as (values ($first, $first+1), …)`
-fn with_rows(columns: &[&str], first: usize, rows: usize) -> String {
-    format!("v ({}) as (values {})", columns.join(", "), values(first, columns.len(), rows))
+/// Rows of arguments as `v`, each with the id of its account as `a_id`. Accounts come first: without statistics, as tables are
+/// that were filled just now, PostgreSQL would join all mailboxes of one name with each row that has that name.
+fn rows_of_accounts(columns: &[&str], account: &str, first: usize, rows: usize) -> String {
+    let (names, values) = (columns.join(", "), values(first, columns.len(), rows));
+    format!(
+        "r ({names}) as (values {values}), v as materialized \
+         (select r.*, a.id as a_id from r join account a on a.name = r.{account})"
+    )
 }
 
 /// `prefix` with the name behind it becomes `before`, the name, `after`.
@@ -498,24 +504,26 @@ mod tests {
             set: &[("due_since", "null")],
         };
         let insert = UpsertBy {
-            columns: &["n"],
+            columns: &["account"],
+            account: "account",
             upsert: Upsert {
                 table: "note",
                 columns: "n",
-                rows: "select v.n from v",
+                rows: "select v.a_id from v",
                 key: "n",
                 set: &[("n", "new.n")],
-                returning: "n",
+                returning: "",
             },
         };
-        let changes = [("one", Change::Update(&update)), ("other", Change::Insert(&insert))];
+        let changes = [TableChange::Update(&update), TableChange::Insert(&insert)];
         let query = SelectBy { columns: &["n"], select: "v.n", of: "" };
         assert_eq!(
             Dialect::Postgres.together(&changes, Some(&query), 1).unwrap(),
-            "with one as (with v (mailbox) as (values ($1)) \
+            "with c1 as (with r (account) as (values ($2)), v as materialized \
+             (select r.*, a.id as a_id from r join account a on a.name = r.account) \
+             insert into note (n) select v.a_id from v on conflict (n) do update set n = excluded.n), \
+             c0 as (with v (mailbox) as (values ($1)) \
              update mailbox set due_since = null from v where mailbox.name = v.mailbox), \
-             other as (with v (n) as (values ($2)) insert into note (n) select v.n from v \
-             on conflict (n) do update set n = excluded.n returning n), \
              v (n) as (values ($3)) select v.n from v "
         );
         assert!(Dialect::Postgres.together(&changes, None, 1).unwrap().ends_with(") select 1"));

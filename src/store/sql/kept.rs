@@ -52,8 +52,6 @@ pub(super) struct KeptConnection {
     /// `None` when it goes back.
     connection: Option<PoolConnection<Any>>,
     made: Instant,
-    /// When it had nothing to do any more; `None` of a new one.
-    since: Option<Instant>,
     /// A transaction may be open.
     in_transaction: bool,
     /// A statement runs, or has failed.
@@ -103,27 +101,43 @@ impl KeptConnections {
         let acquired = timeout(self.patience, async {
             let turn = Arc::clone(&self.turns).acquire_owned().await;
             let turn = turn.map_err(|_| sqlx::Error::PoolClosed)?;
-            let (connection, made, since) = match self.take_idle() {
-                Some(idle) => (idle.connection, idle.made, Some(idle.since)),
+            let (connection, made) = match self.take_idle() {
+                Some(idle) => (idle.connection, idle.made),
                 None => {
                     let made = Instant::now();
-                    (self.pool.acquire().await?, made, None)
+                    (self.pool.acquire().await?, made)
                 }
             };
-            Ok::<_, sqlx::Error>((connection, made, since, turn))
+            Ok::<_, sqlx::Error>((connection, made, turn))
         });
-        let (connection, made, since, turn) =
-            acquired.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
-        Ok(KeptConnection {
+        let (connection, made, turn) = acquired.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        Ok(self.lent(connection, made, turn))
+    }
+
+    /// A connection that nobody else has, which has answered just now; `None` where there is none at once.
+    pub(super) fn acquire_lively(self: &Arc<Self>) -> Option<KeptConnection> {
+        let turn = Arc::clone(&self.turns).try_acquire_owned().ok()?;
+        let is_lively =
+            |idle: &mut IdleConnection| idle.since.elapsed() < JUST_NOW && self.may_use(idle);
+        let idle = self.idle.lock().pop_if(is_lively)?;
+        Some(self.lent(idle.connection, idle.made, turn))
+    }
+
+    fn lent(
+        self: &Arc<Self>,
+        connection: PoolConnection<Any>,
+        made: Instant,
+        turn: OwnedSemaphorePermit,
+    ) -> KeptConnection {
+        KeptConnection {
             connection: Some(connection),
             made,
-            since,
             in_transaction: false,
             unsure: false,
             alone: false,
             kept: Arc::clone(self),
             turn: Some(turn),
-        })
+        }
     }
 
     /// Closes those that have nothing to do.
@@ -226,11 +240,6 @@ impl KeptConnection {
     pub(super) fn get(&mut self) -> &mut AnyConnection {
         self.unsure = true;
         self.connection.as_deref_mut().expect("the connection is here")
-    }
-
-    /// Its server has answered just before this call got it.
-    pub(super) fn has_just_answered(&self) -> bool {
-        self.since.is_some_and(|since| since.elapsed() < JUST_NOW)
     }
 
     /// The last statement has ended well.

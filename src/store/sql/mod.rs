@@ -15,5 +15,7 @@ pub(in crate::store) mod trust;
 mod unbroken;
 pub(super) mod work;
 
-pub(super) use dialect::{Change, MOST_ROWS, SelectBy, Take, UpdateFrom, Upsert, UpsertBy, values};
+pub(super) use dialect::{
+    MOST_ROWS, SelectBy, TableChange, Take, UpdateFrom, Upsert, UpsertBy, values,
+};
 pub(super) use statement::{Shaped, query, select_by, together, update_from, with_list};

@@ -10,7 +10,7 @@ use sqlx::any::{AnyArguments, AnyQueryResult, AnyRow};
 use sqlx::query::Query;
 use sqlx::{Any, AssertSqlSafe, SqlSafeStr};
 
-use super::dialect::{Change, DIALECTS, Dialect, MOST_ROWS, SelectBy, UpdateFrom};
+use super::dialect::{DIALECTS, Dialect, MOST_ROWS, SelectBy, TableChange, UpdateFrom};
 use super::work::Work;
 
 /// A statement with its arguments.
@@ -90,11 +90,11 @@ pub(in crate::store) fn select_by<'q>(
 /// the first change, and of the others behind [`Statement::then`]. `None` where they are to be run one after the other.
 pub(in crate::store) fn together<'q>(
     work: &Work,
-    changes: &[(&str, Change<'_>)],
+    changes: &[TableChange<'_>],
     select: Option<&SelectBy<'_>>,
     rows: usize,
 ) -> Option<Statement<'q>> {
-    let (_, first) = changes.first()?;
+    let first = changes.first()?;
     let rows = Rows::of(work, first.columns(), rows);
     let text = work.dialect().together(changes, select, rows.count)?;
     Some(Statement { rows, ..query(text) })

@@ -11,6 +11,7 @@
 //! keeps its connections. So each transaction begins with the question whether it may write, reads
 //! too: what a standby says may be out of date. Where it may not, or where the connection is broken or
 //! says nothing, all connections that are as old are given up, and the call begins anew on another.
+//! A read outside a transaction asks in its own statement; a write outside one fails there by itself.
 
 use std::fmt;
 use std::io;
@@ -101,20 +102,18 @@ impl Connections {
         }
     }
 
-    /// For one statement that writes to PostgreSQL, with what [`together`](super::together) makes of several. It stands
-    /// alone on a connection that has answered just now: a begin and a commit would take two more trips. Elsewhere it has
-    /// a transaction, whose begin finds out what is wrong with the server, if anything is. `None` of another database.
-    pub(in crate::store) async fn write_alone(&self) -> sqlx::Result<Option<Work>> {
-        let TransactionKind::Server { dialect: Dialect::Postgres, named, trust, .. } = &self.kind
-        else {
-            return Ok(None);
-        };
-        let connection = self.acquire(&self.writes).await?;
-        if *named && connection.has_just_answered() {
-            let (dialect, named) = (Dialect::Postgres, true);
-            return Ok(Some(Work { connection, dialect, named, asks: false, then: None }));
+    /// For one statement that writes to a server, outside a transaction, which would take two more trips. If its answer does
+    /// not come it may take effect later, behind others: it must do no harm then. On a server that takes no writes it fails by
+    /// itself. `None` where another server may answer it, or no connection has answered just now.
+    pub(in crate::store) fn write_alone(&self) -> Option<Work> {
+        match &self.kind {
+            TransactionKind::Server { dialect, named: true, .. } => {
+                let connection = self.writes.acquire_lively()?;
+                let (dialect, named, asks) = (*dialect, true, false);
+                Some(Work { connection, dialect, named, asks, then: None })
+            }
+            TransactionKind::Server { .. } | TransactionKind::File => None,
         }
-        self.begin_on(connection, &self.writes, trust).await.map(Some)
     }
 
     /// Begins a transaction that reads.
@@ -184,17 +183,7 @@ impl Connections {
         kept: &Arc<KeptConnections>,
         trust: &ConnectionTrust,
     ) -> sqlx::Result<Work> {
-        self.begin_on(self.acquire(kept).await?, kept, trust).await
-    }
-
-    /// Begins a transaction on this connection, or on another one if it does not answer.
-    async fn begin_on(
-        &self,
-        connection: KeptConnection,
-        kept: &Arc<KeptConnections>,
-        trust: &ConnectionTrust,
-    ) -> sqlx::Result<Work> {
-        let first = self.begun(connection);
+        let first = self.begun(self.acquire(kept).await?);
         match timeout(SIGN_OF_LIFE, first).await {
             Ok(Ok(work)) => {
                 trust.is_read_only(false);

@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use mailchime::store::DueMark;
 use sqlx::{Connection, Executor, PgConnection, Row};
 
 use super::postgres::KEPT;
@@ -102,7 +103,6 @@ async fn switched_over(test: &str, of_statements: &str) {
         let (mut old, mut new) = (beside(&primary).await, beside(&standby).await);
         assert!(connections(&mut old).await >= 4);
         caught_up(&mut old, &mut new).await;
-        // It stands alone, where statements do, on a connection that has answered just before.
         store.settle(&pushed).await.unwrap();
         fence(&mut old).await;
         standby.promote();
@@ -187,12 +187,22 @@ async fn fell_silent(test: &str, of_statements: &str) {
         busy(&store).await;
         caught_up(&mut beside(&primary).await, &mut beside(&standby).await).await;
         standby.promote();
+        let mark = DueMark {
+            account: alice(),
+            mailbox: Some(Mailbox::inbox()),
+            state: None,
+            shown_flags: false,
+            is_due: true,
+            for_another_node: true,
+        };
+        store.mark_due(&[], std::slice::from_ref(&mark), Timestamp(150)).await.unwrap();
         // The machine is gone: its connections are, and nobody says so.
         address.freeze();
         address.move_to(standby.address);
         address.thaw();
         if of_statements == KEPT {
             // A statement that stands alone finds it out as well.
+            assert_eq!(store.mark_due(&[], &[mark], Timestamp(160)).await.unwrap(), [true]);
             only_target(&store, &alice()).await;
         }
         register(&store, device(&bob(), 'b'), &["INBOX"], 5, 200).await;
