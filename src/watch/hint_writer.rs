@@ -145,10 +145,7 @@ impl HintWriter {
             }));
         }
         self.written = hints.len();
-        let most = match alone || !self.context.store.is_shared() || self.names_looked_at(&hints) {
-            true => self.looked_at.len().min(BATCH),
-            false => 0,
-        };
+        let most = self.to_take_away(&hints, alone, self.context.store.is_shared());
         let looked_at: Vec<_> = self.looked_at.drain(..most).collect();
         self.alone_at = self.alone_at.filter(|_| !self.looked_at.is_empty());
         let on_demand = |hint: &Hint| self.context.is_on_demand(&hint.account);
@@ -181,10 +178,15 @@ impl HintWriter {
         });
     }
 
-    /// Whether a mark would be made of what waits to be taken away: that has to go first.
-    fn names_looked_at(&self, hints: &[(Hint, bool)]) -> bool {
+    /// How many of the marks that wait are taken away before these hints are written. Those of an account that is marked
+    /// anew have to be: later they would take that one away.
+    fn to_take_away(&self, hints: &[(Hint, bool)], alone: bool, is_shared: bool) -> usize {
         let hinted: HashSet<&Account> = hints.iter().map(|(hint, _)| &hint.account).collect();
-        self.looked_at.iter().any(|looked_at| hinted.contains(&looked_at.account))
+        let is_marked = |looked_at: &LookedAt| hinted.contains(&looked_at.account);
+        match alone || !is_shared || self.looked_at.iter().any(is_marked) {
+            true => self.looked_at.len().min(BATCH),
+            false => 0,
+        }
     }
 
     /// A batch is written; `None`: the next one is to be. Cancel safe.
@@ -243,7 +245,9 @@ impl std::error::Error for HintError {}
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_context;
     use super::*;
+    use crate::model::Mailbox;
 
     fn failed(replies: Vec<(usize, Option<HintReply>)>) -> RecordedHints {
         RecordedHints { hints: Vec::new(), replies, known: Err(HintError::Busy), marks_left: true }
@@ -257,5 +261,18 @@ mod tests {
         assert!(answer.try_recv().unwrap().is_err());
         // So it is where nobody waits.
         assert!(failed(vec![(1, None)]).answer().is_err());
+    }
+
+    #[tokio::test]
+    async fn where_nodes_share_a_database_a_hint_goes_without_what_was_looked_at_of_others() {
+        let (_folder, context) = test_context::context(&test_context::one_backend("imap")).await;
+        let mut writer = HintWriter::new(context);
+        let hint = |login: &str| [(Hint::of_all(Account::from_login(login)), false)];
+        let (account, mailbox) = (Account::from_login("alice"), Mailbox::inbox());
+        writer.looked_at(vec![LookedAt { account, mailbox, marks: 0 }]);
+        assert_eq!(writer.to_take_away(&hint("bob"), false, true), 0);
+        assert_eq!(writer.to_take_away(&hint("alice"), false, true), 1);
+        assert_eq!(writer.to_take_away(&hint("bob"), true, true), 1);
+        assert_eq!(writer.to_take_away(&hint("bob"), false, false), 1);
     }
 }
