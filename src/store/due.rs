@@ -153,7 +153,7 @@ impl Store {
     }
 
     /// Marks by a statement without a transaction. Marks may be made twice, and late; what was looked at may not. `None` where
-    /// it cannot be, or has failed in a way that the begin of a transaction finds out about.
+    /// it cannot be, has failed, or has not answered in time: a transaction marks then.
     async fn mark_alone(&self, marking: &Marking<'_>) -> sqlx::Result<Option<RegisteredMailboxes>> {
         if !marking.looked_at.is_empty() || !marking.fits_in_one_statement() {
             return Ok(None);
@@ -165,8 +165,8 @@ impl Store {
             Ok(registered)
         };
         match timeout(SIGN_OF_LIFE, marked).await {
+            // The begin of a transaction finds out what is wrong with the server, if anything is.
             Ok(Err(error)) if error::is_temporary(&error) && !error::is_conflict(&error) => {
-                self.connections.distrust();
                 Ok(None)
             }
             Ok(marked) => marked,

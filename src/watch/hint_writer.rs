@@ -1,6 +1,7 @@
 //! News of accounts without a connection here, on its way to the disk: their mailboxes are marked as due in
-//! the database, many in one transaction, before the source has an answer. The same transactions take the marks
-//! of mailboxes away that were looked at. The supervisor does not wait for that.
+//! the database, many in one transaction, before the source has an answer. The marks of mailboxes that were looked at
+//! are taken away by the same transactions, or, where nodes share the database, mostly by others. The supervisor
+//! does not wait for that.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
@@ -179,13 +180,14 @@ impl HintWriter {
     }
 
     /// How many of the marks that wait are taken away before these hints are written. Those of an account that is marked
-    /// anew have to be: later they would take that one away.
+    /// anew have to be, with all that came before them: later they would take that one away.
     fn to_take_away(&self, hints: &[(Hint, bool)], alone: bool, is_shared: bool) -> usize {
         let hinted: HashSet<&Account> = hints.iter().map(|(hint, _)| &hint.account).collect();
         let is_marked = |looked_at: &LookedAt| hinted.contains(&looked_at.account);
-        match alone || !is_shared || self.looked_at.iter().any(is_marked) {
-            true => self.looked_at.len().min(BATCH),
-            false => 0,
+        let marked = self.looked_at.iter().rposition(is_marked).map_or(0, |last| last + 1);
+        match alone || !is_shared {
+            true => self.looked_at.len().min(BATCH).max(marked),
+            false => marked,
         }
     }
 
@@ -269,10 +271,20 @@ mod tests {
         let mut writer = HintWriter::new(context);
         let hint = |login: &str| [(Hint::of_all(Account::from_login(login)), false)];
         let (account, mailbox) = (Account::from_login("alice"), Mailbox::inbox());
-        writer.looked_at(vec![LookedAt { account, mailbox, marks: 0 }]);
+        let alice = LookedAt { account, mailbox, marks: 0 };
+        let others = (0..BATCH).map(|number| {
+            let account = Account::from_login(&format!("user{number}"));
+            LookedAt { account, ..alice.clone() }
+        });
+        let many: Vec<_> = others.chain([alice.clone()]).collect();
+        writer.looked_at(vec![alice]);
         assert_eq!(writer.to_take_away(&hint("bob"), false, true), 0);
         assert_eq!(writer.to_take_away(&hint("alice"), false, true), 1);
         assert_eq!(writer.to_take_away(&hint("bob"), true, true), 1);
         assert_eq!(writer.to_take_away(&hint("bob"), false, false), 1);
+        // However many wait.
+        writer.looked_at = many;
+        assert_eq!(writer.to_take_away(&hint("bob"), true, true), BATCH);
+        assert_eq!(writer.to_take_away(&hint("alice"), false, true), BATCH + 1);
     }
 }
