@@ -117,7 +117,7 @@ const CLEAR: UpdateFrom<'_> = UpdateFrom {
     set: &[("due_state", "null"), ("due_marks", "0"), ("due_since", "null")],
 };
 
-/// The columns of what [`tell`] is told of.
+/// The columns of the rows of arguments of [`tell`].
 const TELL: &[&str] = &["account", "mailbox", "incarnation"];
 
 /// What [`Store::mailboxes_of`] asks.

@@ -102,14 +102,14 @@ impl Connections {
         }
     }
 
-    /// For one statement that writes to a server, outside a transaction, which would take two more trips. If its answer does
+    /// For one statement that writes to PostgreSQL, outside a transaction, which would take two more trips. If its answer does
     /// not come it may take effect later, behind others: it must do no harm then. On a server that takes no writes it fails by
-    /// itself. `None` where another server may answer it, or no connection has answered just now.
+    /// itself. `None` of another database, where another server may answer it, or where no connection has answered just now.
     pub(in crate::store) fn write_alone(&self) -> Option<Work> {
         match &self.kind {
-            TransactionKind::Server { dialect, named: true, .. } => {
+            TransactionKind::Server { dialect: Dialect::Postgres, named: true, .. } => {
                 let connection = self.writes.acquire_lively()?;
-                let (dialect, named, asks) = (*dialect, true, false);
+                let (dialect, named, asks) = (Dialect::Postgres, true, false);
                 Some(Work { connection, dialect, named, asks, then: None })
             }
             TransactionKind::Server { .. } | TransactionKind::File => None,
