@@ -210,6 +210,22 @@ async fn told(store: &Store, account: &Account, mailbox: &str) -> Option<Snapsho
 
 // === the contract ===
 
+/// The contract kept by a server, whose databases are opened so.
+macro_rules! contract_of_server {
+    ($module:ident, $server:ident, $open:ident: $($case:ident,)+) => {
+        mod $module {
+            $(
+                #[tokio::test]
+                async fn $case() {
+                    let test = concat!("store::", stringify!($module), "::", stringify!($case));
+                    let Some(database) = super::$server::Database::make(test).await else { return };
+                    crate::support::limited(async { super::$case(database.$open().await).await }).await;
+                }
+            )+
+        }
+    };
+}
+
 macro_rules! contract {
     ($($case:ident,)+) => {
         mod sqlite_keeps_the_contract {
@@ -222,53 +238,10 @@ macro_rules! contract {
             )+
         }
 
-        mod postgres_keeps_the_contract {
-            $(
-                #[tokio::test]
-                async fn $case() {
-                    let test = concat!("store::postgres_keeps_the_contract::", stringify!($case));
-                    let Some(database) = super::postgres::Database::make(test).await else { return };
-                    crate::support::limited(async { super::$case(database.open().await).await }).await;
-                }
-            )+
-        }
-
-        mod postgres_with_kept_statements_keeps_the_contract {
-            $(
-                #[tokio::test]
-                async fn $case() {
-                    let test = concat!(
-                        "store::postgres_with_kept_statements_keeps_the_contract::", stringify!($case)
-                    );
-                    let Some(database) = super::postgres::Database::make(test).await else { return };
-                    crate::support::limited(async { super::$case(database.kept().await).await }).await;
-                }
-            )+
-        }
-
-        mod mariadb_keeps_the_contract {
-            $(
-                #[tokio::test]
-                async fn $case() {
-                    let test = concat!("store::mariadb_keeps_the_contract::", stringify!($case));
-                    let Some(database) = super::mariadb::Database::make(test).await else { return };
-                    crate::support::limited(async { super::$case(database.open().await).await }).await;
-                }
-            )+
-        }
-
-        mod postgres_behind_pgbouncer_keeps_the_contract {
-            $(
-                #[tokio::test]
-                async fn $case() {
-                    let test = concat!(
-                        "store::postgres_behind_pgbouncer_keeps_the_contract::", stringify!($case)
-                    );
-                    let Some(database) = super::pooled::Database::make(test).await else { return };
-                    crate::support::limited(async { super::$case(database.open().await).await }).await;
-                }
-            )+
-        }
+        contract_of_server! { postgres_keeps_the_contract, postgres, open: $($case,)+ }
+        contract_of_server! { postgres_with_kept_statements_keeps_the_contract, postgres, kept: $($case,)+ }
+        contract_of_server! { mariadb_keeps_the_contract, mariadb, open: $($case,)+ }
+        contract_of_server! { postgres_behind_pgbouncer_keeps_the_contract, pooled, open: $($case,)+ }
     };
 }
 
