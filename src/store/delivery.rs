@@ -11,7 +11,7 @@ use crate::model::{
     Timestamp, TransportId,
 };
 
-use super::due::{DueMailbox, due_mailbox};
+use super::due::{DueMailbox, NodeMarks, due_mailbox};
 use super::gathering::Gathering;
 use super::questions::{Asks, Question};
 use super::records::{
@@ -297,7 +297,8 @@ impl Asks for WatchedQuestion {
         let mailbox = Mailbox::new(row.try_get("mailbox")?);
         // What cannot be read of what is due is looked at.
         let due = due_mailbox(row).unwrap_or_else(|_| {
-            Some(DueMailbox { mailbox: mailbox.clone(), marks: 1, state: None, shown_flags: false })
+            let marks = NodeMarks { count: 1, ..NodeMarks::default() };
+            Some(DueMailbox { mailbox: mailbox.clone(), marks, state: None, shown_flags: false })
         });
         Ok(((mailbox, snapshot(row)), due))
     }

@@ -39,12 +39,21 @@ pub struct DueMark {
 pub struct DueMailbox {
     /// Its name.
     pub mailbox: Mailbox,
-    /// How often other nodes have marked it since it was last looked at.
-    pub marks: i64,
+    /// What other nodes have marked since it was last looked at.
+    pub marks: NodeMarks,
     /// The state that those have been told, if it is the same for all marks.
     pub state: Option<Snapshot>,
     /// They were told with it that flags have changed that phones show.
     pub shown_flags: bool,
+}
+
+/// Marks that other nodes have made at a mailbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeMarks {
+    /// Since when the mailbox is due. It tells these marks from as many that are made once these are taken away.
+    pub since: Timestamp,
+    /// How many there are.
+    pub count: i64,
 }
 
 /// A mailbox that was looked at.
@@ -54,8 +63,8 @@ pub struct LookedAt {
     pub account: Account,
     /// Its name.
     pub mailbox: Mailbox,
-    /// [`DueMailbox::marks`], as they were read before the look.
-    pub marks: i64,
+    /// [`DueMailbox::marks`], as they were read before the look; none where it was not due then.
+    pub marks: NodeMarks,
 }
 
 /// Behind the numbers of a state.
@@ -108,12 +117,14 @@ const MARK_ALL: UpdateFrom<'_> = UpdateFrom {
     ..MARK
 };
 
+/// The marks of other nodes are those that were read before the look. Those of this node are older than it.
 const CLEAR: UpdateFrom<'_> = UpdateFrom {
     table: "mailbox",
-    columns: &["account", "mailbox", "marks"],
+    columns: &["account", "mailbox", "marks", "since"],
     account: "account",
     joins: &[],
-    on: "mailbox.account = v.a_id and mailbox.name = v.mailbox and mailbox.due_marks = v.marks",
+    on: "mailbox.account = v.a_id and mailbox.name = v.mailbox and (mailbox.due_marks = 0 \
+         or mailbox.due_marks = v.marks and mailbox.due_since = v.since)",
     set: &[("due_state", "null"), ("due_marks", "0"), ("due_since", "null")],
 };
 
@@ -454,7 +465,7 @@ async fn mark(work: &mut Work, marks: &DueRows<'_>, now: Timestamp) -> sqlx::Res
 /// A row of [`CLEAR`].
 fn bind_cleared<'q>(query: Statement<'q>, looked_at: &'q LookedAt) -> Statement<'q> {
     let LookedAt { account, mailbox, marks } = looked_at;
-    query.bind(account.as_str()).bind(mailbox.as_str()).bind(*marks)
+    query.bind(account.as_str()).bind(mailbox.as_str()).bind(marks.count).bind(marks.since.0)
 }
 
 /// A row of [`MARK`].
@@ -469,14 +480,12 @@ fn bind_marked<'q>(
 
 /// The mailbox of a row, if it is due.
 pub(super) fn due_mailbox(row: &AnyRow) -> sqlx::Result<Option<DueMailbox>> {
-    if row.try_get::<Option<i64>, _>("due_since")?.is_none() {
-        return Ok(None);
-    }
+    let Some(since) = row.try_get("due_since")? else { return Ok(None) };
     let state: Option<&str> = row.try_get("due_state")?;
     let state = state.and_then(read_state);
     Ok(Some(DueMailbox {
         mailbox: Mailbox::new(row.try_get("mailbox")?),
-        marks: row.try_get("due_marks")?,
+        marks: NodeMarks { since: Timestamp(since), count: row.try_get("due_marks")? },
         state: state.map(|(state, _)| state),
         shown_flags: state.is_some_and(|(_, shown_flags)| shown_flags),
     }))

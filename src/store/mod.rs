@@ -77,7 +77,7 @@ pub use copy::{CopiedRows, CopyError, copy};
 pub use credentials::{CredentialSource, CredentialsError, unreadable};
 pub use delivery::Target;
 use delivery::{TargetsQuestion, WatchedQuestion};
-pub use due::{DueMailbox, DueMark, LookedAt};
+pub use due::{DueMailbox, DueMark, LookedAt, NodeMarks};
 pub use entries::LeavingAccount;
 pub use error::StoreError;
 use gathering::Gathering;

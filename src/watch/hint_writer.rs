@@ -47,12 +47,14 @@ pub(super) struct HintWriter {
     waiting: VecDeque<HintCall>,
     /// Hints in `waiting`.
     hints: usize,
-    looked_at: Vec<LookedAt>,
+    pub(super) looked_at: Vec<LookedAt>,
     /// When `looked_at` is written without hints.
     alone_at: Option<Instant>,
     writing: JoinSet<RecordedHints>,
     /// Hints in `writing`.
     written: usize,
+    /// Whose they are.
+    written_of: HashSet<Account>,
 }
 
 /// What one call has brought.
@@ -81,7 +83,9 @@ pub(super) struct RecordedHints {
 impl HintWriter {
     pub(super) fn new(context: Arc<WatchContext>) -> Self {
         let (waiting, looked_at, writing) = (VecDeque::new(), Vec::new(), JoinSet::new());
-        Self { context, waiting, hints: 0, looked_at, alone_at: None, writing, written: 0 }
+        let written_of = HashSet::new();
+        let (hints, written, alone_at) = (0, 0, None);
+        Self { context, waiting, hints, looked_at, alone_at, writing, written, written_of }
     }
 
     /// Has hints written, and answers then. Those of one call may be more than may wait, where nothing else does.
@@ -110,8 +114,10 @@ impl HintWriter {
         Ok(())
     }
 
-    /// These were looked at. Whether their marks are left, since too many wait.
-    pub(super) fn looked_at(&mut self, looked_at: Vec<LookedAt>) -> bool {
+    /// These were looked at. Whether their marks are left, since too many wait. Those of an account that is being marked
+    /// anew are left to the next look, which is for that mark: behind it they would take it away.
+    pub(super) fn looked_at(&mut self, mut looked_at: Vec<LookedAt>) -> bool {
+        looked_at.retain(|it| !self.written_of.contains(&it.account));
         if self.looked_at.len() < LOOKED_AT {
             self.looked_at.extend(looked_at);
             if !self.looked_at.is_empty() {
@@ -146,7 +152,8 @@ impl HintWriter {
             }));
         }
         self.written = hints.len();
-        let most = self.to_take_away(&hints, alone, self.context.store.is_shared());
+        self.written_of = hints.iter().map(|(hint, _)| hint.account.clone()).collect();
+        let most = self.to_take_away(alone, self.context.store.is_shared());
         let looked_at: Vec<_> = self.looked_at.drain(..most).collect();
         self.alone_at = self.alone_at.filter(|_| !self.looked_at.is_empty());
         let on_demand = |hint: &Hint| self.context.is_on_demand(&hint.account);
@@ -179,11 +186,10 @@ impl HintWriter {
         });
     }
 
-    /// How many of the marks that wait are taken away before these hints are written. Those of an account that is marked
+    /// How many of the marks that wait are taken away before the hints of this batch are written. Those of an account that is marked
     /// anew have to be, with all that came before them: later they would take that one away.
-    fn to_take_away(&self, hints: &[(Hint, bool)], alone: bool, is_shared: bool) -> usize {
-        let hinted: HashSet<&Account> = hints.iter().map(|(hint, _)| &hint.account).collect();
-        let is_marked = |looked_at: &LookedAt| hinted.contains(&looked_at.account);
+    fn to_take_away(&self, alone: bool, is_shared: bool) -> usize {
+        let is_marked = |looked_at: &LookedAt| self.written_of.contains(&looked_at.account);
         let marked = self.looked_at.iter().rposition(is_marked).map_or(0, |last| last + 1);
         match alone || !is_shared {
             true => self.looked_at.len().min(BATCH).max(marked),
@@ -201,6 +207,7 @@ impl HintWriter {
             return None;
         };
         self.written = 0;
+        self.written_of.clear();
         written.ok()
     }
 }
@@ -250,6 +257,7 @@ mod tests {
     use super::super::test_context;
     use super::*;
     use crate::model::Mailbox;
+    use crate::store::NodeMarks;
 
     fn failed(replies: Vec<(usize, Option<HintReply>)>) -> RecordedHints {
         RecordedHints { hints: Vec::new(), replies, known: Err(HintError::Busy), marks_left: true }
@@ -269,22 +277,43 @@ mod tests {
     async fn where_nodes_share_a_database_a_hint_goes_without_what_was_looked_at_of_others() {
         let (_folder, context) = test_context::context(&test_context::one_backend("imap")).await;
         let mut writer = HintWriter::new(context);
-        let hint = |login: &str| [(Hint::of_all(Account::from_login(login)), false)];
+        let of = |login: &str| HashSet::from([Account::from_login(login)]);
         let (account, mailbox) = (Account::from_login("alice"), Mailbox::inbox());
-        let alice = LookedAt { account, mailbox, marks: 0 };
+        let alice = LookedAt { account, mailbox, marks: NodeMarks::default() };
         let others = (0..BATCH).map(|number| {
             let account = Account::from_login(&format!("user{number}"));
             LookedAt { account, ..alice.clone() }
         });
         let many: Vec<_> = others.chain([alice.clone()]).collect();
         writer.looked_at(vec![alice]);
-        assert_eq!(writer.to_take_away(&hint("bob"), false, true), 0);
-        assert_eq!(writer.to_take_away(&hint("alice"), false, true), 1);
-        assert_eq!(writer.to_take_away(&hint("bob"), true, true), 1);
-        assert_eq!(writer.to_take_away(&hint("bob"), false, false), 1);
+        writer.written_of = of("bob");
+        assert_eq!(writer.to_take_away(false, true), 0);
+        assert_eq!(writer.to_take_away(true, true), 1);
+        assert_eq!(writer.to_take_away(false, false), 1);
+        writer.written_of = of("alice");
+        assert_eq!(writer.to_take_away(false, true), 1);
         // However many wait.
         writer.looked_at = many;
-        assert_eq!(writer.to_take_away(&hint("bob"), true, true), BATCH);
-        assert_eq!(writer.to_take_away(&hint("alice"), false, true), BATCH + 1);
+        assert_eq!(writer.to_take_away(true, true), BATCH + 1);
+        writer.written_of = of("bob");
+        assert_eq!(writer.to_take_away(true, true), BATCH);
+    }
+
+    #[tokio::test]
+    async fn a_mark_that_is_being_written_stays_behind_the_look_before_it() {
+        let (_folder, context) = test_context::context(&test_context::one_backend("imap")).await;
+        let mut writer = HintWriter::new(context);
+        let [alice, bob] = ["alice", "bob"].map(Account::from_login);
+        writer.add(vec![Hint::of_all(alice.clone())], None).unwrap();
+        writer.write(|_| true, |_| true);
+        let look = |account: &Account| {
+            let (account, mailbox) = (account.clone(), Mailbox::inbox());
+            LookedAt { account, mailbox, marks: NodeMarks::default() }
+        };
+        assert!(!writer.looked_at(vec![look(&alice), look(&bob)]));
+        assert_eq!(writer.looked_at, [look(&bob)]);
+        assert!(writer.written().await.is_some());
+        assert!(!writer.looked_at(vec![look(&alice)]));
+        assert_eq!(writer.looked_at, [look(&bob), look(&alice)]);
     }
 }

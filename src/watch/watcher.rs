@@ -27,7 +27,7 @@ use super::status::{StatusCell, WatcherState};
 use crate::imap::refusal::Refusal;
 use crate::model::{AcceptedLogin, Account, Hint, Mailbox, Snapshot, Timestamp};
 use crate::net::backend::Backend;
-use crate::store::{DueMailbox, LookedAt, StoreError};
+use crate::store::{DueMailbox, LookedAt, NodeMarks, StoreError};
 
 /// What the supervisor last told a watcher. Told again unchanged, other backends may be in use.
 #[derive(Clone, Debug, Default)]
@@ -146,8 +146,8 @@ pub(super) struct WatchedMailbox {
     pub(super) looked_at: Option<StdInstant>,
     /// It is marked as due on disk, or may be.
     pub(super) marked: bool,
-    /// How often other nodes have marked it.
-    pub(super) marks: i64,
+    /// What other nodes have marked.
+    pub(super) marks: NodeMarks,
     /// Numbers do not spare the look: what another node marked it for is not known, or all is looked at.
     pub(super) must_look: bool,
     /// It is due on disk since its state was refused: it is asked for in its turn, and its mark stays.
@@ -506,7 +506,7 @@ impl WatchedMailbox {
             due,
             looked_at: None,
             marked: false,
-            marks: 0,
+            marks: NodeMarks::default(),
             must_look: false,
             left_out: false,
         }
@@ -519,7 +519,8 @@ impl WatchedMailbox {
 
     /// What is known of it once it was looked at, without what was due.
     pub(super) fn rested(self) -> Self {
-        Self { due: false, marked: false, marks: 0, must_look: false, left_out: false, ..self }
+        let marks = NodeMarks::default();
+        Self { due: false, marked: false, marks, must_look: false, left_out: false, ..self }
     }
 }
 

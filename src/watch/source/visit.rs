@@ -80,13 +80,13 @@ impl Watcher {
         for DueMailbox { mailbox, marks, state, shown_flags } in due {
             let Some(index) = self.place(&mailbox) else { continue };
             let watched = &mut self.mailboxes[index];
-            if marks > watched.marks {
+            if marks.count > watched.marks.count {
                 self.status.hint();
             }
             (watched.marked, watched.marks) = (true, marks);
-            watched.must_look |= marks > 0 && state.is_none();
+            watched.must_look |= marks.count > 0 && state.is_none();
             match state {
-                Some(state) if marks > 0 => {
+                Some(state) if marks.count > 0 => {
                     // The numbers say what else has happened.
                     let event = match shown_flags {
                         true => MailboxEvent::MessageRead,
@@ -99,7 +99,7 @@ impl Watcher {
                     self.mailboxes[index].ledger.is_told();
                 }
                 _ => {
-                    watched.due |= marks > 0;
+                    watched.due |= marks.count > 0;
                     // Nobody has looked since it was left out.
                     watched.left_out = !watched.due && !self.faults.is_sound(&mailbox);
                 }
@@ -116,7 +116,7 @@ impl Watcher {
             if std::mem::take(&mut watched.marked) {
                 let (account, mailbox) = (self.account.clone(), watched.mailbox.clone());
                 let marks = std::mem::take(&mut watched.marks);
-                if marks > 0 {
+                if marks.count > 0 {
                     // The events of what the look has shown came to other nodes.
                     watched.ledger.is_told();
                 }

@@ -91,7 +91,7 @@ impl Supervisor {
 
     /// Another source has news of an account. Any node may receive it; with `others_know` the other ones have
     /// word of it.
-    fn hint(&mut self, hint: Hint, others_know: bool) {
+    pub(super) fn hint(&mut self, hint: Hint, others_know: bool) {
         self.context.followed.hint(&hint);
         match self.watchers.get(&hint.account) {
             Some(handle) => {

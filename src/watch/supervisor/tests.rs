@@ -2,7 +2,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::config::WatchConnection;
-use crate::model::Credentials;
+use crate::model::{Credentials, Hint, Mailbox};
+use crate::store::{LookedAt, NodeMarks};
 use crate::watch::credential_history::CredentialHistory;
 use crate::watch::parked_wait::{ParkedLogin, ParkedWait, RefusedTries};
 use crate::watch::test_context::{context, one_backend, table};
@@ -169,6 +170,23 @@ async fn what_is_known_here_of_refusals_is_not_replaced_by_what_was_looked_up_be
     let end = task_end(&mut supervisor).await;
     let known = end.credentials.unwrap();
     assert_eq!((known.refusals, known.refused.len()), (2, 1));
+}
+
+/// Word that comes as a task ends is for the next one, and its mark is younger than the look.
+#[tokio::test]
+async fn a_task_that_ends_with_word_for_another_one_takes_no_mark_away() {
+    for (has_word, left) in [(false, false), (true, true)] {
+        let (_folder, mut supervisor, alice) = with_alice().await;
+        supervisor.start(alice.clone(), Directive::default(), WatcherStart::AtOnce);
+        let mut end = task_end(&mut supervisor).await;
+        let (mailbox, marks) = (Mailbox::inbox(), NodeMarks::default());
+        end.looked_at = vec![LookedAt { account: alice.clone(), mailbox, marks }];
+        if has_word {
+            supervisor.hint(Hint::of_all(alice.clone()), false);
+        }
+        supervisor.visit_ended(end);
+        assert_eq!(supervisor.hint_writer.looked_at.is_empty(), left);
+    }
 }
 
 #[tokio::test]

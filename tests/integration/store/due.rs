@@ -1,6 +1,6 @@
 //! Mailboxes that are due; part of the contract.
 
-use mailchime::store::{DueMailbox, DueMark, LookedAt};
+use mailchime::store::{DueMailbox, DueMark, LookedAt, NodeMarks};
 
 use super::*;
 
@@ -15,7 +15,9 @@ fn mark(
     DueMark { account, mailbox, state, shown_flags, is_due, for_another_node }
 }
 
-fn looked_at(account: &Account, mailbox: &str, marks: i64) -> LookedAt {
+/// A mailbox that is due since [`marked`].
+fn looked_at(account: &Account, mailbox: &str, count: i64) -> LookedAt {
+    let marks = NodeMarks { since: Timestamp(9), count };
     LookedAt { account: account.clone(), mailbox: Mailbox::new(mailbox), marks }
 }
 
@@ -39,7 +41,12 @@ async fn due(store: &Store) -> Vec<String> {
 
 fn shown(due: &DueMailbox) -> String {
     let state = due.state.and_then(|state| state.uid_next);
-    format!("{} {} {}", due.mailbox, due.marks, state.map_or("-".into(), |next| next.to_string()))
+    format!(
+        "{} {} {}",
+        due.mailbox,
+        due.marks.count,
+        state.map_or("-".into(), |next| next.to_string())
+    )
 }
 
 pub(super) async fn a_mailbox_is_due_until_it_was_looked_at(store: Store) {
@@ -106,6 +113,20 @@ pub(super) async fn a_mark_of_another_node_outlives_a_look_that_did_not_see_it(s
     marked(&store, &[mark(&alice(), None, None, false)]).await;
     marked(&store, &[of_others(8)]).await;
     assert_eq!(due(&store).await, ["INBOX 1 8"]);
+
+    // Nor does a second look hide what they say after the first one, which it has not seen.
+    let since_10 = NodeMarks { since: Timestamp(10), count: 1 };
+    look(&store, "INBOX", 1).await;
+    store.mark_due(&[], &[of_others(9)], Timestamp(10)).await.unwrap();
+    look(&store, "INBOX", 1).await;
+    assert_eq!(due(&store).await, ["INBOX 1 9"]);
+    let looked = LookedAt { marks: since_10, ..looked_at(&alice(), "INBOX", 1) };
+    store.mark_due(&[looked], &[], Timestamp(11)).await.unwrap();
+    assert_eq!(due(&store).await, [""; 0]);
+    // What this node says is written behind its looks.
+    marked(&store, &[mark(&alice(), Some("INBOX"), None, false)]).await;
+    look(&store, "INBOX", 1).await;
+    assert_eq!(due(&store).await, [""; 0]);
 
     let other = store.clone().of_node("2".into());
     other.join("b").await.unwrap();

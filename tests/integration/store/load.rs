@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use mailchime::store::{DueMark, LookedAt};
+use mailchime::store::{DueMark, LookedAt, NodeMarks};
 use sqlx::{Executor, Row};
 use tracing::subscriber::DefaultGuard;
 use tracing::{Dispatch, Event, Metadata, span};
@@ -187,8 +187,11 @@ fn due(accounts: Range<usize>) -> Vec<DueMark> {
 
 /// A hundred mailboxes that were looked at, and a hundred others that become due.
 async fn mark(store: &Store) {
-    let looked_at =
-        |number| LookedAt { account: account(number), mailbox: Mailbox::inbox(), marks: 0 };
+    let looked_at = |number| LookedAt {
+        account: account(number),
+        mailbox: Mailbox::inbox(),
+        marks: NodeMarks::default(),
+    };
     let looked_at: Vec<_> = (0..100).map(looked_at).collect();
     store.mark_due(&looked_at, &due(100..200), Timestamp(200)).await.unwrap();
 }

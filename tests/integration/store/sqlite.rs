@@ -402,7 +402,8 @@ async fn a_mailbox_stays_watched_where_its_marks_cannot_be_read() {
             let (watched, due) = store.watched_and_due(&alice(), &imap(), EVER).await.unwrap();
             let watched: Vec<_> = watched.iter().map(|(mailbox, _)| mailbox.as_str()).collect();
             assert_eq!(watched, ["INBOX", "Team"]);
-            let due: Vec<_> = due.iter().map(|due| (due.mailbox.as_str(), due.marks > 0)).collect();
+            let due: Vec<_> =
+                due.iter().map(|due| (due.mailbox.as_str(), due.marks.count > 0)).collect();
             assert_eq!(due, [("INBOX", true)]);
         }
     })
