@@ -61,6 +61,11 @@ impl Scene {
         self.database.goes_away(&self.world).await
     }
 
+    /// See [`Database::locked`].
+    pub(super) async fn database_locked(&self) -> AnyConnection {
+        self.database.locked(&self.world).await
+    }
+
     /// See [`Database::is_back`].
     pub(super) async fn database_is_back(&self, locked: Option<AnyConnection>) {
         self.database.is_back(locked).await;
