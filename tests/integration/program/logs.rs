@@ -405,8 +405,14 @@ async fn a_statement_that_takes_long_is_named_by_its_call_and_not_by_its_text() 
         // Its answer may take longer than a phone waits.
         let mut client = world.session(&server).await;
         client.send(format!("r {}\r\n", registration()).as_bytes()).await;
-        let line = server.logged("a database call took long").await;
-        assert_eq!((&line["level"], &line["call"]), (&"WARN".into(), &"register".into()), "{line}");
+        // On a busy machine others take long, too.
+        let line = loop {
+            let line = server.logged("a database call took long").await;
+            if line["call"] == "register" {
+                break line;
+            }
+        };
+        assert_eq!(line["level"], "WARN", "{line}");
         assert!(line["seconds"].as_f64().unwrap() >= 1.0, "{line}");
         let log = server.process.stderr.so_far().join("\n");
         for part in ["insert into subscription", "on conflict", "slow statement"] {

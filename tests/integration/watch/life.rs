@@ -187,7 +187,7 @@ async fn a_second_try_that_succeeds_ends_the_parking() {
         let backend = backend().await;
         let mut world = world(&backend).await;
         (world.watch.retry_min, world.watch.retry_max) =
-            (Duration::from_secs(4), Duration::from_secs(4));
+            (Duration::from_secs(8), Duration::from_secs(8));
         let watching = idling(&world, &backend).await;
         backend.set_password("alice", b"changed").unwrap();
         backend.drop_connections();

@@ -169,7 +169,7 @@ async fn a_page_of_another_site_opens_no_stream() {
 async fn a_web_socket_is_pinged_and_one_that_does_not_answer_ends() {
     limited(async {
         let api = ApiWorld::with(|config| {
-            config.api.stream_keepalive = Duration::from_secs(1);
+            config.api.stream_keepalive = Duration::from_secs(3);
             config.api.streams = 1;
         })
         .await;
