@@ -1,7 +1,6 @@
 //! Mailboxes that are due: somebody has said that there is news, and nobody has looked since. It is on disk
 //! before the source has an answer.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sqlx::Row;
@@ -82,7 +81,7 @@ struct RegisteredMailboxes(HashMap<String, HashSet<Mailbox>>);
 
 /// What a call of [`Store::mark_due`] writes and asks.
 struct Marking<'a> {
-    /// Each mailbox once, sorted.
+    /// Each once, sorted.
     looked_at: Vec<&'a LookedAt>,
     marks: &'a [DueMark],
     due: DueRows<'a>,
@@ -117,14 +116,14 @@ const MARK_ALL: UpdateFrom<'_> = UpdateFrom {
     ..MARK
 };
 
-/// The marks of other nodes are those that were read before the look. Those of this node are older than it.
+/// What was marked since it was read stays. Of marks of this node the caller knows the order.
 const CLEAR: UpdateFrom<'_> = UpdateFrom {
     table: "mailbox",
     columns: &["account", "mailbox", "marks", "since"],
     account: "account",
     joins: &[],
-    on: "mailbox.account = v.a_id and mailbox.name = v.mailbox and (mailbox.due_marks = 0 \
-         or mailbox.due_marks = v.marks and mailbox.due_since = v.since)",
+    on: "mailbox.account = v.a_id and mailbox.name = v.mailbox and mailbox.due_marks = v.marks \
+         and (v.marks = 0 or mailbox.due_since = v.since)",
     set: &[("due_state", "null"), ("due_marks", "0"), ("due_since", "null")],
 };
 
@@ -373,12 +372,9 @@ fn due_rows(marks: &[DueMark]) -> DueRows<'_> {
 impl<'a> Marking<'a> {
     fn of(looked_at: &'a [LookedAt], marks: &'a [DueMark], now: Timestamp) -> Self {
         let mut looked_at: Vec<_> = looked_at.iter().collect();
-        // Of two looks at a mailbox the later one has seen more marks.
-        looked_at.sort_by(|a, b| {
-            let [one, other] = [a, b].map(|it| (&it.account, &it.mailbox, Reverse(it.marks)));
-            one.cmp(&other)
-        });
-        looked_at.dedup_by(|a, b| (&a.account, &a.mailbox) == (&b.account, &b.mailbox));
+        // Two looks at a mailbox may have seen other marks, of which those of one are there.
+        looked_at.sort_by_key(|it| (&it.account, &it.mailbox, it.marks));
+        looked_at.dedup();
         let accounts = marks.iter().map(|mark| mark.account.as_str()).collect();
         Self { looked_at, marks, due: due_rows(marks), accounts, now }
     }
@@ -481,7 +477,8 @@ fn bind_marked<'q>(
 /// The mailbox of a row, if it is due.
 pub(super) fn due_mailbox(row: &AnyRow) -> sqlx::Result<Option<DueMailbox>> {
     let Some(since) = row.try_get("due_since")? else { return Ok(None) };
-    let state: Option<&str> = row.try_get("due_state")?;
+    // One that cannot be read is as good as none.
+    let state: Option<&str> = row.try_get("due_state").unwrap_or_default();
     let state = state.and_then(read_state);
     Ok(Some(DueMailbox {
         mailbox: Mailbox::new(row.try_get("mailbox")?),

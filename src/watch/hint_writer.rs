@@ -115,7 +115,7 @@ impl HintWriter {
     }
 
     /// These were looked at. Whether their marks are left, since too many wait. Those of an account that is being marked
-    /// anew are left to the next look, which is for that mark: behind it they would take it away.
+    /// anew are left to the next look, which is for that mark. Written behind that mark, they would take it away.
     pub(super) fn looked_at(&mut self, mut looked_at: Vec<LookedAt>) -> bool {
         looked_at.retain(|it| !self.written_of.contains(&it.account));
         if self.looked_at.len() < LOOKED_AT {
@@ -186,8 +186,8 @@ impl HintWriter {
         });
     }
 
-    /// How many of the marks that wait are taken away before the hints of this batch are written. Those of an account that is marked
-    /// anew have to be, with all that came before them: later they would take that one away.
+    /// How many of the marks that wait are taken away before the hints of this batch are written. Those of an account that
+    /// is marked anew have to be, with all that came before them: later they would take that one away.
     fn to_take_away(&self, alone: bool, is_shared: bool) -> usize {
         let is_marked = |looked_at: &LookedAt| self.written_of.contains(&looked_at.account);
         let marked = self.looked_at.iter().rposition(is_marked).map_or(0, |last| last + 1);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::model::{Hint, Snapshot};
+use crate::model::{Hint, Mailbox, Snapshot};
 
 /// Hints of one account that may wait. Of more, all mailboxes of the account are looked at.
 const MOST: usize = 64;
@@ -27,6 +27,12 @@ impl Hints {
         self.0.lock().is_empty()
     }
 
+    /// Whether one of them says something of this mailbox.
+    pub(super) fn are_of(&self, mailbox: &Mailbox) -> bool {
+        let is_of = |hint: &Hint| hint.mailbox.as_ref().is_none_or(|hinted| hinted == mailbox);
+        self.0.lock().iter().any(is_of)
+    }
+
     pub(super) fn take(&self) -> Vec<Hint> {
         std::mem::take(&mut self.0.lock())
     }
@@ -37,7 +43,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::model::{Account, Mailbox, MailboxEvent};
+    use crate::model::{Account, MailboxEvent};
 
     #[test]
     fn of_more_hints_than_may_wait_one_for_all_mailboxes_is_left() {

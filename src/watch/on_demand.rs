@@ -260,7 +260,10 @@ impl OnDemand {
             watcher.run(begin).await;
             let taken_over = watcher.taken_over();
             let of_user = !watcher.acts_as_master();
-            let Watcher { account, mailboxes, faults, looked_at, unasked, .. } = watcher;
+            let Watcher { account, mailboxes, faults, mut looked_at, unasked, .. } = watcher;
+            // Since the look there was word of something else.
+            let is_due = |it: &LookedAt| mailboxes.iter().any(|m| m.due && m.mailbox == it.mailbox);
+            looked_at.retain(|it| !is_due(it));
             let (known, inherited) = (watcher.known, watcher.inherited);
             let known = match unasked {
                 Some(_) => known.of_next_task(),

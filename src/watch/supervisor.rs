@@ -409,12 +409,7 @@ impl Supervisor {
     fn visit_ended(&mut self, end: VisitEnd) {
         let VisitEnd { account, began, taken_over, told, faults, looked_at, .. } = end;
         let VisitEnd { unasked, left_due, credentials, inherited, .. } = end;
-        // Marks that another task is to look at stay until it has.
-        let is_last = |it: &WatcherHandle| it.began == began && it.hints.is_empty();
-        if self.watchers.get(&account).is_none_or(is_last) && self.hint_writer.looked_at(looked_at)
-        {
-            self.read_all_again();
-        }
+        self.looked_at(&account, began, looked_at);
         if self.watchers.get(&account).is_none_or(|handle| handle.began != began) {
             return;
         }

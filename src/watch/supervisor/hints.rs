@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::Supervisor;
 use super::handle::WatcherHandle;
 use crate::model::{Account, Hint};
-use crate::store::{Invalidation, NodeNews};
+use crate::store::{Invalidation, LookedAt, NodeNews};
 use crate::watch::hint_writer::{HintReply, RecordedHints};
 use crate::watch::hints::Hints;
 use crate::watch::missed_events::MissedAt;
@@ -37,6 +37,22 @@ impl Supervisor {
         }
         if written.answer().is_err() {
             self.missed_events(MissedAt::ThisNode);
+        }
+    }
+
+    /// The task of an account that began then has looked at these. A mark of which there is word for another task stays
+    /// until that has looked, and so do those of an account that is not this node's any more.
+    pub(super) fn looked_at(
+        &mut self,
+        account: &Account,
+        began: u64,
+        mut looked_at: Vec<LookedAt>,
+    ) {
+        let task = self.watchers.get(account).filter(|handle| handle.began == began);
+        let Some(task) = task else { return };
+        looked_at.retain(|it| !task.hints.are_of(&it.mailbox));
+        if self.hint_writer.looked_at(looked_at) {
+            self.read_all_again();
         }
     }
 

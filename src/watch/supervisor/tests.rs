@@ -174,19 +174,44 @@ async fn what_is_known_here_of_refusals_is_not_replaced_by_what_was_looked_up_be
 
 /// Word that comes as a task ends is for the next one, and its mark is younger than the look.
 #[tokio::test]
-async fn a_task_that_ends_with_word_for_another_one_takes_no_mark_away() {
-    for (has_word, left) in [(false, false), (true, true)] {
+async fn a_task_that_ends_takes_no_mark_away_of_which_there_is_word_for_another_one() {
+    let (inbox, team) = (Mailbox::inbox(), Mailbox::new("Team"));
+    for (word, left) in [
+        (None, vec![&inbox, &team]),
+        (Some(Some(&team)), vec![&inbox]),
+        // Of all.
+        (Some(None), vec![]),
+    ] {
         let (_folder, mut supervisor, alice) = with_alice().await;
         supervisor.start(alice.clone(), Directive::default(), WatcherStart::AtOnce);
         let mut end = task_end(&mut supervisor).await;
-        let (mailbox, marks) = (Mailbox::inbox(), NodeMarks::default());
-        end.looked_at = vec![LookedAt { account: alice.clone(), mailbox, marks }];
-        if has_word {
-            supervisor.hint(Hint::of_all(alice.clone()), false);
+        let look = |mailbox: &&Mailbox| LookedAt {
+            account: alice.clone(),
+            mailbox: (*mailbox).clone(),
+            marks: NodeMarks::default(),
+        };
+        end.looked_at = [&inbox, &team].iter().map(look).collect();
+        if let Some(mailbox) = word {
+            let hint = Hint { mailbox: mailbox.cloned(), ..Hint::of_all(alice.clone()) };
+            supervisor.hint(hint, false);
         }
         supervisor.visit_ended(end);
-        assert_eq!(supervisor.hint_writer.looked_at.is_empty(), left);
+        let expected: Vec<_> = left.iter().map(look).collect();
+        assert_eq!(supervisor.hint_writer.looked_at, expected);
     }
+}
+
+/// The node that has it by now looks, too.
+#[tokio::test]
+async fn a_task_of_an_account_that_is_not_watched_any_more_takes_no_mark_away() {
+    let (_folder, mut supervisor, alice) = with_alice().await;
+    supervisor.start(alice.clone(), Directive::default(), WatcherStart::AtOnce);
+    let mut end = task_end(&mut supervisor).await;
+    let (mailbox, marks) = (Mailbox::inbox(), NodeMarks::default());
+    end.looked_at = vec![LookedAt { account: alice.clone(), mailbox, marks }];
+    supervisor.watchers.remove(&alice);
+    supervisor.visit_ended(end);
+    assert_eq!(supervisor.hint_writer.looked_at, []);
 }
 
 #[tokio::test]

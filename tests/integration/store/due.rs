@@ -123,10 +123,18 @@ pub(super) async fn a_mark_of_another_node_outlives_a_look_that_did_not_see_it(s
     let looked = LookedAt { marks: since_10, ..looked_at(&alice(), "INBOX", 1) };
     store.mark_due(&[looked], &[], Timestamp(11)).await.unwrap();
     assert_eq!(due(&store).await, [""; 0]);
-    // What this node says is written behind its looks.
-    marked(&store, &[mark(&alice(), Some("INBOX"), None, false)]).await;
-    look(&store, "INBOX", 1).await;
+    // Of looks that are noted together the one counts that has seen these marks, whatever the nodes' clocks say.
+    store.mark_due(&[], &[of_others(9)], Timestamp(8)).await.unwrap();
+    let since_8 = NodeMarks { since: Timestamp(8), count: 1 };
+    let looked =
+        [since_8, since_10].map(|marks| LookedAt { marks, ..looked_at(&alice(), "INBOX", 1) });
+    store.mark_due(&looked, &[], Timestamp(11)).await.unwrap();
     assert_eq!(due(&store).await, [""; 0]);
+    // It has not seen what this node has marked since.
+    marked(&store, &[mark(&alice(), Some("INBOX"), None, false)]).await;
+    store.mark_due(&looked, &[], Timestamp(11)).await.unwrap();
+    assert_eq!(due(&store).await, ["INBOX 0 -"]);
+    look(&store, "INBOX", 0).await;
 
     let other = store.clone().of_node("2".into());
     other.join("b").await.unwrap();
