@@ -163,15 +163,20 @@ impl IntakeContext {
                 };
             }
         };
-        untaken.events = hints.len();
-        if !source.may_send(hints.len()) {
+        // Those of Cyrus are one event, of a mailbox that may have several names.
+        let is_one = matches!(form, BodyForm::Cyrus);
+        untaken.events = if is_one { 1 } else { hints.len() };
+        if !source.may_send(untaken.events) {
             return Err(IntakeRefusal::too_many());
         }
         let recorded = timeout(RECORD_TIME, self.record_hints(hints)).await;
         match recorded.unwrap_or_else(|_| Err(NotRecorded::late())) {
             Ok(known) => {
                 untaken.over();
-                source.metrics.recorded(&known);
+                match is_one {
+                    true => source.metrics.recorded(&[known.contains(&true)]),
+                    false => source.metrics.recorded(&known),
+                }
                 Ok(())
             }
             Err(error) => {

@@ -152,8 +152,11 @@ impl CyrusDevices {
             RegistrationResult::TooMany => {
                 Err(DeviceRefusal::new("the account registers too often", EventRefusal::TooMany))
             }
-            RegistrationResult::DomainFull | RegistrationResult::BackendFull => {
-                Err(DeviceRefusal::new("there are as many as may be", EventRefusal::TooMany))
+            RegistrationResult::DomainFull => {
+                Err(foreign("[push] accounts_per_domain or subscriptions_per_domain is reached"))
+            }
+            RegistrationResult::BackendFull => {
+                Err(foreign("[push] accounts_per_backend or subscriptions_per_backend is reached"))
             }
         }
     }

@@ -170,6 +170,8 @@ impl CyrusEvent {
         {
             let account = account(&named.owner, source)?;
             hints.extend(all(&account, named.names()?, event, Snapshot::default()));
+            // Cyrus does not tell of the mailboxes below it.
+            hints.push(Hint { mailbox: None, event, ..Hint::of_all(account) });
         }
         Ok(hints)
     }
@@ -355,6 +357,7 @@ mod tests {
                 "alice@example.org Box MailboxRename - - - - -",
                 "alice@example.org INBOX/Box MailboxRename - - - - -",
                 "alice@example.org INBOX MailboxRename - - - - -",
+                "alice@example.org * MailboxRename - - - - -",
             ]
         );
     }

@@ -107,6 +107,7 @@ async fn a_device_of_cyrus_is_registered_by_a_source_that_may_and_refused_to_oth
     limited(async {
         let intake = IntakeWorld::with(|config| {
             config.events.sources[0].route = Some(pki().topic.clone());
+            config.push.accounts_per_domain = 1;
         })
         .await;
         let (dovecot, script) = (TOKEN, SIGNING);
@@ -134,10 +135,13 @@ async fn a_device_of_cyrus_is_registered_by_a_source_that_may_and_refused_to_oth
         assert_eq!((devices(ALICE).await, devices(CAROL).await), (0, 0));
         assert_eq!(ask(dovecot, &device("alice")).await, (204, String::new()));
         assert_eq!(devices(ALICE).await, 1);
+        // To try again does not help.
+        assert_eq!(ask(dovecot, &device("bob")).await, refused);
+        assert!(log.text().contains("accounts_per_domain"), "{}", log.text());
         assert_eq!(
             intake.counted().await,
             [
-                r#"_refused_total{source="dovecot",why="foreign"} 2"#,
+                r#"_refused_total{source="dovecot",why="foreign"} 3"#,
                 r#"_refused_total{source="dovecot",why="malformed"} 2"#,
                 r#"_refused_total{source="script",why="foreign"} 1"#,
             ]

@@ -245,9 +245,15 @@ async fn each_change_is_heard(test: &str, lines: impl Fn(&SocketFolder) -> Strin
     alice.ask("EXPUNGE");
     alice.hears("INBOX", "MessageExpunge").await;
 
+    alice.ask("CREATE Team/Child");
+    alice.hears_only("Team/Child", "MailboxCreate").await;
     alice.ask("RENAME Team Box");
     alice.hears_only("Box", "MailboxRename").await;
     alice.hears_only("Team", "MailboxRename").await;
+    // Cyrus does not tell of the one below.
+    assert_eq!(soon("all", alice.heard.recv()).await.unwrap(), "alice * MailboxRename - - - - -");
+    alice.ask("DELETE Box/Child");
+    alice.hears_only("Box/Child", "MailboxDelete").await;
     alice.ask("DELETE Box");
     alice.hears_only("Box", "MailboxDelete").await;
     // mailchime is away.
