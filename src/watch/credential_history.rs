@@ -9,7 +9,7 @@ use crate::model::{BackendId, Credentials, Timestamp};
 /// How long after a refusal the next try of an account that is not parked may come.
 const TRIED_AGAIN: Duration = Duration::from_mins(15);
 
-/// What a watcher knows of its credentials.
+/// What a watcher knows of its credentials. What few have is boxed: there may be one for each account.
 #[derive(Debug, Default)]
 pub(super) struct CredentialHistory {
     /// Of which the supervisor has told, as [`super::watcher::Directive::logins`] counts them.
@@ -21,11 +21,11 @@ pub(super) struct CredentialHistory {
     /// Those of them that count, as they were at the account's backend.
     pub(super) accepted: u64,
     /// The last of them.
-    pub(super) taken: Option<(BackendId, Credentials, Timestamp)>,
+    pub(super) taken: Option<Box<(BackendId, Credentials, Timestamp)>>,
     /// It is not in the store, as far as is known.
     pub(super) unsaved: bool,
     /// What its user has logged in with since the backend refused the watcher.
-    pub(super) brought: Option<(BackendId, Credentials)>,
+    pub(super) brought: Option<Box<(BackendId, Credentials)>>,
     /// With what it last logged in.
     pub(super) used: Option<Credentials>,
     /// What was refused since then.

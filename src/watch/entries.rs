@@ -341,10 +341,9 @@ impl EntryWriter {
         let (_place, _turn) = health.turn(false).await;
         let (timeout, longest) = (context.config.answer_timeout, context.response_size);
         let logged_in = context.backends.log_in(&backend, account, credentials, timeout, longest);
-        let mut logged_in = logged_in.await?;
-        let granted = logged_in.capabilities.take();
+        let logged_in = logged_in.await?;
         let mut connection = ImapConnection::new(logged_in, timeout, longest);
-        if !metadata::keeps_entries(&connection.capabilities(granted).await?) {
+        if !metadata::keeps_entries(&connection.capabilities().await?) {
             connection.log_out().await;
             return Err(EntryFailure::NoMetadata(backend));
         }

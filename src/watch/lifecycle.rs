@@ -26,7 +26,6 @@ use super::status::WatcherState;
 use super::watcher::{
     LoginTarget, LoginWait, NextStep, SessionEnd, Watcher, WatcherStart, stopped,
 };
-use crate::imap::capability::Capabilities;
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::printable;
 use crate::model::seconds;
@@ -121,9 +120,7 @@ impl Watcher {
             let at = LoginTarget { backend: &backend, health: &health, master: master.as_deref() };
             // Each boxed by itself: the login is the largest part, and soon over.
             let end = match Box::pin(self.begin_connection(at, turns)).await {
-                Ok((connection, granted)) => {
-                    Box::pin(self.connection(&backend, &health, connection, granted)).await
-                }
+                Ok(connection) => Box::pin(self.connection(&backend, &health, connection)).await,
                 Err(end) => end,
             };
             drop(place);
@@ -387,17 +384,16 @@ impl Watcher {
         backend: &Backend,
         health: &BackendHealth,
         mut connection: Box<ImapConnection>,
-        granted: Option<Capabilities>,
     ) -> SessionEnd {
         let mut directive = self.directive.clone();
         let (backends, account) = (self.context.backends.clone(), self.account.clone());
         let moved = || !backends.is_of(&account, backend);
         self.keepalive.begin(&health.keepalive, rand::random());
         let watching = match self.on_demand {
-            true => Either::Left(Box::pin(async {
-                Err(self.visit(&mut connection, health, granted).await)
-            })),
-            false => Either::Right(self.run_session(&mut connection, health, granted)),
+            true => {
+                Either::Left(Box::pin(async { Err(self.visit(&mut connection, health).await) }))
+            }
+            false => Either::Right(self.run_session(&mut connection, health)),
         };
         let (end, orderly) = tokio::select! {
             ended = watching => {
@@ -422,12 +418,12 @@ impl Watcher {
         end
     }
 
-    /// A connection that is logged in, and what the backend told of itself with the login.
+    /// A connection that is logged in.
     async fn begin_connection(
         &mut self,
         at: LoginTarget<'_>,
         mut turns: LoginPermits<'_>,
-    ) -> Result<(Box<ImapConnection>, Option<Capabilities>), SessionEnd> {
+    ) -> Result<Box<ImapConnection>, SessionEnd> {
         let directive = self.directive.clone();
         let login = async {
             tokio::select! {
@@ -473,10 +469,7 @@ impl Watcher {
         }
     }
 
-    async fn log_in(
-        &mut self,
-        at: LoginTarget<'_>,
-    ) -> Result<(Box<ImapConnection>, Option<Capabilities>), SessionEnd> {
+    async fn log_in(&mut self, at: LoginTarget<'_>) -> Result<Box<ImapConnection>, SessionEnd> {
         let LoginTarget { backend, master, .. } = at;
         if self.on_demand {
             self.faults.ask_refused_again();
@@ -496,13 +489,12 @@ impl Watcher {
         self.reload(backend).await?;
         let context = &self.context;
         let (timeout, longest) = (context.config.answer_timeout, context.response_size);
-        let mut logged_in = match master {
+        let logged_in = match master {
             Some(master) => self.log_in_as_master(backend, master).await?,
             None => self.log_in_as_user(at).await?,
         };
         self.unpark().await?;
-        let granted = logged_in.capabilities.take();
-        Ok((Box::new(ImapConnection::new(logged_in, timeout, longest)), granted))
+        Ok(Box::new(ImapConnection::new(logged_in, timeout, longest)))
     }
 
     async fn log_in_as_master(

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::watcher::{Directive, LoginTarget, SessionEnd, Watcher};
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::printable;
-use crate::model::{BackendId, Credentials, Timestamp};
+use crate::model::{Credentials, Timestamp};
 use crate::net::backend::{Backend, LoggedIn, LoginError};
 use crate::store::{CredentialsError, Kept, LiveAccount};
 
@@ -62,7 +62,8 @@ impl Watcher {
         if !id.is_some_and(|id| id.is(login.backend.as_str())) {
             return;
         }
-        let again = self.known.taken.as_ref().is_some_and(|(backend, taken, at)| {
+        let again = self.known.taken.as_ref().is_some_and(|last| {
+            let (backend, taken, at) = &**last;
             // How long it has proved good is noted now and then.
             let lately = login.at.0.saturating_sub(at.0) < ASKED_AGAIN;
             backend.is(login.backend.as_str()) && taken.same_as(fresh) && lately
@@ -96,10 +97,10 @@ impl Watcher {
         let known = &mut self.known;
         let backend = login.backend.clone();
         if known.refusals > 0 || known.unsaved || known.brought.is_some() {
-            known.brought = Some((backend.clone(), fresh.clone()));
+            known.brought = Some(Box::new((backend.clone(), fresh.clone())));
         }
         if !again {
-            known.taken = Some((backend, fresh.clone(), login.at));
+            known.taken = Some(Box::new((backend, fresh.clone(), login.at)));
         }
         known.accepted += 1;
         if known.refusals == 0 {
@@ -138,11 +139,8 @@ impl Watcher {
     /// What to try at this backend, in this order. Not empty.
     async fn to_try(&self, backend: &Backend) -> Result<Vec<Kept>, SessionEnd> {
         let (account, id) = (&self.account, backend.id());
-        let of = |known: &Option<(BackendId, Credentials)>| {
-            let known = known.as_ref().filter(|(by, _)| id.is(by.as_str()));
-            known.map(|(_, credentials)| credentials.clone())
-        };
-        let brought = of(&self.known.brought);
+        let brought = self.known.brought.as_deref().filter(|(by, _)| id.is(by.as_str()));
+        let brought = brought.map(|(_, credentials)| credentials.clone());
         let mut kept = match self.context.credentials.kept(account, id, Timestamp::now()).await {
             Ok(kept) => kept,
             // It stays as it is: with the right key file the next start can read it.

@@ -589,7 +589,7 @@ impl Directive {
             return;
         }
         self.logins += 1;
-        self.login = of_users.then_some(login);
+        self.login = of_users.then(|| Box::new(login));
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) struct Directive {
     /// Counts registrations: another one means that other mailboxes may be wanted.
     pub(super) registrations: u64,
     /// What a backend last accepted here; `None` where nothing was, or where a master watches.
-    pub(super) login: Option<AcceptedLogin>,
+    pub(super) login: Option<Box<AcceptedLogin>>,
     /// Counts logins here.
     pub(super) logins: u64,
     /// Counts logins at other nodes, which store what those bring.

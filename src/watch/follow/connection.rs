@@ -60,11 +60,10 @@ impl Followed {
         };
         // Boxed: it is large, and soon over.
         let opened = Box::pin(async {
-            let (mut logged_in, place) = self.proven(context, &backend).await?;
-            let granted = logged_in.capabilities.take();
-            Ok((context.connection(logged_in), granted, place))
+            let (logged_in, place) = self.proven(context, &backend).await?;
+            Ok((context.connection(logged_in), place))
         });
-        let (mut connection, granted, _place) = match opened.await {
+        let (mut connection, _place) = match opened.await {
             Ok(opened) => opened,
             Err(end) => return end,
         };
@@ -76,7 +75,7 @@ impl Followed {
         watcher.keepalive.begin(&health.keepalive, rand::random());
         watcher.watches_since = None;
         let (end, orderly) = tokio::select! {
-            Err(end) = watcher.run_session(&mut connection, &health, granted) => match end {
+            Err(end) = watcher.run_session(&mut connection, &health) => match end {
                 SessionEnd::Failed(why) => (FollowedEnd::Failed(why), false),
                 end => (FollowedEnd::Failed(format!("{end:?}")), true),
             },

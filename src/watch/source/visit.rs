@@ -10,7 +10,6 @@ use super::doveadm::DoveadmCalls;
 use super::imap::connection::ImapConnection;
 use super::imap::health::BackendHealth;
 use super::imap::session::{ImapSession, RefreshReason};
-use crate::imap::capability::Capabilities;
 use crate::metrics::VisitBy;
 use crate::model::{Hint, MailboxEvent};
 use crate::net::backend::Backend;
@@ -130,9 +129,8 @@ impl Watcher {
         &mut self,
         connection: &mut ImapConnection,
         health: &BackendHealth,
-        granted: Option<Capabilities>,
     ) -> SessionEnd {
-        match self.ask_for_due(connection, health, granted).await {
+        match self.ask_for_due(connection, health).await {
             Ok(()) => SessionEnd::Visited,
             Err(end) => end,
         }
@@ -142,10 +140,9 @@ impl Watcher {
         &mut self,
         connection: &mut ImapConnection,
         health: &BackendHealth,
-        granted: Option<Capabilities>,
     ) -> Result<(), SessionEnd> {
         self.context.metrics.visits.of(VisitBy::Login).inc();
-        let granted = connection.capabilities(granted).await?;
+        let granted = connection.capabilities().await?;
         let mut session = ImapSession::new(connection, health, &granted);
         self.shows(WatcherState::Watching(WatchMode::OnDemand));
         self.previews_on(true);

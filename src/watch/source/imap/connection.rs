@@ -46,13 +46,15 @@ pub(in crate::watch) struct ImapConnection {
     unanswered: Option<Duration>,
     /// Since when a response has been coming of which the end has not.
     under_way: Option<Instant>,
-    /// The tag of the IDLE that is under way, and since when it is.
-    idle: Option<(String, Instant)>,
+    /// The number of the IDLE that is under way, and since when it is.
+    idle: Option<(u32, Instant)>,
     /// What was said of mailboxes, in whatever answer.
     pub(in crate::watch) unsolicited: Unsolicited,
     /// The last NO or BAD, for logs.
     refusal: Option<Box<str>>,
     answer_timeout: Duration,
+    /// What the backend told of itself with the login, until somebody asks.
+    granted: Option<Box<Capabilities>>,
     /// Among the connections of its account.
     _place: Option<ConnectionPermit>,
 }
@@ -95,7 +97,7 @@ impl ImapConnection {
         answer_timeout: Duration,
         longest: usize,
     ) -> Self {
-        let LoggedIn { stream, input, place: _place, .. } = logged_in;
+        let LoggedIn { stream, input, capabilities, place: _place, .. } = logged_in;
         Self {
             stream,
             input: Responses::new(input, longest),
@@ -110,17 +112,15 @@ impl ImapConnection {
             unsolicited: Unsolicited::default(),
             refusal: None,
             answer_timeout,
+            granted: capabilities.map(Box::new),
             _place,
         }
     }
 
-    /// The capabilities after the login: `granted`, or else what the backend says when it is asked.
-    pub(in crate::watch) async fn capabilities(
-        &mut self,
-        granted: Option<Capabilities>,
-    ) -> Result<Capabilities, ConnectionLost> {
-        if let Some(granted) = granted {
-            return Ok(granted);
+    /// The capabilities after the login: what the backend told with it, or else says when it is asked.
+    pub(in crate::watch) async fn capabilities(&mut self) -> Result<Capabilities, ConnectionLost> {
+        if let Some(granted) = self.granted.take() {
+            return Ok(*granted);
         }
         let mut told = None;
         let capability = |line: &[u8]| told = Capabilities::in_response(line).or(told.take());
@@ -140,8 +140,8 @@ impl ImapConnection {
         command: &str,
         untagged: impl FnMut(&[u8]),
     ) -> Result<Completion, ConnectionLost> {
-        let tag = self.send(command).await?;
-        self.until(&tag, untagged).await
+        let number = self.send(command).await?;
+        self.until(number, untagged).await
     }
 
     /// Sends commands that do not depend on each other, some of them ahead of the answers
@@ -167,8 +167,7 @@ impl ImapConnection {
             }
             let (place, answer) = self
                 .tagged(|tag| {
-                    let tag = std::str::from_utf8(tag).ok()?.strip_prefix('w')?;
-                    let place = tag.parse::<u32>().ok()?.wrapping_sub(first);
+                    let place = numbered(tag)?.wrapping_sub(first);
                     usize::try_from(place).ok().filter(|place| *place < sent)
                 })
                 .await?;
@@ -193,15 +192,17 @@ impl ImapConnection {
     /// Starts IDLE (RFC 2177) and returns whether it has begun: then call [`ImapConnection::unasked`]
     /// and [`ImapConnection::done`], and nothing else.
     pub(in crate::watch) async fn idle(&mut self) -> Result<bool, ConnectionLost> {
-        let tag = self.send("IDLE").await?;
+        let number = self.send("IDLE").await?;
         // Already now: a farewell in between has to end it, too.
-        self.idle = Some((tag.clone(), Instant::now()));
+        self.idle = Some((number, Instant::now()));
         let limit = self.answer_timeout;
         let begun = async {
             loop {
                 match peek::response(self.response().await?) {
                     Some(Response::Continuation) => return Ok(true),
-                    Some(Response::Status { tag: Some(told), .. }) if told == tag.as_bytes() => {
+                    Some(Response::Status { tag: Some(tag), .. })
+                        if numbered(tag) == Some(number) =>
+                    {
                         self.idle = None;
                         return Ok(false);
                     }
@@ -235,8 +236,8 @@ impl ImapConnection {
     /// Whether the current response is the answer to IDLE.
     fn ends_idle(&self) -> bool {
         match peek::response(self.input.current()) {
-            Some(Response::Status { tag: Some(told), .. }) => {
-                self.idle.as_ref().is_some_and(|(tag, _)| tag.as_bytes() == told)
+            Some(Response::Status { tag: Some(tag), .. }) => {
+                self.idle.is_some_and(|(number, _)| numbered(tag) == Some(number))
             }
             _ => false,
         }
@@ -249,7 +250,7 @@ impl ImapConnection {
 
     /// For how long IDLE has been under way.
     pub(in crate::watch) fn idles_for(&self) -> Option<Duration> {
-        self.idle.as_ref().map(|(_, since)| since.elapsed())
+        self.idle.map(|(_, since)| since.elapsed())
     }
 
     /// When something was last said, by either side.
@@ -265,9 +266,9 @@ impl ImapConnection {
 
     /// Ends IDLE, if it is under way.
     pub(in crate::watch) async fn done(&mut self) -> Result<(), ConnectionLost> {
-        if let Some((tag, _)) = self.idle.take() {
+        if let Some((number, _)) = self.idle.take() {
             self.write(b"DONE\r\n").await?;
-            self.until(&tag, |_| {}).await?;
+            self.until(number, |_| {}).await?;
         }
         Ok(())
     }
@@ -332,11 +333,11 @@ impl ImapConnection {
         let _ = timeout(FAREWELL, farewell).await;
     }
 
-    async fn send(&mut self, command: &str) -> Result<String, ConnectionLost> {
+    /// Sends a command, and returns its number.
+    async fn send(&mut self, command: &str) -> Result<u32, ConnectionLost> {
         self.commands = self.commands.wrapping_add(1);
-        let tag = format!("w{}", self.commands);
-        self.write(format!("{tag} {command}\r\n").as_bytes()).await?;
-        Ok(tag)
+        self.write(format!("w{} {command}\r\n", self.commands).as_bytes()).await?;
+        Ok(self.commands)
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<(), ConnectionLost> {
@@ -353,13 +354,13 @@ impl ImapConnection {
         }
     }
 
-    /// The answer to the command of `tag`.
+    /// The answer to the command of this number.
     async fn until(
         &mut self,
-        tag: &str,
+        number: u32,
         mut untagged: impl FnMut(&[u8]),
     ) -> Result<Completion, ConnectionLost> {
-        let ours = |told: &[u8]| (told == tag.as_bytes()).then_some(());
+        let ours = |tag: &[u8]| (numbered(tag) == Some(number)).then_some(());
         let ((), answer) = self.tagged_or(ours, &mut untagged).await?;
         Ok(answer)
     }
@@ -400,4 +401,9 @@ impl ImapConnection {
         };
         timeout(limit, answer).await.map_err(|_| ConnectionLost::Silent(limit))?
     }
+}
+
+/// The number of the command that has this tag.
+fn numbered(tag: &[u8]) -> Option<u32> {
+    std::str::from_utf8(tag).ok()?.strip_prefix('w')?.parse().ok()
 }

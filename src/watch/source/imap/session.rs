@@ -86,15 +86,14 @@ pub(in crate::watch) struct ImapSession<'a> {
 }
 
 impl Watcher {
-    /// Watches on `connection`; `granted` is what the backend told with the login.
+    /// Watches on `connection`.
     pub(in crate::watch) async fn run_session(
         &mut self,
         connection: &mut ImapConnection,
         health: &BackendHealth,
-        granted: Option<Capabilities>,
     ) -> Result<Infallible, SessionEnd> {
         let mut session = {
-            let granted = Box::pin(connection.capabilities(granted)).await?;
+            let granted = Box::pin(connection.capabilities()).await?;
             ImapSession::new(connection, health, &granted)
         };
         self.previews_on(true);

@@ -29,7 +29,7 @@ pub(in crate::watch) struct Unsolicited {
     /// The states that STATUS told; `None` is a mailbox whose name cannot be read.
     states: Vec<(Option<Mailbox>, Snapshot)>,
     /// The place of each in `states`.
-    places: HashMap<Option<Mailbox>, usize>,
+    places: Option<Box<HashMap<Option<Mailbox>, usize>>>,
 }
 
 impl Unsolicited {
@@ -84,18 +84,19 @@ impl Unsolicited {
 
     /// What the backend says of one mailbox piece by piece becomes one state.
     pub(in crate::watch) fn read_state(&mut self, mailbox: Option<Mailbox>, told: Snapshot) {
-        if let Some(place) = self.places.get(&mailbox) {
+        let places = self.places.get_or_insert_default();
+        if let Some(place) = places.get(&mailbox) {
             let state = &mut self.states[*place].1;
             *state = merged(state, &told);
         } else if self.states.len() < MOST_STATES {
-            self.places.insert(mailbox.clone(), self.states.len());
+            places.insert(mailbox.clone(), self.states.len());
             self.states.push((mailbox, told));
         }
     }
 
     /// The states that the backend sent.
     pub(in crate::watch) fn take_states(&mut self) -> Vec<(Option<Mailbox>, Snapshot)> {
-        self.places = HashMap::new();
+        self.places = None;
         std::mem::take(&mut self.states)
     }
 
