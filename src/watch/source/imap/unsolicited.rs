@@ -26,10 +26,16 @@ pub(in crate::watch) struct Unsolicited {
     elsewhere: bool,
     /// The backend has ended NOTIFY.
     overflow: bool,
-    /// The states that STATUS told; `None` is a mailbox whose name cannot be read.
-    states: Vec<(Option<Mailbox>, Snapshot)>,
-    /// The place of each in `states`.
-    places: Option<Box<HashMap<Option<Mailbox>, usize>>>,
+    /// What STATUS told, if it did. Boxed: there is a connection for each account.
+    states: Option<Box<ToldStates>>,
+}
+
+#[derive(Debug, Default)]
+struct ToldStates {
+    /// `None` is a mailbox whose name cannot be read.
+    all: Vec<(Option<Mailbox>, Snapshot)>,
+    /// The place of each in `all`.
+    places: HashMap<Option<Mailbox>, usize>,
 }
 
 impl Unsolicited {
@@ -84,20 +90,19 @@ impl Unsolicited {
 
     /// What the backend says of one mailbox piece by piece becomes one state.
     pub(in crate::watch) fn read_state(&mut self, mailbox: Option<Mailbox>, told: Snapshot) {
-        let places = self.places.get_or_insert_default();
+        let ToldStates { all, places } = &mut **self.states.get_or_insert_default();
         if let Some(place) = places.get(&mailbox) {
-            let state = &mut self.states[*place].1;
+            let state = &mut all[*place].1;
             *state = merged(state, &told);
-        } else if self.states.len() < MOST_STATES {
-            places.insert(mailbox.clone(), self.states.len());
-            self.states.push((mailbox, told));
+        } else if all.len() < MOST_STATES {
+            places.insert(mailbox.clone(), all.len());
+            all.push((mailbox, told));
         }
     }
 
     /// The states that the backend sent.
     pub(in crate::watch) fn take_states(&mut self) -> Vec<(Option<Mailbox>, Snapshot)> {
-        self.places = None;
-        std::mem::take(&mut self.states)
+        self.states.take().map(|states| states.all).unwrap_or_default()
     }
 
     /// The number of messages, if it rose.
