@@ -51,6 +51,11 @@ macro_rules! by_all {
 }
 
 pub(super) fn faults() -> Vec<Fault> {
+    [lost(), wrong()].concat()
+}
+
+/// Events that are not taken, or forgotten.
+fn lost() -> Vec<Fault> {
     [
         by_all!(on_file, away, "mailchime is away", "the next start finds the mail"),
         by_all!(
@@ -95,6 +100,13 @@ pub(super) fn faults() -> Vec<Fault> {
             "MariaDB is away",
             "it is refused, and a sweep finds the mail"
         ),
+    ]
+    .concat()
+}
+
+/// Events that are too many, or not what they should be.
+fn wrong() -> Vec<Fault> {
+    [
         by_all!(on_file, flood, "others flood", "it is refused, and a sweep finds the mail"),
         by_all!(
             on_postgres,
