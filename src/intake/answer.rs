@@ -173,10 +173,8 @@ impl IntakeContext {
         match recorded.unwrap_or_else(|_| Err(NotRecorded::late())) {
             Ok(known) => {
                 untaken.over();
-                match is_one {
-                    true => source.metrics.recorded(&[known.contains(&true)]),
-                    false => source.metrics.recorded(&known),
-                }
+                let known = if is_one { vec![known.contains(&true)] } else { known };
+                source.metrics.recorded(&known);
                 Ok(())
             }
             Err(error) => {

@@ -1,9 +1,16 @@
 use std::sync::Arc;
 
+use tokio::sync::watch as cell;
+
 use super::super::asking::MOST_OF_BACKEND;
 use super::super::parked_wait::{ParkedLogin, ParkedWait};
 use super::parked::PUSHING;
 use super::*;
+use crate::model::{Mailbox, Snapshot};
+use crate::store::NodeMarks;
+use crate::watch::hints::Hints;
+use crate::watch::test_context::{context, one_backend};
+use crate::watch::watcher::Directive;
 
 #[tokio::test]
 async fn a_task_that_breaks_off_is_told_with_its_account() {
@@ -15,6 +22,30 @@ async fn a_task_that_breaks_off_is_told_with_its_account() {
         other => panic!("{other:?}"),
     }
     assert!(on_demand.accounts.is_empty());
+}
+
+#[tokio::test]
+async fn a_mailbox_that_is_due_again_as_its_task_ends_keeps_its_mark() {
+    let (_folder, context) = context(&one_backend("localhost")).await;
+    let (directive, told) = cell::channel(Directive::default());
+    let status = StatusCell::new(&Arc::default(), WatcherState::Starting);
+    let alice = Account::from_login("alice");
+    let mut watcher = Watcher::new(alice.clone(), context, told, Hints::default(), status);
+    for (name, due) in [("INBOX", true), ("Team", false)] {
+        let (mailbox, marks) = (Mailbox::new(name), NodeMarks::default());
+        watcher.mailboxes.push(WatchedMailbox::new(mailbox.clone(), Snapshot::default(), due));
+        watcher.looked_at.push(LookedAt { account: alice.clone(), mailbox, marks });
+    }
+    directive.send_modify(|directive| directive.stop = true);
+    let mut on_demand = OnDemand::new();
+    on_demand.spawn(watcher, WatcherStart::AtOnce, 1);
+    match on_demand.next().await {
+        OnDemandEvent::Ended(end) => {
+            let left: Vec<_> = end.looked_at.iter().map(|it| it.mailbox.as_str()).collect();
+            assert_eq!(left, ["Team"]);
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -152,6 +152,20 @@ async fn a_device_of_cyrus_is_registered_by_a_source_that_may_and_refused_to_oth
 }
 
 #[tokio::test]
+async fn an_event_of_cyrus_counts_once_whatever_names_its_mailbox_has() {
+    limited(async {
+        let intake = IntakeWorld::start().await;
+        let event =
+            r#"{"event":"MessageNew","uri":"imap://localhost/user/alice/Team;UIDVALIDITY=1/"}"#;
+        let request = format!("POST /v1/events/cyrus\nAuthorization: Bearer {TOKEN}\n\n{event}");
+        assert_eq!(intake.ask(&request).await.status, 204);
+        let once = r#"_total{source="dovecot",what="unwatched"} 1"#;
+        assert_eq!(intake.counted().await, [once]);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_signature_counts_for_its_body_and_its_time() {
     limited(async {
         let intake = IntakeWorld::start().await;
