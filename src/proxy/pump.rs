@@ -5,12 +5,15 @@
 //! meaning is not yet clear, so an idle session holds none. What the bytes mean is the session's to
 //! say; nothing here knows what else it does.
 
+mod side;
+
 use std::io;
 use std::pin::Pin;
 use std::task::{Context as Poller, Poll, ready};
 
 use tokio::io::AsyncWrite;
 
+pub(super) use self::side::{SessionFault, Side};
 use super::read_buffer::ReadBuffer;
 use crate::imap::contract::Step;
 use crate::imap::tap::Tapped;
@@ -96,23 +99,6 @@ pub(super) enum Pause {
     Action,
     /// It is the turn of others.
     Turn,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    Client,
-    Backend,
-}
-
-/// Whose fault the end of a session is.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SessionFault {
-    #[error("client: {0}")]
-    Client(io::Error),
-    #[error("backend: {0}")]
-    Backend(io::Error),
-    #[error("{0}")]
-    Bound(&'static str),
 }
 
 impl Duplex {
@@ -276,37 +262,6 @@ impl Duplex {
     ) -> Poll<io::Result<()>> {
         ready!(self.client.poll_write_own(cx, &mut session.output.to_client))?;
         Pin::new(&mut self.client.stream).poll_flush(cx)
-    }
-}
-
-impl Side {
-    fn read_fault(self, error: io::Error) -> SessionFault {
-        match self {
-            Self::Client => SessionFault::Client(error),
-            Self::Backend => SessionFault::Backend(error),
-        }
-    }
-
-    fn write_fault(self, error: io::Error) -> SessionFault {
-        match self {
-            Self::Client => SessionFault::Backend(error),
-            Self::Backend => SessionFault::Client(error),
-        }
-    }
-
-    fn offer(self, session: &mut Tapped, input: &[u8], ended: bool) -> Step {
-        match self {
-            Self::Client => session.client(input, ended),
-            Self::Backend => session.backend(input, ended),
-        }
-    }
-
-    /// What the session has to say to the other side.
-    fn output(self, session: &mut Tapped) -> &mut Vec<u8> {
-        match self {
-            Self::Client => &mut session.output.to_backend,
-            Self::Backend => &mut session.output.to_client,
-        }
     }
 }
 
