@@ -15,12 +15,15 @@ use tokio::net::TcpStream;
 
 use super::deflate::{self, Deflated};
 use super::proxy_protocol::ClientTls;
-pub use super::tls_stream::{READ_SIZE, UNWRITTEN};
+pub use super::tls_stream::READ_SIZE;
 use super::tls_stream::{TlsClient, TlsServer};
 
 /// Finds a peer that is gone without a word within some minutes, well below what NAT boxes keep.
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(120)).with_interval(Duration::from_secs(30));
+
+/// Most bytes that TLS keeps of what a peer does not take, before a login.
+const LITTLE: usize = 16 * 1024;
 
 thread_local! {
     /// Where bytes are read to: one for all connections of a thread, so that a connection that
@@ -123,11 +126,19 @@ impl Stream {
         if self.is_deflated() { deflate::HELD } else { 0 }
     }
 
-    /// From now on TLS keeps at most a quarter of what it may keep otherwise of what the peer does not
-    /// take, as before a login, or all of that. A client's password is overwritten before a login, where it was
-    /// decrypted.
+    /// Bytes that were written and that TLS keeps, as the peer does not take them.
+    pub fn unsent(&self) -> usize {
+        match self {
+            Self::Server(stream) => stream.unsent(),
+            Self::Client(stream) => stream.unsent(),
+            Self::Plain(_) | Self::Local(_) | Self::Deflated(_) | Self::Taken => 0,
+        }
+    }
+
+    /// From now on TLS keeps at most [`LITTLE`] bytes of what the peer does not take, as before a login, or
+    /// [`READ_SIZE`]. A client's password is overwritten before a login, where it was decrypted.
     pub fn keep_little(&mut self, little: bool) {
-        let most = if little { UNWRITTEN / 4 } else { UNWRITTEN };
+        let most = if little { LITTLE } else { READ_SIZE };
         match self {
             Self::Server(stream) => {
                 stream.set_limit(most);
@@ -138,7 +149,7 @@ impl Stream {
         }
     }
 
-    /// Reads what there is, at most `most` bytes and 64 KiB, and gives it to `take`; nothing at the
+    /// Reads what there is, at most `most` bytes and [`READ_SIZE`], and gives it to `take`; nothing at the
     /// end. A TLS peer that hangs up without close_notify has ended as well: IMAP delimits itself.
     ///
     /// `take` must not read from another connection.

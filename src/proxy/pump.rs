@@ -17,7 +17,7 @@ pub(super) use self::side::{SessionFault, Side};
 use super::read_buffer::ReadBuffer;
 use crate::imap::contract::Step;
 use crate::imap::tap::Tapped;
-use crate::net::stream::{READ_SIZE, Stream, UNWRITTEN, forget_read};
+use crate::net::stream::{READ_SIZE, Stream, forget_read};
 
 /// What is read at once of a peer that may make a session keep it: before the login, while memory is
 /// scarce, or behind what cannot be dealt with yet. No client needs more to say what its next command
@@ -125,9 +125,9 @@ impl Duplex {
         of(&self.client) + self.backend.as_ref().map_or(0, of)
     }
 
-    /// Memory that TLS may hold for bytes that a peer does not take, in bytes.
+    /// Memory that TLS holds for bytes that a peer does not take, in bytes.
     pub(super) fn unwritten(&self) -> usize {
-        let of = |peer: &Endpoint| if peer.dirty { UNWRITTEN } else { 0 };
+        let of = |peer: &Endpoint| peer.stream.unsent();
         of(&self.client) + self.backend.as_ref().map_or(0, of)
     }
 
@@ -310,6 +310,12 @@ impl Endpoint {
             if inbound.ended || room == 0 {
                 return Ok(Pause::Idle);
             }
+            // What comes next would have to be kept.
+            if let Some(other) = other.as_deref_mut()
+                && !inbound.has_left(cx, other)?
+            {
+                return Ok(Pause::Stalled);
+            }
             let price = if stream.is_deflated() { TURN / 4 } else { READ };
             let mut read = 0;
             let dealt = stream.poll_fresh(cx, room, |cx, fresh| {
@@ -442,6 +448,31 @@ impl Inbound {
         at_once.min(most.saturating_sub(self.buffer.len()))
     }
 
+    /// Whether `other` has taken all that it was sent. A backend that hung up has.
+    fn has_left(
+        &mut self,
+        cx: &mut Poller<'_>,
+        other: &mut Endpoint,
+    ) -> Result<bool, SessionFault> {
+        let before = other.stream.unsent();
+        if before == 0 || other.shut {
+            return Ok(true);
+        }
+        match other.poll_flush(cx) {
+            Ok(()) => {}
+            Err(error) if self.side == Side::Backend => return Err(self.side.write_fault(error)),
+            // What it said before is still to be read.
+            Err(_) => {
+                other.shut = true;
+                return Ok(true);
+            }
+        }
+        let unsent = other.stream.unsent();
+        // A peer that takes bytes slowly still takes them.
+        self.moved |= unsent < before;
+        Ok(unsent == 0)
+    }
+
     /// Deals with bytes of this direction: returns how many are done with, and why it stopped.
     fn step(
         &mut self,
@@ -525,3 +556,6 @@ impl Inbound {
 fn closed() -> io::Error {
     io::ErrorKind::WriteZero.into()
 }
+
+#[cfg(test)]
+mod tests;

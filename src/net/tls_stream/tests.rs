@@ -239,7 +239,7 @@ async fn a_handshake_that_never_ends_is_kept_only_so_far() {
 async fn write_all_it_takes(ours: &mut TlsServer) -> usize {
     poll_fn(|cx| {
         let mut written = 0;
-        while let Poll::Ready(more) = Pin::new(&mut *ours).poll_write(cx, &[7; 10_000]) {
+        while let Poll::Ready(more) = Pin::new(&mut *ours).poll_write(cx, &[7; 2 * READ_SIZE]) {
             written += more.unwrap();
         }
         Poll::Ready(written)
@@ -251,11 +251,11 @@ async fn write_all_it_takes(ours: &mut TlsServer) -> usize {
 async fn a_peer_that_takes_nothing_is_sent_no_more_than_the_limit() {
     let sides = Sides::of(&TLS13);
     let (mut ours, mut peer) = sides.server(tcp().await).await;
-    for limit in [UNWRITTEN / 4, UNWRITTEN] {
+    for limit in [16 * 1024, READ_SIZE] {
         ours.set_limit(limit);
         let written = write_all_it_takes(&mut ours).await;
-        let waiting = ours.bytes.outgoing.len() - ours.bytes.sent;
-        assert!((limit..limit + LONGEST_RECORD).contains(&waiting), "{waiting} bytes wait");
+        let waiting = ours.unsent();
+        assert!((1..=limit + ADDED).contains(&waiting), "{waiting} bytes wait");
         let mut read = vec![0; written];
         let (read, flushed) =
             soon(async { tokio::join!(peer.read_exact(&mut read), ours.flush()) }).await;
@@ -271,7 +271,7 @@ async fn what_a_slow_peer_has_taken_is_not_kept() {
     let (near, far) = tcp().await;
     SockRef::from(&near).set_send_buffer_size(16 * 1024).unwrap();
     let (mut ours, mut peer) = sides.server((near, far)).await;
-    let most = 3 * (UNWRITTEN + LONGEST_RECORD);
+    let most = READ_SIZE + ADDED;
     let mut heard = vec![0; 5000];
     soon(async {
         let mut written = 0;
