@@ -22,6 +22,9 @@ use super::tls_stream::{TlsClient, TlsServer};
 const KEEPALIVE: TcpKeepalive =
     TcpKeepalive::new().with_time(Duration::from_secs(120)).with_interval(Duration::from_secs(30));
 
+/// Most bytes that [`Stream::fill`] reads at once: they are kept, and are few in most dialogues.
+const FILL: usize = 64 * 1024;
+
 /// Most bytes that TLS keeps of what a peer does not take, before a login.
 const LITTLE: usize = 16 * 1024;
 
@@ -176,7 +179,7 @@ impl Stream {
     /// When the connection fails.
     pub async fn fill(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {
         poll_fn(|cx| {
-            self.poll_fresh(cx, READ_SIZE, |_, fresh| {
+            self.poll_fresh(cx, FILL, |_, fresh| {
                 into.extend_from_slice(fresh);
                 fresh.len()
             })

@@ -30,8 +30,8 @@ use self::kept_bytes::{KeptBytes, invalid};
 pub use self::side::TlsSide;
 
 /// Most bytes that are read at a time, and that are encrypted at a time: of what a peer does not take, TLS keeps no more. Large mail costs a
-/// fifth less CPU than with a quarter of that (benches/README.md).
-pub const READ_SIZE: usize = 256 * 1024;
+/// third less CPU than with an eighth of that (benches/README.md).
+pub const READ_SIZE: usize = 512 * 1024;
 
 /// Bytes of a record's head (RFC 8446 section 5.1).
 const HEAD: usize = 5;

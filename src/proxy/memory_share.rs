@@ -33,9 +33,9 @@ impl MemoryShare {
         before <= size(most) && others + size(bytes) > size(most) && hits.hit()
     }
 
-    /// Whether all sessions in this phase together keep more than `most`.
-    pub(super) fn is_over(&self, phase: Phase, most: usize) -> bool {
-        usize::try_from(self.metrics.kept.of(phase).get()).is_ok_and(|kept| kept > most)
+    /// Bytes that all sessions in this phase keep together.
+    pub(super) fn all(&self, phase: Phase) -> usize {
+        usize::try_from(self.metrics.kept.of(phase).get()).unwrap_or(0)
     }
 }
 
@@ -61,7 +61,7 @@ mod tests {
         assert!(other.set(Phase::Login, 60, 100, &hits), "one log line");
         other.set(Phase::Login, 70, 100, &hits);
         assert_eq!((of(Phase::Login), of(Phase::Session), hits.hits()), (130, 0, 1));
-        assert!(one.is_over(Phase::Login, 100) && !one.is_over(Phase::Session, 100));
+        assert_eq!((one.all(Phase::Login), other.all(Phase::Session)), (130, 0));
         one.set(Phase::Session, 50, 100, &hits);
         assert_eq!((of(Phase::Login), of(Phase::Session)), (70, 50));
         drop((one, other));

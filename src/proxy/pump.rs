@@ -24,6 +24,10 @@ use crate::net::stream::{READ_SIZE, Stream, forget_read};
 /// is.
 const SMALL: usize = 4 * 1024;
 
+/// What is read at once under DEFLATE, which takes its time, and while all sessions keep more than a quarter of what they may: of a
+/// client that takes nothing, what was read last is kept.
+const MIDDLE: usize = 64 * 1024;
+
 /// Answers of ours that a client may leave unread before no more of its commands are looked at, and
 /// before the login.
 const UNREAD_SIZE: usize = 16 * 1024;
@@ -56,8 +60,8 @@ pub(super) struct Duplex {
 struct Bounds {
     /// Most bytes that are kept of what a backend says, for the longest response that is looked at.
     backend: usize,
-    /// All sessions together keep too much.
-    scarce: bool,
+    /// Most bytes that are read at once of a user who is logged in.
+    at_once: usize,
     /// What is left of the session's turn.
     turn: usize,
 }
@@ -104,7 +108,7 @@ pub(super) enum Pause {
 impl Duplex {
     /// No response of a backend that is looked at as a whole is longer than `longest` bytes.
     pub(super) fn new(client: Stream, longest: usize) -> Self {
-        let bounds = Bounds { backend: longest + SMALL, scarce: false, turn: TURN };
+        let bounds = Bounds { backend: longest + SMALL, at_once: READ_SIZE, turn: TURN };
         Self {
             client: Endpoint::new(client, Side::Client),
             backend: None,
@@ -114,9 +118,14 @@ impl Duplex {
         }
     }
 
-    /// The session has its turn; all sessions together keep too much, or not.
-    pub(super) fn begin(&mut self, scarce: bool) {
-        (self.bounds.scarce, self.bounds.turn) = (scarce, TURN);
+    /// The session has its turn. All sessions together keep `kept` bytes, and may keep `most`.
+    pub(super) fn begin(&mut self, kept: usize, most: usize) {
+        self.bounds.turn = TURN;
+        self.bounds.at_once = match kept {
+            kept if kept > most => SMALL,
+            kept if kept > most / 4 => MIDDLE,
+            _ => READ_SIZE,
+        };
     }
 
     /// Memory that is held for bytes on their way, in bytes.
@@ -306,7 +315,10 @@ impl Endpoint {
             if !matches!(pause, Pause::Idle) {
                 return Ok(pause);
             }
-            let room = inbound.room(session, bounds);
+            let mut room = inbound.room(session, bounds);
+            if stream.is_deflated() || other.as_deref().is_some_and(|it| it.stream.is_deflated()) {
+                room = room.min(MIDDLE);
+            }
             if inbound.ended || room == 0 {
                 return Ok(Pause::Idle);
             }
@@ -434,10 +446,7 @@ impl Bounds {
 impl Inbound {
     /// How many bytes may be read now.
     fn room(&self, session: &Tapped, bounds: &Bounds) -> usize {
-        let at_once = match session.is_relaying() && !bounds.scarce {
-            true => READ_SIZE,
-            false => SMALL,
-        };
+        let at_once = if session.is_relaying() { bounds.at_once } else { SMALL };
         if self.buffer.is_empty() {
             return at_once;
         }

@@ -230,10 +230,10 @@ impl SessionTask {
 
     /// Ready with the end, or with `None` when the user is logged in and only that was waited for.
     fn poll(&mut self, cx: &mut Poller<'_>, until_login: bool) -> Poll<Option<Ended>> {
-        let scarce =
-            !until_login && self.share.is_over(Phase::Session, self.context.limits.session_memory);
-        self.session.spare(scarce);
-        self.duplex.begin(scarce);
+        let most = self.context.limits.session_memory;
+        let kept = if until_login { 0 } else { self.share.all(Phase::Session) };
+        self.session.spare(kept > most);
+        self.duplex.begin(kept, most);
         loop {
             // There is no connection to the client to move bytes on before this has ended.
             if matches!(self.side_task, Some(SideTask::Handshake(_))) {
@@ -348,7 +348,7 @@ impl SessionTask {
     fn holds_too_much(&self) -> bool {
         !self.session.is_relaying()
             && self.duplex.held() + self.session.held() > SHARE
-            && self.share.is_over(Phase::Login, self.context.limits.login_memory)
+            && self.share.all(Phase::Login) > self.context.limits.login_memory
     }
 
     /// Changes the form of the client's connection, now that nothing is under way on it.

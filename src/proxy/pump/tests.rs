@@ -65,3 +65,14 @@ async fn nothing_is_read_for_a_peer_that_is_behind_and_one_that_is_slow_still_mo
     };
     tokio::time::timeout(LIMIT, test).await.expect("in time");
 }
+
+#[test]
+fn the_more_all_sessions_keep_the_less_is_read_at_once() {
+    let mut duplex = Duplex::new(Stream::Taken, 0);
+    for (kept, expected) in
+        [(0, READ_SIZE), (100, READ_SIZE), (101, MIDDLE), (400, MIDDLE), (401, SMALL)]
+    {
+        duplex.begin(kept, 400);
+        assert_eq!(duplex.bounds.at_once, expected, "{kept} of 400 bytes are kept");
+    }
+}
