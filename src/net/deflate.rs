@@ -58,6 +58,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Deflated<S> {
         }
     }
 
+    /// What is under it.
+    pub fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
     /// Plain and compressed bytes from the peer, then plain and compressed bytes to it.
     pub fn totals(&self) -> [u64; 4] {
         [

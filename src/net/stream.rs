@@ -129,7 +129,18 @@ impl Stream {
         if self.is_deflated() { deflate::HELD } else { 0 }
     }
 
-    /// Bytes that were written and that TLS keeps, as the peer does not take them.
+    /// Memory that TLS holds for bytes that were written and that the peer does not take, in bytes.
+    pub fn held_unsent(&self) -> usize {
+        match self {
+            Self::Server(stream) => stream.held_unsent(),
+            Self::Client(stream) => stream.held_unsent(),
+            Self::Deflated(stream) => stream.get_ref().held_unsent(),
+            Self::Plain(_) | Self::Local(_) | Self::Taken => 0,
+        }
+    }
+
+    /// Bytes that were written and that TLS keeps, as the peer does not take them; 0 under DEFLATE, which keeps bytes of
+    /// its own.
     pub fn unsent(&self) -> usize {
         match self {
             Self::Server(stream) => stream.unsent(),

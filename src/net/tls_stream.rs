@@ -128,6 +128,11 @@ impl<C: TlsSide> TlsStream<C> {
         self.bytes.outgoing.len() - self.bytes.sent
     }
 
+    /// Memory that is held for them, in bytes.
+    pub fn held_unsent(&self) -> usize {
+        self.bytes.outgoing.capacity()
+    }
+
     /// Whether what comes from now on may hold a password: it is overwritten where it was decrypted, which takes time.
     /// At first that is so for a server, and not for a client.
     pub fn set_secret(&mut self, is_secret: bool) {

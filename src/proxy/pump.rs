@@ -8,7 +8,7 @@
 mod side;
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context as Poller, Poll, ready};
 
 use tokio::io::AsyncWrite;
@@ -53,6 +53,8 @@ pub(super) struct Duplex {
     pub(super) moved: bool,
     /// Those of the backend did.
     pub(super) heard: bool,
+    /// Bytes that TLS kept when it was last asked whether a peer has taken any.
+    unsent: usize,
     bounds: Bounds,
 }
 
@@ -114,6 +116,7 @@ impl Duplex {
             backend: None,
             moved: false,
             heard: false,
+            unsent: 0,
             bounds,
         }
     }
@@ -136,8 +139,20 @@ impl Duplex {
 
     /// Memory that TLS holds for bytes that a peer does not take, in bytes.
     pub(super) fn unwritten(&self) -> usize {
-        let of = |peer: &Endpoint| peer.stream.unsent();
+        let of = |peer: &Endpoint| peer.stream.held_unsent();
         of(&self.client) + self.backend.as_ref().map_or(0, of)
+    }
+
+    /// Whether the client has yet to take bytes that came for it.
+    pub(super) fn is_client_behind(&self) -> bool {
+        self.client.stream.unsent() > 0
+    }
+
+    /// Whether a peer has taken bytes since this was last asked that were written before.
+    pub(super) fn has_taken(&mut self) -> bool {
+        let of = |peer: &Endpoint| peer.stream.unsent();
+        let unsent = of(&self.client) + self.backend.as_ref().map_or(0, of);
+        unsent < std::mem::replace(&mut self.unsent, unsent)
     }
 
     /// Moves bytes both ways as far as it goes.
@@ -315,7 +330,7 @@ impl Endpoint {
             if !matches!(pause, Pause::Idle) {
                 return Ok(pause);
             }
-            let mut room = inbound.room(session, bounds);
+            let mut room = inbound.room(session, bounds).min(bounds.turn.max(READ));
             if stream.is_deflated() || other.as_deref().is_some_and(|it| it.stream.is_deflated()) {
                 room = room.min(MIDDLE);
             }
@@ -427,11 +442,18 @@ impl Endpoint {
         Poll::Ready(result)
     }
 
-    /// Reads until the end and forgets what it read.
+    /// Reads until the end and forgets what it read, in turns.
     pub(super) fn poll_discard(&mut self, cx: &mut Poller<'_>) -> Poll<io::Result<()>> {
+        let price = if self.stream.is_deflated() { TURN / 4 } else { READ };
+        let mut turn = TURN;
         while !self.inbound.ended {
-            let read = self.stream.poll_fresh(cx, READ_SIZE, |_, fresh| fresh.is_empty());
-            self.inbound.ended = ready!(read)?;
+            if turn == 0 {
+                let _ = pin!(tokio::task::yield_now()).poll(cx);
+                return Poll::Pending;
+            }
+            let read = ready!(self.stream.poll_fresh(cx, MIDDLE, |_, fresh| fresh.len()))?;
+            self.inbound.ended = read == 0;
+            turn = turn.saturating_sub(price + read);
         }
         Poll::Ready(Ok(()))
     }
@@ -458,28 +480,22 @@ impl Inbound {
     }
 
     /// Whether `other` has taken all that it was sent. A backend that hung up has.
-    fn has_left(
-        &mut self,
-        cx: &mut Poller<'_>,
-        other: &mut Endpoint,
-    ) -> Result<bool, SessionFault> {
-        let before = other.stream.unsent();
-        if before == 0 || other.shut {
+    fn has_left(&self, cx: &mut Poller<'_>, other: &mut Endpoint) -> Result<bool, SessionFault> {
+        if other.stream.unsent() == 0 || other.shut {
             return Ok(true);
         }
-        match other.poll_flush(cx) {
-            Ok(()) => {}
-            Err(error) if self.side == Side::Backend => return Err(self.side.write_fault(error)),
+        match Pin::new(&mut other.stream).poll_flush(cx) {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(())) => Ok(true),
+            Poll::Ready(Err(error)) if self.side == Side::Backend => {
+                Err(self.side.write_fault(error))
+            }
             // What it said before is still to be read.
-            Err(_) => {
+            Poll::Ready(Err(_)) => {
                 other.shut = true;
-                return Ok(true);
+                Ok(true)
             }
         }
-        let unsent = other.stream.unsent();
-        // A peer that takes bytes slowly still takes them.
-        self.moved |= unsent < before;
-        Ok(unsent == 0)
     }
 
     /// Deals with bytes of this direction: returns how many are done with, and why it stopped.

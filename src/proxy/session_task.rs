@@ -231,7 +231,7 @@ impl SessionTask {
     /// Ready with the end, or with `None` when the user is logged in and only that was waited for.
     fn poll(&mut self, cx: &mut Poller<'_>, until_login: bool) -> Poll<Option<Ended>> {
         let most = self.context.limits.session_memory;
-        let kept = if until_login { 0 } else { self.share.all(Phase::Session) };
+        let kept = self.share.all(Phase::Session);
         self.session.spare(kept > most);
         self.duplex.begin(kept, most);
         loop {
@@ -384,6 +384,7 @@ impl SessionTask {
         let duplex = [Some(&self.duplex.client), self.duplex.backend.as_ref()];
         self.session.is_idle()
             && self.session.output.to_client.is_empty()
+            && !self.duplex.is_client_behind()
             && duplex.into_iter().flatten().all(|peer| peer.inbound.buffer.is_empty())
     }
 

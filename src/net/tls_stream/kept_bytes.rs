@@ -44,8 +44,8 @@ impl KeptBytes {
         }
     }
 
-    /// Keeps ciphertext that is to be sent. What was sent before goes when it is half of what is kept, so that each
-    /// byte is moved once.
+    /// Keeps ciphertext that is to be sent, behind what TLS itself has to say. What was sent before goes when it is half
+    /// of what is kept, so that each byte is moved once.
     pub(super) fn wait(&mut self, made: &[u8]) {
         if self.sent >= self.outgoing.len() - self.sent {
             self.outgoing.drain(..self.sent);

@@ -266,7 +266,7 @@ async fn a_peer_that_takes_nothing_is_sent_no_more_than_the_limit() {
 
 /// It is behind by some bytes all the time.
 #[tokio::test]
-async fn what_a_slow_peer_has_taken_is_not_kept() {
+async fn of_a_slow_peer_no_more_is_kept_than_was_encrypted_at_once() {
     let sides = Sides::of(&TLS13);
     let (near, far) = tcp().await;
     SockRef::from(&near).set_send_buffer_size(16 * 1024).unwrap();
@@ -277,7 +277,7 @@ async fn what_a_slow_peer_has_taken_is_not_kept() {
         let mut written = 0;
         while written < 4_000_000 {
             written += write_all_it_takes(&mut ours).await;
-            assert!(ours.bytes.outgoing.capacity() <= most, "{}", ours.bytes.outgoing.capacity());
+            assert!(ours.held_unsent() <= most, "{}", ours.held_unsent());
             tokio::select! {
                 read = peer.read_exact(&mut heard) => drop(read.unwrap()),
                 flushed = ours.flush() => flushed.unwrap(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsConnector, client};
 
@@ -33,10 +33,10 @@ async fn client() -> (Endpoint, client::TlsStream<TcpStream>) {
 }
 
 #[tokio::test]
-async fn nothing_is_read_for_a_peer_that_is_behind_and_one_that_is_slow_still_moves() {
+async fn what_waits_for_a_slow_peer_leaves_bit_by_bit() {
     let test = async {
         let (mut client, mut peer) = client().await;
-        let mut from_backend = Endpoint::gone(Side::Backend).inbound;
+        let from_backend = Endpoint::gone(Side::Backend).inbound;
         let mail = vec![7; READ_SIZE];
         let sent = poll_fn(|cx| client.poll_pass(cx, &mail, Side::Backend)).await.unwrap();
         assert_eq!(sent, READ_SIZE, "it is taken whole, and a part of it waits");
@@ -53,15 +53,12 @@ async fn nothing_is_read_for_a_peer_that_is_behind_and_one_that_is_slow_still_mo
             let before = client.stream.unsent();
             let left = from_backend.has_left(cx, &mut client).unwrap();
             let unsent = client.stream.unsent();
-            let moved = std::mem::take(&mut from_backend.moved);
-            assert_eq!((left, moved), (unsent == 0, unsent < before), "{unsent} of {before}");
-            times += usize::from(moved);
+            assert_eq!(left, unsent == 0, "{unsent} of {before}");
+            times += usize::from(unsent < before);
             if left { Poll::Ready(()) } else { Poll::Pending }
         });
         tokio::join!(hearing, leaving);
         assert!(times > 1, "it leaves bit by bit");
-        let left = poll_fn(|cx| Poll::Ready(from_backend.has_left(cx, &mut client)));
-        assert!(left.await.unwrap() && !from_backend.moved);
     };
     tokio::time::timeout(LIMIT, test).await.expect("in time");
 }
@@ -75,4 +72,47 @@ fn the_more_all_sessions_keep_the_less_is_read_at_once() {
         duplex.begin(kept, 400);
         assert_eq!(duplex.bounds.at_once, expected, "{kept} of 400 bytes are kept");
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_bytes_slowly_takes_them() {
+    let test = async {
+        let (client, mut peer) = client().await;
+        let mut duplex = Duplex::new(Stream::Taken, 0);
+        duplex.client = client;
+        let mail = vec![7; READ_SIZE];
+        poll_fn(|cx| duplex.client.poll_pass(cx, &mail, Side::Backend)).await.unwrap();
+        assert!(duplex.is_client_behind() && !duplex.has_taken() && !duplex.has_taken());
+        let mut heard = 0;
+        let hearing = async {
+            while heard < READ_SIZE {
+                heard += peer.read(&mut [0; 5000]).await.unwrap();
+            }
+        };
+        let mut unsent = duplex.client.stream.unsent();
+        let leaving = poll_fn(|cx| {
+            duplex.flush(cx).unwrap();
+            let before = std::mem::replace(&mut unsent, duplex.client.stream.unsent());
+            assert_eq!(duplex.has_taken(), unsent < before, "{unsent} of {before}");
+            if unsent == 0 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        tokio::join!(hearing, leaving);
+        assert!(!duplex.is_client_behind());
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+#[tokio::test]
+async fn what_nobody_wants_is_read_in_turns() {
+    const ALL: usize = 16 * TURN;
+    let (near, mut far) = tokio::io::duplex(ALL);
+    far.write_all(&vec![7; ALL]).await.unwrap();
+    let mut client = Endpoint::new(Stream::Local(near), Side::Client);
+    let read = poll_fn(|cx| {
+        assert!(client.poll_discard(cx).is_pending(), "there is more");
+        // As many bytes have room again.
+        Pin::new(&mut far).poll_write(cx, &vec![7; ALL])
+    });
+    let read = read.await.unwrap();
+    assert!((1..=TURN).contains(&read), "{read} bytes in a turn");
 }

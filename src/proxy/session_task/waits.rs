@@ -29,7 +29,10 @@ impl SessionTask {
         };
         let arm = || (now, Box::pin(tokio::time::sleep(limit)));
         let (awaited, timer) = self.awaited.get_or_insert_with(arm);
-        if *awaited != now || (heard && now == Awaited::Turn) {
+        // What the backend has said is not read while the client has yet to take what it said before.
+        let of_backend = matches!(now, Awaited::Turn | Awaited::Answer(_));
+        let behind = of_backend && self.duplex.is_client_behind();
+        if *awaited != now || (heard && now == Awaited::Turn) || behind {
             *awaited = now;
             timer.as_mut().reset(Instant::now() + limit);
         }
@@ -77,6 +80,10 @@ impl SessionTask {
     }
 
     pub(super) fn poll_stall(&mut self, cx: &mut Poller<'_>, stalled: bool) -> Poll<Option<Ended>> {
+        // A peer that takes bytes slowly still takes them.
+        if self.duplex.has_taken() {
+            self.stalled = None;
+        }
         if !stalled {
             self.stalled = None;
             return Poll::Pending;

@@ -425,6 +425,7 @@ fn the_unit_leaves_room_for_all_that_the_limits_allow() {
     let limits = config::LimitsConfig::default();
     let connections = limits.sessions + limits.waiting;
     let most = 50 * KIB * KIB
+        + 64 * 2 * KIB * KIB
         + limits.login_memory
         + limits.session_memory
         + connections * 64 * KIB
