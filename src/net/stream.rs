@@ -149,7 +149,7 @@ impl Stream {
         }
     }
 
-    /// From now on TLS keeps at most [`LITTLE`] bytes of what the peer does not take, as before a login, or
+    /// From now on TLS keeps at most 16 KiB of what the peer does not take, as before a login, or
     /// [`READ_SIZE`]. A client's password is overwritten before a login, where it was decrypted.
     pub fn keep_little(&mut self, little: bool) {
         let most = if little { LITTLE } else { READ_SIZE };
