@@ -1,6 +1,7 @@
 //! What of a peer's bytes is kept, and for how long.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
@@ -11,6 +12,9 @@ use tokio_rustls::{TlsConnector, client};
 
 use super::*;
 use crate::demo::pki::Pki;
+use crate::imap::contract::{ClientConnection, Profile, ShownCapabilities};
+use crate::imap::login::LoginKinds;
+use crate::imap::session::Session;
 use crate::net::tls_stream::TlsServer;
 
 /// For what is expected to come about at once.
@@ -26,7 +30,7 @@ async fn client() -> (Endpoint, client::TlsStream<TcpStream>) {
     let pki = Pki::generate(None).unwrap();
     let (server, config) = (pki.server_config().unwrap(), pki.client_config(None).unwrap());
     let name = ServerName::try_from("localhost").unwrap();
-    let connecting = TlsConnector::from(std::sync::Arc::new(config)).connect(name, far);
+    let connecting = TlsConnector::from(Arc::new(config)).connect(name, far);
     let (ours, peer) = tokio::join!(TlsServer::accept(near, &server), connecting);
     let stream = Stream::Server(Box::new(ours.unwrap()));
     (Endpoint::new(stream, Side::Client), peer.unwrap())
@@ -59,6 +63,50 @@ async fn what_waits_for_a_slow_peer_leaves_bit_by_bit() {
         });
         tokio::join!(hearing, leaving);
         assert!(times > 1, "it leaves bit by bit");
+    };
+    tokio::time::timeout(LIMIT, test).await.expect("in time");
+}
+
+/// A session whose client has said nothing yet.
+fn session() -> Tapped {
+    let profile = Arc::new(Profile {
+        backend: None,
+        logins_elsewhere: LoginKinds::default(),
+        push: None,
+        relay_mechanisms: false,
+        master: false,
+        routed: Vec::new(),
+        commands: 100,
+        command_size: 1024,
+        capability_size: 1024,
+        compress: false,
+        shown: ShownCapabilities::default(),
+    });
+    let (tag_prefix, id_fields) = ("mc".to_owned(), Vec::new());
+    let connection = ClientConnection { secure: true, tag_prefix, id_fields };
+    Tapped::new(Session::new(Arc::clone(&profile), connection), None, &profile, true)
+}
+
+#[tokio::test]
+async fn nothing_is_read_for_a_client_that_is_behind() {
+    const ALL: usize = 64 * 1024;
+    let test = async {
+        let (mut client, _peer) = client().await;
+        let (near, mut far) = tokio::io::duplex(ALL);
+        far.write_all(&[b'x'; ALL]).await.unwrap();
+        let mut backend = Endpoint::new(Stream::Local(near), Side::Backend);
+        let mut bounds = Bounds { backend: ALL, at_once: READ_SIZE, turn: TURN };
+        let (mail, mut session) = (vec![7; READ_SIZE], session());
+        session.output.to_client.clear();
+        poll_fn(|cx| client.poll_pass(cx, &mail, Side::Backend)).await.unwrap();
+        poll_fn(|cx| {
+            let pause = backend.pump(cx, Some(&mut client), &mut session, &mut bounds);
+            assert!(matches!(pause, Ok(Pause::Stalled)));
+            // Nobody has made room.
+            assert!(Pin::new(&mut far).poll_write(cx, b"x").is_pending(), "something was read");
+            Poll::Ready(())
+        })
+        .await;
     };
     tokio::time::timeout(LIMIT, test).await.expect("in time");
 }
