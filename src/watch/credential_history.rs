@@ -12,7 +12,7 @@ const TRIED_AGAIN: Duration = Duration::from_mins(15);
 /// What a watcher knows of its credentials. What few have is boxed: there may be one for each account.
 #[derive(Debug, Default)]
 pub(super) struct CredentialHistory {
-    /// Of which the supervisor has told, as [`super::watcher::Directive::logins`] counts them.
+    /// Of which the supervisor has told, as [`super::directive::Directive::logins`] counts them.
     pub(super) logins: u64,
     /// The same at other nodes.
     pub(super) logins_elsewhere: u64,

@@ -23,9 +23,7 @@ use super::source::imap::login_breaker::{LoginPermit, PATIENCE};
 use super::source::imap::master_login::{self, MasterLogin};
 use super::source::imap::pacing;
 use super::status::WatcherState;
-use super::watcher::{
-    LoginTarget, LoginWait, NextStep, SessionEnd, Watcher, WatcherStart, stopped,
-};
+use super::watcher::{LoginTarget, LoginWait, NextStep, SessionEnd, Watcher, WatcherStart};
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::printable;
 use crate::model::seconds;
@@ -38,94 +36,109 @@ const MASTER_REMEDY: &str = "see master_user, master_password_file and login_tem
 /// The longest pause between attempts to read what is to be watched.
 const UNREAD: Duration = Duration::from_secs(30);
 
+/// The backend, what is known of it, and the master user that logs in there, if one does.
+type LoginPlan = (Backend, Arc<BackendHealth>, Option<Arc<MasterLogin>>);
+
 /// Leave for one login.
 type LoginPermits<'a> =
     (Option<master_login::MasterPermit<'a>>, LoginPermit<'a>, pacing::LoginSlot<'a>);
 
 impl Watcher {
-    /// Watches until the supervisor says stop. What it does but seldom is boxed: it spends its life in
-    /// a connection.
+    /// Watches until the supervisor says stop. What it does is boxed, since each part takes more room than the others.
     pub(super) async fn run(&mut self, begin: WatcherStart) {
-        let mut next = match (self.waited.take(), begin) {
-            (Some(waited), _) => waited.goes_on(),
-            (None, WatcherStart::Elsewhere(recorded)) => {
-                Box::pin(self.after(SessionEnd::Elsewhere(recorded))).await
-            }
-            (None, begin) => self.begins_refused(&begin),
-        };
+        let mut next = Box::pin(self.first(begin)).await;
         // Its user has just registered or logged in.
-        let mut user_is_there = {
-            let directive = self.directive.borrow();
-            directive.login.is_some() || directive.logins > 0
-        };
+        let mut user_is_there = self.directive.read(|told| told.login.is_some() || told.logins > 0);
         while let Some(told) = Box::pin(self.pause(next)).await {
             user_is_there |= told;
-            let backend = self.context.backends.of(&self.account);
-            self.considered = backend.as_ref().ok().cloned();
-            if self.on_demand {
-                Box::pin(self.take_directive()).await;
+            // In one piece from the wait for a turn to the end of the connection: of thousands of accounts that wait at
+            // the start, what each waited in is what it lives in, and nothing between them is left over.
+            let attempted = Box::pin(self.attempt(&mut user_is_there)).await;
+            next = Box::pin(self.after_attempt(attempted)).await;
+        }
+    }
+
+    /// What comes first.
+    async fn first(&mut self, begin: WatcherStart) -> NextStep {
+        match (self.waited.take(), begin) {
+            (Some(waited), _) => waited.goes_on(),
+            (None, WatcherStart::Elsewhere(recorded)) => {
+                self.after(SessionEnd::Elsewhere(recorded)).await
             }
-            let backend = match backend {
-                Ok(backend) => backend,
-                // Another configuration may tell.
-                Err(error) => {
-                    next = Box::pin(self.after(SessionEnd::Failed(error.to_string()))).await;
-                    if self.unasked.is_some() {
-                        // Whose mailboxes they are of is not known. All is looked at by the next task.
-                        self.hints.take();
-                    }
-                    continue;
+            (None, begin) => self.begins_refused(&begin),
+        }
+    }
+
+    async fn after_attempt(&mut self, attempted: Result<SessionEnd, NextStep>) -> NextStep {
+        match attempted {
+            Ok(end) => self.after(end).await,
+            Err(next) => next,
+        }
+    }
+
+    /// Waits for a turn and watches until the connection ends; an error with what is next, where there is to be none. That
+    /// its user is there counts until a connection has ended. Its steps are boxed: it spends its life in a connection.
+    async fn attempt(&mut self, user_is_there: &mut bool) -> Result<SessionEnd, NextStep> {
+        let (backend, health, master) = Box::pin(self.plan_login(*user_is_there)).await?;
+        if let Some(doveadm) = backend.doveadm().filter(|_| self.on_demand) {
+            *user_is_there = false;
+            return Ok(Box::pin(self.visit_by_doveadm(doveadm, &health.doveadm)).await);
+        }
+        self.shows(WatcherState::Starting);
+        let turns = self.turns(&health, master.as_deref(), *user_is_there);
+        let (turns, _place) = match turns.await {
+            Ok(turns) => turns,
+            Err(end) => return Ok(end),
+        };
+        self.shows(WatcherState::Starting);
+        *user_is_there = false;
+        let at = LoginTarget { backend: &backend, health: &health, master: master.as_deref() };
+        // Boxed by itself: the login is the largest part, and soon over.
+        let connection = match Box::pin(self.begin_connection(at, turns)).await {
+            Ok(connection) => connection,
+            Err(end) => return Ok(end),
+        };
+        Ok(self.connection(&backend, &health, connection).await)
+    }
+
+    /// Where it is to log in, and as whom; an error with what is next, where it is not to.
+    async fn plan_login(&mut self, user_is_there: bool) -> Result<LoginPlan, NextStep> {
+        let backend = self.context.backends.of(&self.account);
+        self.considered = backend.as_ref().ok().cloned();
+        if self.on_demand {
+            self.take_directive().await;
+        }
+        let backend = match backend {
+            Ok(backend) => backend,
+            // Another configuration may tell.
+            Err(error) => {
+                let next = self.after(SessionEnd::Failed(error.to_string())).await;
+                if self.unasked.is_some() {
+                    // Whose mailboxes they are of is not known. All is looked at by the next task.
+                    self.hints.take();
                 }
-            };
-            if let Some(asking) = &mut self.asking {
-                asking.asks_at(backend.id());
+                return Err(next);
             }
-            // Of a backend that is not the account's nothing is asked, not even a turn.
-            if self.elsewhere
-                && let Err(end) = Box::pin(self.reload(&backend)).await
-            {
-                next = Box::pin(self.after(end)).await;
-                continue;
-            }
-            if self.on_demand
-                && let Err(other) = Box::pin(self.is_to_ask(&backend, user_is_there)).await
-            {
-                next = other;
-                continue;
-            }
-            let health = self.context.backend_health.of(&backend);
-            if let Some(doveadm) = backend.doveadm().filter(|_| self.on_demand) {
-                let end = Box::pin(self.visit_by_doveadm(doveadm, &health.doveadm)).await;
-                user_is_there = false;
-                next = Box::pin(self.after(end)).await;
-                continue;
-            }
-            let master = match self.master_at(&backend, &health) {
-                Ok(master) => master,
-                Err(end) => {
-                    next = Box::pin(self.after(end)).await;
-                    continue;
-                }
-            };
-            self.shows(WatcherState::Starting);
-            let turns = Box::pin(self.turns(&health, master.as_deref(), user_is_there)).await;
-            let (turns, place) = match turns {
-                Ok(turns) => turns,
-                Err(end) => {
-                    next = Box::pin(self.after(end)).await;
-                    continue;
-                }
-            };
-            self.shows(WatcherState::Starting);
-            let at = LoginTarget { backend: &backend, health: &health, master: master.as_deref() };
-            // Each boxed by itself: the login is the largest part, and soon over.
-            let end = match Box::pin(self.begin_connection(at, turns)).await {
-                Ok(connection) => Box::pin(self.connection(&backend, &health, connection)).await,
-                Err(end) => end,
-            };
-            drop(place);
-            user_is_there = false;
-            next = Box::pin(self.after(end)).await;
+        };
+        if let Some(asking) = &mut self.asking {
+            asking.asks_at(backend.id());
+        }
+        // Of a backend that is not the account's nothing is asked, not even a turn.
+        if self.elsewhere
+            && let Err(end) = self.reload(&backend).await
+        {
+            return Err(self.after(end).await);
+        }
+        if self.on_demand {
+            self.is_to_ask(&backend, user_is_there).await?;
+        }
+        let health = self.context.backend_health.of(&backend);
+        if self.on_demand && backend.doveadm().is_some() {
+            return Ok((backend, health, None));
+        }
+        match self.master_at(&backend, &health) {
+            Ok(master) => Ok((backend, health, master)),
+            Err(end) => Err(self.after(end).await),
         }
     }
 
@@ -179,7 +192,7 @@ impl Watcher {
             NextStep::Try(pause) => pause,
             NextStep::Later(pause) => tokio::select! {
                 () = tokio::time::sleep(pause) => Duration::ZERO,
-                () = stopped(self.directive.clone()) => return None,
+                () = self.directive.stopped() => return None,
             },
         };
         let pause = tokio::time::sleep(pause);
@@ -187,8 +200,8 @@ impl Watcher {
         loop {
             tokio::select! {
                 biased;
-                changed = self.directive.changed() => {
-                    if changed.is_err() || self.directive.borrow().stop {
+                () = self.directive.changed() => {
+                    if self.directive.is_stopped() {
                         return None;
                     }
                     let before = (self.told, self.known.logins());
@@ -246,7 +259,7 @@ impl Watcher {
         };
         tokio::select! {
             turns = turns => turns,
-            () = stopped(self.directive.clone()) => Err(SessionEnd::Stop),
+            () = self.directive.stopped() => Err(SessionEnd::Stop),
         }
     }
 
@@ -385,7 +398,7 @@ impl Watcher {
         health: &BackendHealth,
         mut connection: Box<ImapConnection>,
     ) -> SessionEnd {
-        let mut directive = self.directive.clone();
+        let directive = self.directive.clone();
         let (backends, account) = (self.context.backends.clone(), self.account.clone());
         let moved = || !backends.is_of(&account, backend);
         self.keepalive.begin(&health.keepalive, rand::random());
@@ -403,12 +416,11 @@ impl Watcher {
                 (end, orderly)
             }
             () = health.wanted() => (SessionEnd::Turn, true),
-            told = directive.wait_for(|directive| directive.stop || moved()) => match told {
-                Ok(directive) if !directive.stop => {
-                    (SessionEnd::Failed("the configuration names another backend".to_owned()), true)
-                }
-                _ => (SessionEnd::Stop, true),
-            },
+            () = directive.wait_until(|told| told.stop || moved()) => {
+                let moved = || "the configuration names another backend".to_owned();
+                let stops = directive.is_stopped();
+                (if stops { SessionEnd::Stop } else { SessionEnd::Failed(moved()) }, true)
+            }
         };
         match end {
             SessionEnd::Failed(_) if !orderly => self.learn_from(&connection, health),
@@ -428,7 +440,7 @@ impl Watcher {
         let login = async {
             tokio::select! {
                 logged_in = self.log_in(at) => logged_in,
-                () = stopped(directive) => Err(SessionEnd::Stop),
+                () = directive.stopped() => Err(SessionEnd::Stop),
             }
         };
         tokio::pin!(login);

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::watcher::{Directive, LoginTarget, SessionEnd, Watcher};
+use super::directive::Directive;
+use super::watcher::{LoginTarget, SessionEnd, Watcher};
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::printable;
 use crate::model::{Credentials, Timestamp};
@@ -26,7 +27,7 @@ const ASKED_AGAIN: i64 = 3_600_000;
 impl Watcher {
     /// Takes over what the supervisor told; keeps what the user has logged in with.
     pub(super) async fn take_directive(&mut self) {
-        let told = self.directive.borrow_and_update().clone();
+        let told = self.directive.take();
         let Directive { login, logins, logins_elsewhere, logins_missed, .. } = told;
         let Directive { registrations, stop, .. } = told;
         if stop {
@@ -349,12 +350,12 @@ mod tests {
     use std::time::Duration;
 
     use sqlx::{Connection, Executor, SqliteConnection};
-    use tokio::sync::watch;
     use tokio::time::timeout;
 
     use super::*;
     use crate::config::CredentialsMode;
     use crate::model::Account;
+    use crate::watch::directive::directive_channel;
     use crate::watch::hints::Hints;
     use crate::watch::status::{StatusCell, WatcherState};
     use crate::watch::test_context::{context, context_with, one_backend};
@@ -365,7 +366,7 @@ mod tests {
     #[tokio::test]
     async fn a_watcher_that_takes_over_a_stop_with_something_else_stops_all_the_same() {
         let (_folder, context) = context(&one_backend("localhost")).await;
-        let (directive, told) = watch::channel(Directive::default());
+        let (directive, told) = directive_channel(Directive::default());
         let status = StatusCell::new(&Arc::default(), WatcherState::Starting);
         let alice = Account::from_login("alice");
         let mut watcher = Watcher::new(alice, context, told, Hints::default(), status);
@@ -387,7 +388,7 @@ mod tests {
         let url = format!("sqlite://{}", database.display());
         let mut beside = SqliteConnection::connect(&url).await.unwrap();
         beside.execute("drop table account").await.unwrap();
-        let (_directive, told) = watch::channel(Directive::default());
+        let (_directive, told) = directive_channel(Directive::default());
         let status = StatusCell::new(&Arc::default(), WatcherState::Starting);
         let alice = Account::from_login("alice");
         let mut watcher = Watcher::new(alice, context, told, Hints::default(), status);

@@ -14,6 +14,7 @@
 mod accounts;
 mod asking;
 mod credential_history;
+mod directive;
 mod due_accounts;
 mod entries;
 mod events;

@@ -246,7 +246,7 @@ impl Watcher {
             // Left for `run` to see.
             let mut directive = self.directive.clone();
             tokio::select! {
-                _ = directive.changed() => return,
+                () = directive.changed() => return,
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -293,9 +293,8 @@ impl Watcher {
             let (at, push_due) = (retry.unwrap_or(began + FOREVER), push_at);
             tokio::select! {
                 biased;
-                changed = self.directive.changed() => {
-                    changed.ok()?;
-                    if self.directive.borrow().stop {
+                () = self.directive.changed() => {
+                    if self.directive.is_stopped() {
                         return None;
                     }
                     self.take_directive().await;
@@ -342,7 +341,7 @@ impl Watcher {
             return Ok(false);
         }
         self.take_directive().await;
-        if self.directive.borrow().stop || self.known.accepted != accepted {
+        if self.directive.is_stopped() || self.known.accepted != accepted {
             return Ok(false);
         }
         self.tell_while_parked().await?;
@@ -414,7 +413,7 @@ impl Watcher {
         // Its user may log in, and the supervisor may say stop.
         let (place, turn) = tokio::select! {
             biased;
-            _ = directive.changed() => return Some(Duration::ZERO),
+            () = directive.changed() => return Some(Duration::ZERO),
             both = place_and_turn => both,
         };
         let (account, id, now) = (&self.account, backend.id(), Timestamp::now());

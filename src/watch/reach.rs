@@ -113,7 +113,7 @@ impl Watcher {
             return false;
         }
         // All of it is looked at by the next task.
-        self.looks = self.directive.borrow().looks;
+        self.looks = self.directive.read(|told| told.looks);
         self.unasked = Some(Box::new(unasked));
         true
     }

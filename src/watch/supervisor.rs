@@ -28,6 +28,7 @@ use self::device_news::DeviceNews;
 use self::handle::WatcherHandle;
 use super::WatchContext;
 use super::accounts::{adopt, live};
+use super::directive::{Directive, directive_channel};
 use super::due_accounts::DueAccounts;
 use super::entries::Entries;
 use super::follow::LookRequest;
@@ -38,7 +39,7 @@ use super::on_demand::{OnDemand, OnDemandEvent, RestingAccount, Sweep, VisitEnd}
 use super::status::{
     StatusCell, SupervisorRequest, SupervisorRequests, WatchMode, WatcherState, WatcherStatus,
 };
-use super::watcher::{Directive, Unasked, Watcher, WatcherStart};
+use super::watcher::{Unasked, Watcher, WatcherStart};
 use crate::model::{AcceptedLogin, Account, SessionEvent, Timestamp};
 use crate::nodes::{Assignment, ClusterView};
 use crate::store::{Invalidation, LiveAccount, StoreError};
@@ -416,7 +417,7 @@ impl Supervisor {
         let Some(handle) = self.watchers.remove(&account) else { return };
         self.on_demand.remember(&account, self.moment, told, faults, unasked.is_some());
         self.on_demand.visited(&account, left_due, self.context.config.poll_interval);
-        let now = handle.directive.borrow().clone();
+        let now = handle.directive.read(Directive::clone);
         let mut next = Directive::default();
         if now.logins != taken_over.logins {
             (next.login, next.logins) = (now.login, 1);
@@ -513,7 +514,7 @@ impl Supervisor {
         directive.looks += u64::from(self.on_demand.is_unasked(&account));
         directive.logins_missed += u64::from(self.on_demand.has_missed_logins(&account));
         let on_demand = self.context.is_on_demand(&account);
-        let (sender, receiver) = cell::channel(directive);
+        let (sender, receiver) = directive_channel(directive);
         let doing = match &begin {
             WatcherStart::Refused { parked: Some(why), .. } => {
                 WatcherState::Parked { why: why.clone() }

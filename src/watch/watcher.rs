@@ -7,12 +7,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant as StdInstant};
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::WatchContext;
 use super::asking::{AskingTask, KnownAway};
 use super::credential_history::CredentialHistory;
+use super::directive::DirectiveReceiver;
 use super::hints::Hints;
 use super::ledger::{Consequence, Ledger};
 use super::parked_wait::{KnownRecoveries, ParkedWait, has_moved};
@@ -25,35 +25,16 @@ use super::source::imap::preview_requests::PreviewRequests;
 use super::source::imap::reliability::MethodConfidence;
 use super::status::{StatusCell, WatcherState};
 use crate::imap::refusal::Refusal;
-use crate::model::{AcceptedLogin, Account, Hint, Mailbox, Snapshot, Timestamp};
+use crate::model::{Account, Hint, Mailbox, Snapshot, Timestamp};
 use crate::net::backend::Backend;
 use crate::store::{DueMailbox, LookedAt, NodeMarks, StoreError};
-
-/// What the supervisor last told a watcher. Told again unchanged, other backends may be in use.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Directive {
-    /// Counts registrations: another one means that other mailboxes may be wanted.
-    pub(super) registrations: u64,
-    /// What a backend last accepted here; `None` where nothing was, or where a master watches.
-    pub(super) login: Option<Box<AcceptedLogin>>,
-    /// Counts logins here.
-    pub(super) logins: u64,
-    /// Counts logins at other nodes, which store what those bring.
-    pub(super) logins_elsewhere: u64,
-    /// Counts times after which logins at other nodes may have been missed.
-    pub(super) logins_missed: u64,
-    /// Counts what has all mailboxes of an account on demand looked at.
-    pub(super) looks: u64,
-    /// No device is left, or the program ends.
-    pub(super) stop: bool,
-}
 
 /// One account's watcher. What few have is boxed: there may be one for each account.
 #[derive(Debug)]
 pub(super) struct Watcher {
     pub(super) account: Account,
     pub(super) context: Arc<WatchContext>,
-    pub(super) directive: watch::Receiver<Directive>,
+    pub(super) directive: DirectiveReceiver,
     pub(super) hints: Hints,
     pub(super) status: StatusCell,
     /// Where it is connected, or last was.
@@ -88,9 +69,9 @@ pub(super) struct Watcher {
     pub(super) previews: Option<Box<PreviewRequests>>,
     /// It has no connection but while it asks for mailboxes that are due.
     pub(super) on_demand: bool,
-    /// Those of [`Directive::looks`] that are taken over.
+    /// Those of [`Directive::looks`](super::directive::Directive::looks) that are taken over.
     pub(super) looks: u64,
-    /// Those of [`Directive::registrations`] that came before it last read what is due.
+    /// Those of [`Directive::registrations`](super::directive::Directive::registrations) that came before it last read what is due.
     pub(super) found: u64,
     /// Of an account on demand: whether it asks, or waits.
     pub(super) asking: Option<Box<AskingTask>>,
@@ -154,7 +135,7 @@ pub(super) struct WatchedMailbox {
     pub(super) left_out: bool,
 }
 
-/// How much of a [`Directive`] a watcher on demand has taken over.
+/// How much of a [`Directive`](super::directive::Directive) a watcher on demand has taken over.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TakenOver {
     pub(super) logins: u64,
@@ -301,11 +282,11 @@ impl Watcher {
     pub(super) fn new(
         account: Account,
         context: Arc<WatchContext>,
-        directive: watch::Receiver<Directive>,
+        directive: DirectiveReceiver,
         hints: Hints,
         status: StatusCell,
     ) -> Self {
-        let inherited = directive.borrow().login.is_none();
+        let inherited = directive.read(|told| told.login.is_none());
         let on_demand = context.is_on_demand(&account);
         let previews = context.asks_for_previews().then(Box::default);
         let backend = context.backends.of(&account).unwrap_or_else(|_| context.backends.default());
@@ -364,7 +345,7 @@ impl Watcher {
     ) -> Result<Vec<DueMailbox>, SessionEnd> {
         let (context, account, id) = (&self.context, &self.account, backend.id());
         // Before the rows are read: a registration that comes meanwhile has them read again.
-        let registrations = self.directive.borrow().registrations;
+        let registrations = self.directive.read(|told| told.registrations);
         let (mut rows, due) = context.store.watched_and_due(account, id, context.alive()).await?;
         if rows.is_empty() {
             let live = context.store.live_account(account, context.alive()).await?;
@@ -432,7 +413,7 @@ impl Watcher {
     /// mailboxes was read again. A user's login alone is no reason to disturb the backend.
     pub(super) async fn follow_directive(&mut self) -> Result<bool, SessionEnd> {
         self.take_directive().await;
-        let wanted = self.directive.borrow().registrations != self.registrations;
+        let wanted = self.directive.read(|told| told.registrations) != self.registrations;
         if wanted {
             let backend = self.backend.clone();
             self.reload(&backend).await?;
@@ -522,9 +503,4 @@ impl WatchedMailbox {
         let marks = NodeMarks::default();
         Self { due: false, marked: false, marks, must_look: false, left_out: false, ..self }
     }
-}
-
-pub(super) async fn stopped(mut directive: watch::Receiver<Directive>) {
-    // A supervisor that is gone is the end, too.
-    let _ = directive.wait_for(|directive| directive.stop).await;
 }

@@ -3,14 +3,15 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::follower::{FollowEvent, Follower};
 use crate::model::{Account, BackendId, Credentials, Hint, Mailbox, Snapshot};
+use crate::watch::directive::DirectiveSender;
 use crate::watch::hints::Hints;
 use crate::watch::ledger::Consequence;
-use crate::watch::watcher::{Directive, WatchedMailbox, in_order};
+use crate::watch::watcher::{WatchedMailbox, in_order};
 
 /// An account that is followed by one proof.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub(super) struct Followed {
     pub(super) more: Notify,
     /// For a connection of its own.
     pub(super) hints: Hints,
-    pub(super) directive: watch::Sender<Directive>,
+    pub(super) directive: DirectiveSender,
     /// The account's watcher is listened to.
     listens: AtomicBool,
     /// Whether that one watches all that is wanted; `None` until it has looked once more.
@@ -49,7 +50,7 @@ impl Followed {
             followers: Mutex::new(vec![follower]),
             more: Notify::new(),
             hints: Hints::default(),
-            directive: watch::Sender::default(),
+            directive: DirectiveSender::default(),
             listens: AtomicBool::new(false),
             watched: Mutex::default(),
             watched_changed: Notify::new(),

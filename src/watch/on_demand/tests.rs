@@ -1,16 +1,14 @@
 use std::sync::Arc;
 
-use tokio::sync::watch as cell;
-
 use super::super::asking::MOST_OF_BACKEND;
 use super::super::parked_wait::{ParkedLogin, ParkedWait};
 use super::parked::PUSHING;
 use super::*;
 use crate::model::{Mailbox, Snapshot};
 use crate::store::NodeMarks;
+use crate::watch::directive::{Directive, directive_channel};
 use crate::watch::hints::Hints;
 use crate::watch::test_context::{context, one_backend};
-use crate::watch::watcher::Directive;
 
 #[tokio::test]
 async fn a_task_that_breaks_off_is_told_with_its_account() {
@@ -27,7 +25,7 @@ async fn a_task_that_breaks_off_is_told_with_its_account() {
 #[tokio::test]
 async fn a_mailbox_that_is_due_again_as_its_task_ends_keeps_its_mark() {
     let (_folder, context) = context(&one_backend("localhost")).await;
-    let (directive, told) = cell::channel(Directive::default());
+    let (directive, told) = directive_channel(Directive::default());
     let status = StatusCell::new(&Arc::default(), WatcherState::Starting);
     let alice = Account::from_login("alice");
     let mut watcher = Watcher::new(alice.clone(), context, told, Hints::default(), status);

@@ -16,7 +16,7 @@ use crate::net::backend::Backend;
 use crate::net::doveadm::{Doveadm, DoveadmQuery};
 use crate::store::{DueMailbox, LookedAt};
 use crate::watch::status::{WatchMode, WatcherState};
-use crate::watch::watcher::{NextStep, SessionEnd, WatchedMailbox, Watcher, stopped};
+use crate::watch::watcher::{NextStep, SessionEnd, WatchedMailbox, Watcher};
 
 /// What is due within this time is asked for together.
 const MERGED: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ impl Watcher {
             asking.database_answers();
         }
         self.found = self.registrations;
-        let looks = self.directive.borrow().looks;
+        let looks = self.directive.read(|told| told.looks);
         let all = std::mem::replace(&mut self.looks, looks) != looks;
         for watched in &mut self.mailboxes {
             let unknown = watched.ledger.is_unknown();
@@ -47,7 +47,7 @@ impl Watcher {
         if self.is_due() && !all {
             tokio::select! {
                 () = sleep(MERGED) => {}
-                () = stopped(self.directive.clone()) => return Err(SessionEnd::Stop),
+                () = self.directive.stopped() => return Err(SessionEnd::Stop),
             }
             self.hear_hints().await?;
         }
@@ -168,7 +168,7 @@ impl Watcher {
         let query = DoveadmQuery { account: self.account.clone(), mailboxes };
         let answer = tokio::select! {
             answer = calls.ask(doveadm, query) => answer,
-            () = stopped(self.directive.clone()) => return SessionEnd::Stop,
+            () = self.directive.stopped() => return SessionEnd::Stop,
         };
         let states = match answer {
             Ok(answer) => {

@@ -6,8 +6,9 @@ use tokio::time::Instant;
 use super::{ReplyKind, StoreReply, Supervisor};
 use crate::model::Account;
 use crate::store::{Invalidation, LiveAccount, StoreError};
+use crate::watch::directive::Directive;
 use crate::watch::on_demand::Sweep;
-use crate::watch::watcher::{Directive, WatcherStart};
+use crate::watch::watcher::WatcherStart;
 
 /// All is to be read again soon.
 #[derive(Debug)]

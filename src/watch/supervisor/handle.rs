@@ -1,15 +1,13 @@
 //! How the supervisor speaks to a watcher.
 
-use tokio::sync::watch;
-
+use crate::watch::directive::DirectiveSender;
 use crate::watch::hints::Hints;
 use crate::watch::status::StatusCell;
-use crate::watch::watcher::Directive;
 
 /// The way to speak to a watcher, and what it does. One that has ended has no receiver any more.
 #[derive(Debug)]
 pub(super) struct WatcherHandle {
-    pub(super) directive: watch::Sender<Directive>,
+    pub(super) directive: DirectiveSender,
     pub(super) hints: Hints,
     pub(super) status: StatusCell,
     /// When it was last known that the account is to be watched.

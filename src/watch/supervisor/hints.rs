@@ -6,10 +6,11 @@ use super::Supervisor;
 use super::handle::WatcherHandle;
 use crate::model::{Account, Hint};
 use crate::store::{Invalidation, LookedAt, NodeNews};
+use crate::watch::directive::Directive;
 use crate::watch::hint_writer::{HintReply, RecordedHints};
 use crate::watch::hints::Hints;
 use crate::watch::missed_events::MissedAt;
-use crate::watch::watcher::{Directive, WatcherStart};
+use crate::watch::watcher::WatcherStart;
 
 impl Supervisor {
     /// Has what waits to be recorded written.

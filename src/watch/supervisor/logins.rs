@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use super::{EARLY, LOGINS, Supervisor, WatcherHandle};
 use crate::model::{AcceptedLogin, Account, Hint};
 use crate::watch::accounts::pass_on;
-use crate::watch::watcher::{Directive, WatcherStart};
+use crate::watch::directive::Directive;
+use crate::watch::watcher::WatcherStart;
 
 impl Supervisor {
     pub(super) fn registered(&mut self, account: Account, login: AcceptedLogin) {

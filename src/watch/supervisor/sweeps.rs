@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::{ReplyKind, StoreReply, Supervisor};
 use crate::model::Account;
+use crate::watch::directive::Directive;
 use crate::watch::due_accounts::{self, DueAccounts};
 use crate::watch::on_demand::Sweep;
-use crate::watch::watcher::{Directive, WatcherStart};
+use crate::watch::watcher::WatcherStart;
 
 impl Supervisor {
     /// Finds what is due, of accounts that are known by now: an event that comes meanwhile has its task begin.
@@ -23,7 +24,7 @@ impl Supervisor {
     pub(super) fn found_due(&mut self, moment: u64, sweep: Sweep, mut due: DueAccounts) {
         if sweep == Sweep::None {
             due.accounts.retain(|account| match self.watchers.get(account) {
-                Some(task) => task.directive.borrow().looks == 0,
+                Some(task) => task.directive.read(|told| told.looks == 0),
                 None => !self.on_demand.has_told_all_since(account, moment),
             });
         }

@@ -321,9 +321,8 @@ impl Watcher {
                     return Ok(RefreshReason::All);
                 },
                 () = tokio::time::sleep_until(until) => break,
-                changed = self.directive.changed() => {
-                    changed.map_err(|_| SessionEnd::Stop)?;
-                    if self.directive.borrow().stop {
+                () = self.directive.changed() => {
+                    if self.directive.is_stopped() {
                         return Err(SessionEnd::Stop);
                     }
                     anew = Box::pin(self.follow_directive()).await?;
