@@ -30,7 +30,7 @@ use crate::store::error::{CANNOT_OPEN, sqlite_code};
 const READERS: u32 = 4;
 
 /// What each connection keeps of the file, in KiB. The kernel caches the file as well.
-const CACHE: u32 = 512;
+const CACHE: u32 = 256;
 
 /// A larger file is not written anew at the start, in bytes: that takes some seconds.
 const MOST_WIPED: u64 = 256 * 1024 * 1024;
@@ -351,7 +351,7 @@ mod tests {
                 ("pragma busy_timeout", "4321"),
                 ("pragma journal_mode", "wal"),
                 ("pragma secure_delete", "1"),
-                ("pragma cache_size", "-512"),
+                ("pragma cache_size", "-256"),
             ] {
                 let row = query(pragma).fetch_one_in(&mut work).await.unwrap();
                 let value = row

@@ -32,10 +32,10 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// Connections in a row that ended as soon as before, although they were not quiet for so long.
 const IN_VAIN: u32 = 2;
 
-/// What one account knows.
+/// What one account knows. What few accounts have learnt is boxed.
 #[derive(Debug, Default)]
 pub(in crate::watch) struct Keepalive {
-    lesson: Option<Lesson>,
+    lesson: Option<Box<Lesson>>,
     /// For how long the last connection was quiet when it ended.
     last: Option<Duration>,
     in_vain: u32,
@@ -84,7 +84,7 @@ pub(in crate::watch) fn least(config: &config::WatchConfig) -> Duration {
 impl Keepalive {
     /// How long a connection may be quiet, if that is known.
     pub(in crate::watch) fn renewal(&self) -> Option<Duration> {
-        self.lesson.filter(Lesson::holds).map(|lesson| lesson.renewal)
+        self.lesson.as_ref().filter(|lesson| lesson.holds()).map(|lesson| lesson.renewal)
     }
 
     /// A connection begins. An account that has lost none yet takes over what others know. `chance` is
@@ -94,7 +94,7 @@ impl Keepalive {
             && self.renewal().is_none()
             && let Some(renewal) = shared.renewal()
         {
-            self.lesson = Some(Lesson::new(renewal, Duration::ZERO, chance));
+            self.lesson = Some(Box::new(Lesson::new(renewal, Duration::ZERO, chance)));
         }
     }
 
@@ -109,7 +109,7 @@ impl Keepalive {
         chance: f64,
     ) -> Option<Duration> {
         self.experienced = true;
-        let known = self.lesson.filter(Lesson::holds);
+        let known = self.lesson.as_deref().copied().filter(Lesson::holds);
         if let Some(lesson) = known
             && loss.age > lesson.renewal
             && loss.quiet < lesson.renewal
@@ -141,7 +141,7 @@ impl Keepalive {
         if known.is_some_and(|known| known.renewal <= renewal) {
             return None;
         }
-        self.lesson = Some(Lesson::new(renewal, loss.age, chance));
+        self.lesson = Some(Box::new(Lesson::new(renewal, loss.age, chance)));
         self.in_vain = 0;
         shared.learnt(account, renewal);
         Some(renewal)
