@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 use crate::model::AcceptedLogin;
 
-/// What the supervisor last told a watcher. VersionedDirective again unchanged, other backends may be in use.
+/// What the supervisor last told a watcher. Told again unchanged, other backends may be in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Directive {
     /// Counts registrations: another one means that other mailboxes may be wanted.
@@ -26,8 +26,8 @@ pub(super) struct Directive {
     pub(super) stop: bool,
 }
 
-/// Tells one watcher the newest [`Directive`]. With its end the watcher is to stop. Each account has one: a channel of
-/// tokio's would take 400 bytes in place of 120.
+/// Tells one watcher the newest [`Directive`]. With its end the watcher is to stop. There may be one for
+/// each account: a channel of tokio's would take 400 bytes in place of 120.
 #[derive(Debug)]
 pub(super) struct DirectiveSender(Arc<DirectiveCell>);
 
@@ -39,16 +39,16 @@ pub(super) struct DirectiveReceiver {
     seen: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct DirectiveCell {
     told: Mutex<VersionedDirective>,
     changed: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct VersionedDirective {
     directive: Directive,
-    /// Counts changes, and begins anew behind the largest.
+    /// Counts changes, and wraps around.
     version: u32,
 }
 

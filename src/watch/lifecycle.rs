@@ -36,25 +36,35 @@ const MASTER_REMEDY: &str = "see master_user, master_password_file and login_tem
 /// The longest pause between attempts to read what is to be watched.
 const UNREAD: Duration = Duration::from_secs(30);
 
-/// The backend, what is known of it, and the master user that logs in there, if one does.
-type LoginPlan = (Backend, Arc<BackendHealth>, Option<Arc<MasterLogin>>);
+/// Where to log in, and as whom.
+struct LoginPlan {
+    backend: Backend,
+    health: Arc<BackendHealth>,
+    /// The master user that logs in; `None` where the account's does.
+    master: Option<Arc<MasterLogin>>,
+}
 
 /// Leave for one login.
 type LoginPermits<'a> =
     (Option<master_login::MasterPermit<'a>>, LoginPermit<'a>, pacing::LoginSlot<'a>);
 
 impl Watcher {
-    /// Watches until the supervisor says stop. What it does is boxed, since each part takes more room than the others.
-    pub(super) async fn run(&mut self, begin: WatcherStart) {
-        let mut next = Box::pin(self.first(begin)).await;
+    /// Watches until the supervisor says stop. Each step is boxed by itself: only the one under way takes room.
+    pub(super) async fn run(&mut self, begin: Box<WatcherStart>) {
+        let mut next = Box::pin(self.first(*begin)).await;
         // Its user has just registered or logged in.
         let mut user_is_there = self.directive.read(|told| told.login.is_some() || told.logins > 0);
         while let Some(told) = Box::pin(self.pause(next)).await {
             user_is_there |= told;
-            // In one piece from the wait for a turn to the end of the connection: of thousands of accounts that wait at
-            // the start, what each waited in is what it lives in, and nothing between them is left over.
-            let attempted = Box::pin(self.attempt(&mut user_is_there)).await;
-            next = Box::pin(self.after_attempt(attempted)).await;
+            let plan = match Box::pin(self.plan_login(&mut user_is_there)).await {
+                Ok(plan) => plan,
+                Err(other) => {
+                    next = other;
+                    continue;
+                }
+            };
+            let end = Box::pin(self.attempt(plan, &mut user_is_there)).await;
+            next = Box::pin(self.after(end)).await;
         }
     }
 
@@ -69,40 +79,31 @@ impl Watcher {
         }
     }
 
-    async fn after_attempt(&mut self, attempted: Result<SessionEnd, NextStep>) -> NextStep {
-        match attempted {
-            Ok(end) => self.after(end).await,
-            Err(next) => next,
-        }
-    }
-
-    /// Waits for a turn and watches until the connection ends; an error with what is next, where there is to be none. That
-    /// its user is there counts until a connection has ended. Its steps are boxed: it spends its life in a connection.
-    async fn attempt(&mut self, user_is_there: &mut bool) -> Result<SessionEnd, NextStep> {
-        let (backend, health, master) = Box::pin(self.plan_login(*user_is_there)).await?;
-        if let Some(doveadm) = backend.doveadm().filter(|_| self.on_demand) {
-            *user_is_there = false;
-            return Ok(Box::pin(self.visit_by_doveadm(doveadm, &health.doveadm)).await);
-        }
+    /// Waits for a turn, logs in, and watches until the connection ends. That its user is there counts until it has had
+    /// its turn. One allocation holds all of that but the login: with two, thousands of accounts that wait at the start
+    /// would leave holes in the heap.
+    async fn attempt(&mut self, plan: Box<LoginPlan>, user_is_there: &mut bool) -> SessionEnd {
         self.shows(WatcherState::Starting);
-        let turns = self.turns(&health, master.as_deref(), *user_is_there);
+        let turns = self.turns(&plan.health, plan.master.as_deref(), *user_is_there);
         let (turns, _place) = match turns.await {
             Ok(turns) => turns,
-            Err(end) => return Ok(end),
+            Err(end) => return end,
         };
         self.shows(WatcherState::Starting);
         *user_is_there = false;
-        let at = LoginTarget { backend: &backend, health: &health, master: master.as_deref() };
-        // Boxed by itself: the login is the largest part, and soon over.
+        let LoginPlan { backend, health, master } = &*plan;
+        let at = LoginTarget { backend, health, master: master.as_deref() };
+        // The largest part, and soon over.
         let connection = match Box::pin(self.begin_connection(at, turns)).await {
             Ok(connection) => connection,
-            Err(end) => return Ok(end),
+            Err(end) => return end,
         };
-        Ok(self.connection(&backend, &health, connection).await)
+        self.connection(&plan.backend, &plan.health, connection).await
     }
 
-    /// Where it is to log in, and as whom; an error with what is next, where it is not to.
-    async fn plan_login(&mut self, user_is_there: bool) -> Result<LoginPlan, NextStep> {
+    /// Where it is to log in, and as whom; an error with what is next, where it is not to, or was looked at without a
+    /// login.
+    async fn plan_login(&mut self, user_is_there: &mut bool) -> Result<Box<LoginPlan>, NextStep> {
         let backend = self.context.backends.of(&self.account);
         self.considered = backend.as_ref().ok().cloned();
         if self.on_demand {
@@ -125,19 +126,21 @@ impl Watcher {
         }
         // Of a backend that is not the account's nothing is asked, not even a turn.
         if self.elsewhere
-            && let Err(end) = self.reload(&backend).await
+            && let Err(end) = Box::pin(self.reload(&backend)).await
         {
             return Err(self.after(end).await);
         }
         if self.on_demand {
-            self.is_to_ask(&backend, user_is_there).await?;
+            Box::pin(self.is_to_ask(&backend, *user_is_there)).await?;
         }
         let health = self.context.backend_health.of(&backend);
-        if self.on_demand && backend.doveadm().is_some() {
-            return Ok((backend, health, None));
+        if let Some(doveadm) = backend.doveadm().filter(|_| self.on_demand) {
+            let end = Box::pin(self.visit_by_doveadm(doveadm, &health.doveadm)).await;
+            *user_is_there = false;
+            return Err(self.after(end).await);
         }
         match self.master_at(&backend, &health) {
-            Ok(master) => Ok((backend, health, master)),
+            Ok(master) => Ok(Box::new(LoginPlan { backend, health, master })),
             Err(end) => Err(self.after(end).await),
         }
     }
@@ -417,9 +420,11 @@ impl Watcher {
             }
             () = health.wanted() => (SessionEnd::Turn, true),
             () = directive.wait_until(|told| told.stop || moved()) => {
-                let moved = || "the configuration names another backend".to_owned();
-                let stops = directive.is_stopped();
-                (if stops { SessionEnd::Stop } else { SessionEnd::Failed(moved()) }, true)
+                let end = match directive.is_stopped() {
+                    true => SessionEnd::Stop,
+                    false => SessionEnd::Failed("the configuration names another backend".to_owned()),
+                };
+                (end, true)
             }
         };
         match end {

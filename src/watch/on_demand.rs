@@ -232,7 +232,7 @@ impl OnDemand {
     }
 
     /// Spawns the task of an account.
-    pub(super) fn spawn(&mut self, mut watcher: Watcher, begin: WatcherStart, began: u64) {
+    pub(super) fn spawn(&mut self, mut watcher: Watcher, begin: Box<WatcherStart>, began: u64) {
         if let Some((_, told)) = self.told.remove(&watcher.account) {
             watcher.mailboxes = told.mailboxes;
         }

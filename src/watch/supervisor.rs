@@ -536,6 +536,7 @@ impl Supervisor {
         let mut watcher =
             Watcher::new(account.clone(), context, receiver, hints.clone(), status.clone());
         watcher.inherited &= inherited;
+        let begin = Box::new(begin);
         match on_demand {
             true => self.on_demand.spawn(watcher, begin, began),
             false => drop(self.tasks.spawn(async move { watcher.run(begin).await })),

@@ -71,7 +71,7 @@ pub(super) struct Watcher {
     pub(super) on_demand: bool,
     /// Those of [`Directive::looks`](super::directive::Directive::looks) that are taken over.
     pub(super) looks: u64,
-    /// Those of [`Directive::registrations`](super::directive::Directive::registrations) that came before it last read what is due.
+    /// Those of [`registrations`](super::directive::Directive::registrations) that came before it last read what is due.
     pub(super) found: u64,
     /// Of an account on demand: whether it asks, or waits.
     pub(super) asking: Option<Box<AskingTask>>,

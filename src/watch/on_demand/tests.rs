@@ -36,7 +36,7 @@ async fn a_mailbox_that_is_due_again_as_its_task_ends_keeps_its_mark() {
     }
     directive.send_modify(|directive| directive.stop = true);
     let mut on_demand = OnDemand::new();
-    on_demand.spawn(watcher, WatcherStart::AtOnce, 1);
+    on_demand.spawn(watcher, Box::new(WatcherStart::AtOnce), 1);
     match on_demand.next().await {
         OnDemandEvent::Ended(end) => {
             let left: Vec<_> = end.looked_at.iter().map(|it| it.mailbox.as_str()).collect();
