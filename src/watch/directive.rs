@@ -26,8 +26,8 @@ pub(super) struct Directive {
     pub(super) stop: bool,
 }
 
-/// Tells one watcher the newest [`Directive`]. With its end the watcher is to stop. There may be one for
-/// each account: a channel of tokio's would take 400 bytes in place of 120.
+/// Tells one watcher the newest [`Directive`]. The watcher stops when this is dropped. There may be one for each account:
+/// a channel of tokio's would take 400 bytes in place of 120.
 #[derive(Debug)]
 pub(super) struct DirectiveSender(Arc<DirectiveCell>);
 
@@ -67,7 +67,7 @@ impl Default for DirectiveSender {
 }
 
 impl DirectiveSender {
-    /// Changes what is told, and wakes the watcher, also where nothing is other than before.
+    /// Changes what the watcher is to know, and wakes it, also where that is as before.
     pub(super) fn send_modify(&self, change: impl FnOnce(&mut Directive)) {
         let mut told = self.0.told.lock();
         change(&mut told.directive);
@@ -76,7 +76,7 @@ impl DirectiveSender {
         self.0.changed.notify_waiters();
     }
 
-    /// A receiver that has seen what is told now.
+    /// A receiver that has seen what was last told.
     pub(super) fn subscribe(&self) -> DirectiveReceiver {
         let seen = self.0.told.lock().version;
         DirectiveReceiver { shared: Arc::clone(&self.0), seen }
@@ -100,7 +100,7 @@ impl Drop for DirectiveSender {
 }
 
 impl DirectiveReceiver {
-    /// Reads something of what was last told. It does not count as seen by that.
+    /// Reads something of what was last told. That does not mark it as seen.
     pub(super) fn read<T>(&self, read: impl FnOnce(&Directive) -> T) -> T {
         read(&self.shared.told.lock().directive)
     }
@@ -110,22 +110,22 @@ impl DirectiveReceiver {
         self.read(|directive| directive.stop)
     }
 
-    /// What was last told, which counts as seen by that.
+    /// Returns what was last told, and marks it as seen.
     pub(super) fn take(&mut self) -> Directive {
         let told = self.shared.told.lock();
         self.seen = told.version;
         told.directive.clone()
     }
 
-    /// What was last told counts as not seen.
+    /// Marks what was last told as not seen.
     pub(super) fn mark_changed(&mut self) {
         self.seen = self.shared.told.lock().version.wrapping_sub(1);
     }
 
-    /// Waits for something that is not seen, which counts as seen then.
+    /// Waits for a change that is not seen, and marks it as seen.
     pub(super) async fn changed(&mut self) {
         loop {
-            // Before the look: it hears of what is told since then.
+            // Made before the look, it hears of each change since.
             let changed = self.shared.changed.notified();
             let version = self.shared.told.lock().version;
             if version != self.seen {
@@ -136,7 +136,7 @@ impl DirectiveReceiver {
         }
     }
 
-    /// Waits until what is told is so, which it may be already. Whether it is seen stays as it is.
+    /// Waits until `is_so` holds of what was last told; returns at once where it does. It marks nothing as seen.
     pub(super) async fn wait_until(&self, mut is_so: impl FnMut(&Directive) -> bool) {
         loop {
             let changed = self.shared.changed.notified();
@@ -147,7 +147,7 @@ impl DirectiveReceiver {
         }
     }
 
-    /// Waits until the watcher is to stop. A supervisor that is gone is the end, too.
+    /// Waits until the watcher is to stop, as it is also when the supervisor is gone.
     pub(super) async fn stopped(&self) {
         self.wait_until(|directive| directive.stop).await;
     }

@@ -79,9 +79,9 @@ impl Watcher {
         }
     }
 
-    /// Waits for a turn, logs in, and watches until the connection ends. That its user is there counts until it has had
-    /// its turn. One allocation holds all of that but the login: with two, thousands of accounts that wait at the start
-    /// would leave holes in the heap.
+    /// Waits for a turn, logs in, and watches until the connection ends. `user_is_there` counts until it has had its
+    /// turn. One allocation holds all of that but the login: with two, thousands of accounts that wait at the start would
+    /// leave holes in the heap.
     async fn attempt(&mut self, plan: Box<LoginPlan>, user_is_there: &mut bool) -> SessionEnd {
         self.shows(WatcherState::Starting);
         let turns = self.turns(&plan.health, plan.master.as_deref(), *user_is_there);
@@ -101,8 +101,8 @@ impl Watcher {
         self.connection(&plan.backend, &plan.health, connection).await
     }
 
-    /// Where it is to log in, and as whom; an error with what is next, where it is not to, or was looked at without a
-    /// login.
+    /// Returns where it is to log in, and as whom; an error with what is next, where it is not to log in, or has asked
+    /// doveadm in place of it.
     async fn plan_login(&mut self, user_is_there: &mut bool) -> Result<Box<LoginPlan>, NextStep> {
         let backend = self.context.backends.of(&self.account);
         self.considered = backend.as_ref().ok().cloned();
@@ -115,7 +115,7 @@ impl Watcher {
             Err(error) => {
                 let next = self.after(SessionEnd::Failed(error.to_string())).await;
                 if self.unasked.is_some() {
-                    // Whose mailboxes they are of is not known. All is looked at by the next task.
+                    // It does not know whose mailboxes they are. The next task looks at all.
                     self.hints.take();
                 }
                 return Err(next);
@@ -124,7 +124,7 @@ impl Watcher {
         if let Some(asking) = &mut self.asking {
             asking.asks_at(backend.id());
         }
-        // Of a backend that is not the account's nothing is asked, not even a turn.
+        // It asks nothing of a backend that is not the account's, not even a turn.
         if self.elsewhere
             && let Err(end) = Box::pin(self.reload(&backend)).await
         {

@@ -102,7 +102,7 @@ async fn nothing_is_read_for_a_client_that_is_behind() {
         poll_fn(|cx| {
             let pause = backend.pump(cx, Some(&mut client), &mut session, &mut bounds);
             assert!(matches!(pause, Ok(Pause::Stalled)));
-            // Nobody has made room.
+            // The pipe is as full as before.
             assert!(Pin::new(&mut far).poll_write(cx, b"x").is_pending(), "something was read");
             Poll::Ready(())
         })
