@@ -94,11 +94,42 @@ impl Watcher {
         let LoginPlan { backend, health, master } = &*plan;
         let at = LoginTarget { backend, health, master: master.as_deref() };
         // The largest part, and soon over.
-        let connection = match Box::pin(self.begin_connection(at, turns)).await {
+        let mut connection = match Box::pin(self.begin_connection(at, turns)).await {
             Ok(connection) => connection,
             Err(end) => return end,
         };
-        self.connection(&plan.backend, &plan.health, connection).await
+        let directive = self.directive.clone();
+        let (backends, account) = (self.context.backends.clone(), self.account.clone());
+        self.keepalive.begin(&health.keepalive, rand::random());
+        let watching = match self.on_demand {
+            true => {
+                Either::Left(Box::pin(async { Err(self.visit(&mut connection, health).await) }))
+            }
+            false => Either::Right(self.run_session(&mut connection, health)),
+        };
+        // Whatever it waits for, it ends when it is to stop.
+        let (end, orderly) = tokio::select! {
+            ended = watching => {
+                let Err(end) = ended;
+                let orderly =
+                    matches!(end, SessionEnd::Stop | SessionEnd::Nothing | SessionEnd::Visited);
+                (end, orderly)
+            }
+            () = health.wanted() => (SessionEnd::Turn, true),
+            () = directive.wait_until(|told| told.stop || !backends.is_of(&account, backend)) => {
+                let end = match directive.is_stopped() {
+                    true => SessionEnd::Stop,
+                    false => SessionEnd::Failed("the configuration names another backend".to_owned()),
+                };
+                (end, true)
+            }
+        };
+        match end {
+            SessionEnd::Failed(_) if !orderly => self.learn_from(&connection, health),
+            _ if orderly => Box::pin(connection.log_out()).await,
+            _ => {}
+        }
+        end
     }
 
     /// Returns where it is to log in, and as whom; an error with what is next, where it is not to log in, or has asked
@@ -392,47 +423,6 @@ impl Watcher {
             false => Ok(None),
             true => health.master(backend).map(Some).ok_or(SessionEnd::NoMaster),
         }
-    }
-
-    /// One connection from its login to its end. Whatever it waits for, it ends when it is to stop.
-    async fn connection(
-        &mut self,
-        backend: &Backend,
-        health: &BackendHealth,
-        mut connection: Box<ImapConnection>,
-    ) -> SessionEnd {
-        let directive = self.directive.clone();
-        let (backends, account) = (self.context.backends.clone(), self.account.clone());
-        let moved = || !backends.is_of(&account, backend);
-        self.keepalive.begin(&health.keepalive, rand::random());
-        let watching = match self.on_demand {
-            true => {
-                Either::Left(Box::pin(async { Err(self.visit(&mut connection, health).await) }))
-            }
-            false => Either::Right(self.run_session(&mut connection, health)),
-        };
-        let (end, orderly) = tokio::select! {
-            ended = watching => {
-                let Err(end) = ended;
-                let orderly =
-                    matches!(end, SessionEnd::Stop | SessionEnd::Nothing | SessionEnd::Visited);
-                (end, orderly)
-            }
-            () = health.wanted() => (SessionEnd::Turn, true),
-            () = directive.wait_until(|told| told.stop || moved()) => {
-                let end = match directive.is_stopped() {
-                    true => SessionEnd::Stop,
-                    false => SessionEnd::Failed("the configuration names another backend".to_owned()),
-                };
-                (end, true)
-            }
-        };
-        match end {
-            SessionEnd::Failed(_) if !orderly => self.learn_from(&connection, health),
-            _ if orderly => Box::pin(connection.log_out()).await,
-            _ => {}
-        }
-        end
     }
 
     /// A connection that is logged in.

@@ -539,7 +539,8 @@ impl Supervisor {
         let begin = Box::new(begin);
         match on_demand {
             true => self.on_demand.spawn(watcher, begin, began),
-            false => drop(self.tasks.spawn(async move { watcher.run(begin).await })),
+            // In a box: the allocator gives a task the next larger size, for where it has to begin.
+            false => drop(self.tasks.spawn(Box::pin(async move { watcher.run(begin).await }))),
         }
         let directive = sender;
         let handle = WatcherHandle { directive, hints, status, moment, began, on_demand };

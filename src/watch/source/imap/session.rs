@@ -279,7 +279,6 @@ impl Watcher {
     /// Waits until there is something to look at: in IDLE, if INBOX is open. What else it does on the
     /// way is boxed, since an account mostly waits, and the room is kept for that.
     async fn wait(&mut self, session: &mut ImapSession<'_>) -> Result<RefreshReason, SessionEnd> {
-        let settle = self.context.config.settle;
         let began = Instant::now();
         if session.open.is_some() && !Box::pin(self.begin_idle(session)).await? {
             return Box::pin(self.distrust_idle(session)).await;
@@ -287,30 +286,26 @@ impl Watcher {
         let methods = &self.methods;
         let polls = self.mailboxes.iter().any(|watched| !session.covers(&watched.mailbox, methods));
         let checks = session.armed || session.open.is_some();
-        let mut look_at = self.next_look(session, polls, checks, began + settle);
-        // Something on the way would end a connection on which nothing is said for longer.
-        let quiet = self.keepalive.renewal();
-        let renewal =
-            |session: &ImapSession<'_>| quiet.map(|quiet| session.connection.active_at() + quiet);
+        let mut look_at = self.next_look(session, polls, checks, began + self.settle());
         // All has to be looked at, and polls begin anew.
         let mut anew = false;
         loop {
             match Box::pin(self.hear(session)).await? {
                 // At once; but however much a backend tells, there is some time between two looks.
                 Some(ChangeKind::NewMail) => {
-                    look_at = look_at.min(Instant::now().max(began + settle));
+                    look_at = look_at.min(Instant::now().max(began + self.settle()));
                 }
-                Some(ChangeKind::Quiet) => look_at = look_at.min(Instant::now() + settle),
+                Some(ChangeKind::Quiet) => look_at = look_at.min(Instant::now() + self.settle()),
                 None => {}
             }
             if Box::pin(self.hear_hints()).await? {
-                look_at = look_at.min(Instant::now().max(began + settle));
+                look_at = look_at.min(Instant::now().max(began + self.settle()));
             }
-            if std::mem::take(&mut session.overflow.look) {
+            if session.overflow.take_look() {
                 anew = true;
                 break;
             }
-            let until = renewal(session).map_or(look_at, |renewal| look_at.min(renewal));
+            let until = self.renewal(session).map_or(look_at, |renewal| look_at.min(renewal));
             tokio::select! {
                 idle_ended = session.connection.unasked() => if idle_ended? {
                     // Some servers end it when they please; one that does so at once has no IDLE.
@@ -332,7 +327,7 @@ impl Watcher {
                 }
             }
         }
-        let renews = renewal(session).is_some_and(|renewal| Instant::now() >= renewal);
+        let renews = self.renewal(session).is_some_and(|renewal| Instant::now() >= renewal);
         if session.connection.idles() && (renews || began.elapsed() >= LASTED) {
             self.methods.idle.accepted(&session.health.idle);
         }
@@ -341,6 +336,16 @@ impl Watcher {
         }
         Box::pin(session.connection.done()).await?;
         Ok(self.reason_to_look(session, polls, checks, anew))
+    }
+
+    /// What is told together is looked at after this time.
+    fn settle(&self) -> Duration {
+        self.context.config.settle
+    }
+
+    /// When something is to be said: something on the way would end a connection on which nothing is said for longer.
+    fn renewal(&self, session: &ImapSession<'_>) -> Option<Instant> {
+        self.keepalive.renewal().map(|quiet| session.connection.active_at() + quiet)
     }
 
     /// When there is a look if nothing happens until then: `polls` says that mailboxes are polled, `checks` that
@@ -357,7 +362,7 @@ impl Watcher {
             (true, false) => session.poll_at,
             _ => session.check_at,
         };
-        for at in [session.again_at, session.overflow.until].into_iter().flatten() {
+        for at in [session.again_at, session.overflow.until()].into_iter().flatten() {
             look_at = look_at.min(at);
         }
         if self.mailboxes.iter().any(|watched| watched.due) {
@@ -389,7 +394,7 @@ impl Watcher {
         } else if anew {
             session.interval = Duration::ZERO;
             RefreshReason::All
-        } else if session.overflow.until.is_some_and(|until| now >= until) {
+        } else if session.overflow.until().is_some_and(|until| now >= until) {
             RefreshReason::All
         } else if checks && now >= session.check_at {
             RefreshReason::Check { idle: session.idle_tells(), notify: session.armed }
@@ -514,7 +519,7 @@ impl<'a> ImapSession<'a> {
 
     /// Whether IDLE should tell of INBOX.
     pub(in crate::watch) fn idle_tells(&self) -> bool {
-        self.open.is_some() && self.overflow.until.is_none()
+        self.open.is_some() && self.overflow.until().is_none()
     }
 
     fn mode(&self) -> WatchMode {
