@@ -26,7 +26,7 @@ use super::status::WatcherState;
 use super::watcher::{LoginTarget, LoginWait, NextStep, SessionEnd, Watcher, WatcherStart};
 use crate::imap::refusal::Refusal;
 use crate::imap::responses::printable;
-use crate::model::seconds;
+use crate::model::{Account, seconds};
 use crate::net::backend::{Backend, LoggedIn, LoginError};
 use crate::net::backoff::Backoff;
 
@@ -38,6 +38,8 @@ const UNREAD: Duration = Duration::from_secs(30);
 
 /// Where to log in, and as whom.
 struct LoginPlan {
+    /// Whose mailboxes they are.
+    account: Account,
     backend: Backend,
     health: Arc<BackendHealth>,
     /// The master user that logs in; `None` where the account's does.
@@ -91,7 +93,7 @@ impl Watcher {
         };
         self.shows(WatcherState::Starting);
         *user_is_there = false;
-        let LoginPlan { backend, health, master } = &*plan;
+        let LoginPlan { account, backend, health, master } = &*plan;
         let at = LoginTarget { backend, health, master: master.as_deref() };
         // The largest part, and soon over.
         let mut connection = match Box::pin(self.begin_connection(at, turns)).await {
@@ -99,7 +101,7 @@ impl Watcher {
             Err(end) => return end,
         };
         let directive = self.directive.clone();
-        let (backends, account) = (self.context.backends.clone(), self.account.clone());
+        let backends = self.context.backends.clone();
         self.keepalive.begin(&health.keepalive, rand::random());
         let watching = match self.on_demand {
             true => {
@@ -116,7 +118,7 @@ impl Watcher {
                 (end, orderly)
             }
             () = health.wanted() => (SessionEnd::Turn, true),
-            () = directive.wait_until(|told| told.stop || !backends.is_of(&account, backend)) => {
+            () = directive.wait_until(|told| told.stop || !backends.is_of(account, backend)) => {
                 let end = match directive.is_stopped() {
                     true => SessionEnd::Stop,
                     false => SessionEnd::Failed("the configuration names another backend".to_owned()),
@@ -171,7 +173,10 @@ impl Watcher {
             return Err(self.after(end).await);
         }
         match self.master_at(&backend, &health) {
-            Ok(master) => Ok(Box::new(LoginPlan { backend, health, master })),
+            Ok(master) => {
+                let account = self.account.clone();
+                Ok(Box::new(LoginPlan { account, backend, health, master }))
+            }
             Err(end) => Err(self.after(end).await),
         }
     }

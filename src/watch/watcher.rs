@@ -86,7 +86,7 @@ pub(super) struct Watcher {
     /// The account was last found to be of another backend than it has by the configuration.
     pub(super) elsewhere: bool,
     /// Hears of what it sees, instead of `push`. Then the supervisor does not know of it.
-    pub(super) instead: Option<InsteadOfPush>,
+    pub(super) instead: Option<Box<InsteadOfPush>>,
 }
 
 /// Hears of a mailbox what follows for it, and the state that is known of it. It does not wait.

@@ -40,9 +40,10 @@ impl Followed {
         let directive = self.directive.subscribe();
         let mut watcher = Watcher::new(account, Arc::clone(context), directive, hints, status);
         let hears = Arc::clone(self);
-        watcher.instead = Some(InsteadOfPush(Arc::new(move |mailbox, follows, known| {
+        let instead = InsteadOfPush(Arc::new(move |mailbox, follows, known| {
             hears.hear(mailbox, follows, known);
-        })));
+        }));
+        watcher.instead = Some(Box::new(instead));
         (watcher.on_demand, watcher.previews) = (false, None);
         watcher
     }
