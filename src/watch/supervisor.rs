@@ -539,7 +539,6 @@ impl Supervisor {
         let begin = Box::new(begin);
         match on_demand {
             true => self.on_demand.spawn(watcher, begin, began),
-            // In a box: the allocator gives a task the next larger size, for where it has to begin.
             // In a box: the allocator adds 128 bytes to a task, which begins at a multiple of them.
             false => drop(self.tasks.spawn(Box::pin(async move { watcher.run(begin).await }))),
         }
