@@ -173,17 +173,26 @@ async fn outage(backend: &DemoBackend, world: &WatchWorld) -> Watching {
 #[tokio::test]
 async fn a_directory_that_was_empty_for_a_minute_parks_nobody() {
     patient(async {
-        let (backend, world) = four().await;
-        let mut watching = outage(&backend, &world).await;
+        let (backend, mut world) = four().await;
+        // Nobody has a second try before all have had their first, however busy the machine is.
+        let retry = Duration::from_secs(10);
+        (world.watch.retry_min, world.watch.retry_max) = (retry, retry);
+        let mut watching = world.watch();
+        backend.wait_until(|c| c.idling == 4).await;
+        nobody_is_known(&backend);
+        backend.drop_connections();
+        until_all(&watching, "backing_off").await;
+        later(retry).await;
+        until(async || refused(&backend) >= 3).await;
+        later(retry).await;
+        until_quiet(&watching).await;
         until_all(&watching, "backing_off").await;
         // An account that was parked before it was clear is not any more, and no phone asks for a password.
         for user in USERS {
             assert_eq!(world.parked(user).await, None, "{user}");
         }
         let tries = refused(&backend);
-        // However long the backend takes, a password that it calls wrong is tried twice at most.
-        let by_user = backend.counters().refused;
-        assert!(by_user.values().all(|tries| *tries <= 2), "{by_user:?}");
+        assert!(tries <= 5, "{tries}");
         later(Duration::from_mins(9)).await;
         assert_eq!(refused(&backend), tries, "{:?}", backend.counters().refused);
         everybody_is_known(&backend);
