@@ -11,11 +11,12 @@ use crate::config;
 const CALM: Duration = Duration::from_hours(1);
 
 /// The backend may end NOTIFY when there is too much to tell, and then tells nothing at all, not even of
-/// the open mailbox, until NOTIFY is set anew (RFC 5465 section 5.8). It seldom does, so it takes no room before.
+/// the open mailbox, until NOTIFY is set anew (RFC 5465 section 5.8). Most never do, so this takes room from the first
+/// time on.
 #[derive(Debug, Default)]
 pub(super) struct NotifyOverflow(Option<Box<Overflows>>);
 
-/// How often it has, on one connection.
+/// How often the backend has ended NOTIFY on one connection, and what follows.
 #[derive(Debug, Default)]
 struct Overflows {
     /// Until NOTIFY is set anew, which is not done before this time.

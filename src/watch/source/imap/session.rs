@@ -338,7 +338,7 @@ impl Watcher {
         Ok(self.reason_to_look(session, polls, checks, anew))
     }
 
-    /// What is told together is looked at after this time.
+    /// For so long it waits after news before it looks: more may follow.
     fn settle(&self) -> Duration {
         self.context.config.settle
     }
