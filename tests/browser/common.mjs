@@ -129,11 +129,11 @@ export async function screenshot(page, name) {
   await page.screenshot({ path: `${process.env.SCREENSHOTS}/${name}.png`, fullPage: true });
 }
 
-/** Fills in the form and waits for the account's page. */
+/** Fills in the form and waits for the account's page: its title gets the focus once all of it is shown. */
 export async function logIn(page, login = LOGIN, password = PASSWORD) {
   await page.waitForSelector('#log-in:not([hidden])');
   await page.type('#login', login);
   await page.type('#password', password);
   await page.keyboard.press('Enter');
-  await page.waitForSelector('#all:not([hidden])');
+  await until('the account', () => page.evaluate(() => /^(notify|all)-title$/.test(document.activeElement.id)));
 }

@@ -1,6 +1,6 @@
 // The status page of [admin] in Chromium: at three widths, light and dark, by axe-core's rules, by keyboard, and with names that
 // are chosen to do harm. SCREENSHOTS names a folder for the pictures of the docs (docs/images/make.sh).
-import { check, chromium, fitsWidths, hear, main, newPage, readyForAxe, screenshot, want } from './common.mjs';
+import { check, chromium, fitsWidths, hear, main, newPage, readyForAxe, screenshot, until, want } from './common.mjs';
 
 const PICTURES = ['status-1280-light', 'status-1280-dark', 'status-360-light'];
 
@@ -61,7 +61,7 @@ main(async () => {
       document.body.append(script);
     });
     check(await page.evaluate(() => window.ran) === undefined, 'a script within the page');
-    check(problems.splice(0).some(it => /Content Security Policy/.test(it)), 'the policy says so');
+    await until('the word of the policy', () => problems.splice(0).some(it => /Content Security Policy/.test(it)));
   } finally {
     await browser.close();
   }
