@@ -241,15 +241,16 @@ impl Store {
     /// characters: by which keys.
     pub(super) async fn seals(&self, length: usize) -> Result<Vec<(String, u64)>, StoreError> {
         self.read(Call::Seals, async {
+            // Few seals are sorted, and not one row for each account.
             let query = sql::query(
-                "select seal, count(distinct name) as accounts from (\
-                 select name, substr(credentials, 1, $1) as seal from account \
-                 where credentials is not null \
-                 union all select a.name, substr(c.sealed, 1, $1) from credential c \
-                 join account a on a.id = c.account \
-                 union all select a.name, substr(s.secrets, 1, $1) from subscription s \
-                 join account a on a.id = s.account where s.secrets is not null) seals \
-                 group by seal order by seal",
+                "select seal, (select count(*) from account a where substr(a.credentials, 1, $1) = seal \
+                 or exists (select 1 from credential c where c.account = a.id and substr(c.sealed, 1, $1) = seal) \
+                 or exists (select 1 from subscription s where s.account = a.id and substr(s.secrets, 1, $1) = seal)\
+                 ) as accounts from (\
+                 select substr(credentials, 1, $1) as seal from account where credentials is not null \
+                 union select substr(sealed, 1, $1) from credential \
+                 union select substr(secrets, 1, $1) from subscription where secrets is not null) seals \
+                 order by seal",
             )
             // PostgreSQL's substr() takes no bigint.
             .bind(i32::try_from(length).unwrap_or(i32::MAX));
