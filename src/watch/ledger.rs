@@ -42,7 +42,7 @@ pub(super) struct Ledger {
     /// Looks in a row after which there was no less of it.
     waited: u8,
     /// Events of new mail since the last look.
-    told_of: u64,
+    told_of: u32,
 }
 
 /// New mail that `push` heard of before a look at it.
@@ -227,7 +227,7 @@ impl Ledger {
 
     /// An event of this kind has come, also where it only has the mailbox looked at.
     pub(super) fn hears_of(&mut self, kind: ChangeKind) {
-        self.told_of = self.told_of.saturating_add(u64::from(kind == ChangeKind::NewMail));
+        self.told_of = self.told_of.saturating_add(u32::from(kind == ChangeKind::NewMail));
     }
 
     /// Events have told of all mail that looks have shown.
@@ -238,7 +238,7 @@ impl Ledger {
     /// A look shows which of the events had mail of their own. Whether more have come than mail, so that one of them
     /// may have told of mail that the devices knew: what was announced by it was not this mail.
     fn counts_events(&mut self, now: &Snapshot, is_renumbered: bool) -> bool {
-        let told_of = std::mem::take(&mut self.told_of);
+        let told_of = u64::from(std::mem::take(&mut self.told_of));
         let before = self.announced.map_or(0, |before| before.mails);
         let Some(mails) = arrived(&self.known, now, before).filter(|_| !is_renumbered) else {
             self.is_told();
@@ -279,7 +279,7 @@ impl Ledger {
         }
         let uncounted = counts.iter().all(Option::is_none);
         // Where a look has shown its mail already it foretells nothing: the next mail would be taken for it.
-        let is_news = kind == ChangeKind::NewMail && self.told_of > self.untold;
+        let is_news = kind == ChangeKind::NewMail && u64::from(self.told_of) > self.untold;
         if uncounted && is_news && self.expects_nothing() {
             let id = next_id();
             self.announce(with_new_mail(&self.known, 1), id, 1);

@@ -26,8 +26,8 @@ const AHEAD: usize = 16;
 
 /// What is read before other tasks have their turn: bytes, and some more for each response. It is done
 /// within a fraction of a millisecond, however short the responses are.
-const TURN: usize = 128 * 1024;
-const RESPONSE: usize = 128;
+const TURN: u32 = 128 * 1024;
+const RESPONSE: u32 = 128;
 
 /// A logged-in connection. It holds no bytes while it waits for some.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(in crate::watch) struct ImapConnection {
     stream: Stream,
     input: Responses,
     /// What was read since other tasks had their turn.
-    read: usize,
+    read: u32,
     /// Why the next response will not come.
     lost: Option<Box<ConnectionLost>>,
     commands: u32,
@@ -46,8 +46,8 @@ pub(in crate::watch) struct ImapConnection {
     unanswered: Option<Duration>,
     /// Since when a response has been coming of which the end has not.
     under_way: Option<Instant>,
-    /// The number of the IDLE that is under way, and since when it is.
-    idle: Option<(u32, Instant)>,
+    /// Since when IDLE has been under way, which is the last command then.
+    idle: Option<Instant>,
     /// What was said of mailboxes, in whatever answer.
     pub(in crate::watch) unsolicited: Unsolicited,
     /// The last NO or BAD, for logs.
@@ -194,7 +194,7 @@ impl ImapConnection {
     pub(in crate::watch) async fn idle(&mut self) -> Result<bool, ConnectionLost> {
         let number = self.send("IDLE").await?;
         // Already now: a farewell in between has to end it, too.
-        self.idle = Some((number, Instant::now()));
+        self.idle = Some(Instant::now());
         let limit = self.answer_timeout;
         let begun = async {
             loop {
@@ -237,7 +237,7 @@ impl ImapConnection {
     fn ends_idle(&self) -> bool {
         match peek::response(self.input.current()) {
             Some(Response::Status { tag: Some(tag), .. }) => {
-                self.idle.is_some_and(|(number, _)| numbered(tag) == Some(number))
+                self.idle.is_some() && numbered(tag) == Some(self.commands)
             }
             _ => false,
         }
@@ -250,7 +250,7 @@ impl ImapConnection {
 
     /// For how long IDLE has been under way.
     pub(in crate::watch) fn idles_for(&self) -> Option<Duration> {
-        self.idle.map(|(_, since)| since.elapsed())
+        self.idle.map(|since| since.elapsed())
     }
 
     /// When something was last said, by either side.
@@ -266,9 +266,9 @@ impl ImapConnection {
 
     /// Ends IDLE, if it is under way.
     pub(in crate::watch) async fn done(&mut self) -> Result<(), ConnectionLost> {
-        if let Some((number, _)) = self.idle.take() {
+        if self.idle.take().is_some() {
             self.write(b"DONE\r\n").await?;
-            self.until(number, |_| {}).await?;
+            self.until(self.commands, |_| {}).await?;
         }
         Ok(())
     }
@@ -286,7 +286,7 @@ impl ImapConnection {
             if read == 0 {
                 return Err(ConnectionLost::Io(io::ErrorKind::UnexpectedEof.into()));
             }
-            self.read += read;
+            self.read = self.read.saturating_add(u32::try_from(read).unwrap_or(u32::MAX));
             (self.active_at, self.unanswered) = (Instant::now(), None);
             // What is not needed is skipped, whatever its length, but not for ever.
             if self.under_way.get_or_insert(self.active_at).elapsed() > self.answer_timeout {
@@ -308,7 +308,7 @@ impl ImapConnection {
     /// Takes note of the current response.
     fn heard(&mut self) -> Result<&[u8], ConnectionLost> {
         let response = self.input.current();
-        self.read += RESPONSE;
+        self.read = self.read.saturating_add(RESPONSE);
         self.unsolicited.read(response);
         match peek::response(response) {
             Some(Response::Status { tag: None, status: Status::Bye, .. }) => {

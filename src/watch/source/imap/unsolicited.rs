@@ -16,9 +16,9 @@ const MOST_STATES: usize = 1000;
 #[derive(Debug, Default)]
 pub(in crate::watch) struct Unsolicited {
     /// How many messages there are, as last told; `None` when that no longer holds.
-    count: Option<u64>,
+    count: Option<u32>,
     /// The number to which it rose.
-    grown: Option<u64>,
+    grown: Option<u32>,
     other: bool,
     /// A message may have been read since the number last rose.
     read: bool,
@@ -66,6 +66,8 @@ impl Unsolicited {
 
     /// INBOX has so many messages.
     fn exists(&mut self, count: u64) {
+        // No number is larger (RFC 9051 section 9, `number`).
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
         match self.count.replace(count) {
             // Some servers repeat the number at each IDLE: that is no news, or it would be for ever.
             Some(before) if count == before => {}
@@ -107,7 +109,7 @@ impl Unsolicited {
 
     /// The number of messages, if it rose.
     pub(in crate::watch) fn take_grown(&mut self) -> Option<u64> {
-        self.grown.take()
+        self.grown.take().map(u64::from)
     }
 
     /// Whether anything but that changed.
