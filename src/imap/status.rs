@@ -15,7 +15,7 @@ use crate::model::Snapshot;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activity {
     /// `* n EXISTS`
-    Exists(u64),
+    Exists(u32),
     /// `* n EXPUNGE`, `* VANISHED`, `* n FETCH`: the mailbox may have changed.
     Other,
 }
@@ -53,9 +53,10 @@ pub fn activity(response: &[u8]) -> Option<Activity> {
     if first.eq_ignore_ascii_case(b"VANISHED") {
         return Some(Activity::Other);
     }
-    let number = std::str::from_utf8(first).ok()?.parse().ok()?;
+    let number: u64 = std::str::from_utf8(first).ok()?.parse().ok()?;
     match second?.to_ascii_uppercase().as_slice() {
-        b"EXISTS" => Some(Activity::Exists(number)),
+        // No number has more than 32 bits (RFC 9051 section 9, `number`).
+        b"EXISTS" => Some(u32::try_from(number).map_or(Activity::Other, Activity::Exists)),
         b"EXPUNGE" | b"FETCH" => Some(Activity::Other),
         _ => None,
     }
@@ -202,6 +203,8 @@ mod tests {
             ("* 23 EXISTS\r\n", Some(Activity::Exists(23))),
             ("*  22279 EXISTS\r\n", Some(Activity::Exists(22279))),
             ("* 23 exists\n", Some(Activity::Exists(23))),
+            ("* 4294967295 EXISTS\r\n", Some(Activity::Exists(u32::MAX))),
+            ("* 4294967296 EXISTS\r\n", Some(Activity::Other)),
             ("* 1 EXPUNGE\r\n", Some(Activity::Other)),
             ("* VANISHED 3:5\r\n", Some(Activity::Other)),
             ("* 1 FETCH (FLAGS (\\Seen))\r\n", Some(Activity::Other)),

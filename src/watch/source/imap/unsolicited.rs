@@ -65,9 +65,7 @@ impl Unsolicited {
     }
 
     /// INBOX has so many messages.
-    fn exists(&mut self, count: u64) {
-        // No number is larger (RFC 9051 section 9, `number`).
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
+    fn exists(&mut self, count: u32) {
         match self.count.replace(count) {
             // Some servers repeat the number at each IDLE: that is no news, or it would be for ever.
             Some(before) if count == before => {}
@@ -83,7 +81,7 @@ impl Unsolicited {
     }
 
     /// INBOX, if any mailbox, is open again, with so many messages where the backend said so.
-    pub(in crate::watch) fn back_in_inbox(&mut self, count: Option<u64>) {
+    pub(in crate::watch) fn back_in_inbox(&mut self, count: Option<u32>) {
         self.elsewhere = false;
         if let Some(count) = count {
             self.exists(count);
